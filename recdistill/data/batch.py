@@ -1,0 +1,140 @@
+"""Batches: the rows of one step, with what may serve and what may only teach in separate objects.
+
+    Batch
+      row_id_B        identity of each row
+      serving: View   what exists when a request is answered      -> every member
+      privileged: View   what is known only after the event       -> teachers; absent if nothing is privileged
+      labels          raw labels by name, NaN where not known (yet)
+      weight_B        row weights
+
+    View (F id columns, N float columns, and bags: jagged lists)
+      ids_FB     [[u1 u2 u3]      one embedding row per column and row, one line per column
+                  [i1 i2 i3]]
+      floats_BN  [[.1] [.7] [.2]]
+      bags       tags: values_L [t1 t2 | t3 | t4 t5], lengths_B [2 1 2]
+
+Shapes: B rows, F id columns, N float columns, L list elements over all rows.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from recdistill.errors import ShapeError, VisibilityError
+
+Audience = Literal["serving", "privileged"]
+
+
+@dataclass(frozen=True)
+class Jagged:
+    """Lists of different lengths: the values of all rows one after the other, int64 (L,), and lengths, int64 (B,)."""
+
+    values_L: Tensor
+    lengths_B: Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """Encoded columns of B rows that one audience may see."""
+
+    audience: Audience
+    ids_FB: Tensor
+    id_names: tuple[str, ...]
+    floats_BN: Tensor
+    float_names: tuple[str, ...]
+    bags: dict[str, Jagged] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns of the view."""
+        return (*self.id_names, *self.float_names, *self.bags)
+
+    def ids(self, names: tuple[str, ...]) -> Tensor:
+        """Embedding rows of some id columns, (len(names), B); no copy if they are all the view has.
+
+        Raises:
+            VisibilityError: the view has no such column.
+        """
+        if names == self.id_names:
+            return self.ids_FB
+        return self.ids_FB[[self._place(name, self.id_names) for name in names]]
+
+    def floats(self, names: tuple[str, ...]) -> Tensor:
+        """Values of some float columns, (B, len(names)); no copy if they are all the view has.
+
+        Raises:
+            VisibilityError: the view has no such column.
+        """
+        if names == self.float_names:
+            return self.floats_BN
+        return self.floats_BN[:, [self._place(name, self.float_names) for name in names]]
+
+    def bag(self, name: str) -> Jagged:
+        """One list column.
+
+        Raises:
+            VisibilityError: the view has no such column.
+        """
+        self._place(name, tuple(self.bags))
+        return self.bags[name]
+
+    def _place(self, name: str, names: tuple[str, ...]) -> int:
+        if name not in names:
+            raise VisibilityError(
+                f"batch: column {name!r} was asked of the {self.audience} view, which holds {list(self.names)}; a member "
+                "sees only the views that it was given, so take the column out of its view or let it be no serving member"
+            )
+        return names.index(name)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one step."""
+
+    row_id_B: Tensor
+    serving: View
+    labels: dict[str, Tensor]
+    weight_B: Tensor
+    privileged: View | None = None
+
+    def __post_init__(self) -> None:
+        if self.serving.audience != "serving" or (self.privileged and self.privileged.audience != "privileged"):
+            raise VisibilityError("batch: the serving and the privileged view are swapped; build them from the spec's roles")
+        both = set(self.serving.names) & set(self.privileged.names if self.privileged else ())
+        if both:
+            raise VisibilityError(f"batch: {sorted(both)} stand in the serving and in the privileged view; keep one")
+        sizes = {len(self.row_id_B), self.serving.ids_FB.shape[1], len(self.serving.floats_BN), len(self.weight_B)}
+        if len(sizes) != 1:
+            raise ShapeError(f"batch: parts of {sorted(sizes)} rows; all parts of a batch hold the same rows")
+
+    def __len__(self) -> int:
+        return len(self.row_id_B)
+
+
+def concat(parts: list[Batch]) -> Batch:
+    """The rows of several batches as one."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    privileged = [p.privileged for p in parts if p.privileged is not None]
+    return Batch(
+        torch.cat([p.row_id_B for p in parts]),
+        _concat_views([p.serving for p in parts]),
+        {name: torch.cat([p.labels[name] for p in parts]) for name in first.labels},
+        torch.cat([p.weight_B for p in parts]),
+        _concat_views(privileged) if privileged else None,
+    )
+
+
+def _concat_views(views: list[View]) -> View:
+    first = views[0]
+    bags = {
+        name: Jagged(
+            torch.cat([v.bags[name].values_L for v in views]), torch.cat([v.bags[name].lengths_B for v in views])
+        )
+        for name in first.bags
+    }
+    ids_FB, floats_BN = torch.cat([v.ids_FB for v in views], 1), torch.cat([v.floats_BN for v in views])
+    return View(first.audience, ids_FB, first.id_names, floats_BN, first.float_names, bags)

@@ -1,0 +1,178 @@
+"""From parquet files and side tables to one lazy frame: raw columns, row ids and splits, nothing encoded yet."""
+
+import fnmatch
+import glob
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recdistill.data.transforms.hashing import bucket_of, hash_texts, key_hash, splitmix64
+from recdistill.errors import LogError
+from recdistill.spec.features import FeatureSpec, Join, SplitByColumn, SplitByHash, SplitByTime
+from recdistill.spec.strict import nearest
+
+ROW_ID, SPLIT = "__row_id__", "__split__"
+SPLITS = ("train", "valid", "test")
+LEFT_OUT = "left_out"
+
+
+def log_files(path: str) -> list[Path]:
+    """The parquet files of a log, sorted: a file, all ``*.parquet`` below a folder, or those that match a pattern.
+
+    Raises:
+        LogError: there are none.
+    """
+    root = Path(path)
+    found = [root] if root.is_file() else sorted(root.rglob("*.parquet")) if root.is_dir() else []
+    found = found or sorted(Path(name) for name in glob.glob(path, recursive=True))  # noqa: PTH207, absolute patterns
+    if not found:
+        raise LogError(f"{path}: no parquet file here; give a file, a folder of *.parquet files or a pattern")
+    return found
+
+
+def scan(path: str) -> pl.LazyFrame:
+    """A lazy frame over all files of a log, in the order of their names.
+
+    Raises:
+        LogError: a file cannot be read or its columns differ from those of the first one.
+    """
+    files = log_files(path)
+    frame = pl.scan_parquet(files, missing_columns="raise", extra_columns="ignore")
+    try:
+        frame.collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise LogError(f"{path}: cannot be read as parquet: {error}") from None
+    return frame
+
+
+def raw_columns(spec: FeatureSpec, where: Mapping[str, Any]) -> list[str]:
+    """Every raw column that the spec or a row filter reads, once."""
+    roles = [*spec.row_id, spec.time, spec.group, spec.weight, spec.scenario, *spec.reference, *where]
+    if isinstance(spec.split, SplitByColumn):
+        roles.append(spec.split.column)
+    if isinstance(spec.split, SplitByHash):
+        roles.append(spec.split.hash.key)
+    sources = [spec.source(name) for name in spec.columns]
+    return list(dict.fromkeys(name for name in [*roles, *sources] if name is not None))
+
+
+def open_log(spec: FeatureSpec, path: str, where: Mapping[str, Any] | None = None) -> pl.LazyFrame:
+    """The log with its side tables joined and its rows filtered: the raw columns that are needed, and `ROW_ID`.
+
+    Raises:
+        LogError: columns are missing or ambiguous, or a side table has several rows for a key.
+    """
+    where = where or {}
+    frame = scan(path).with_row_index("__row__")
+    needed = raw_columns(spec, where)
+    origin = dict.fromkeys(frame.collect_schema().names(), path)
+    for table, join in spec.join.items():
+        side = _side_table(table, join, needed, origin)
+        frame = _join(frame, side, join, path, table)
+        origin |= dict.fromkeys(set(side.collect_schema().names()) - set(join.keys), table)
+    if absent := [name for name in needed if name not in origin]:
+        hints = "; ".join(f"{name!r}: {nearest(name, origin)}" for name in absent)
+        raise LogError(f"{path}: the spec needs columns that neither the log nor a joined table has: {hints}")
+    frame = frame.with_columns(_row_id(spec.row_id).alias(ROW_ID)).select(ROW_ID, *needed)
+    for name, value in where.items():
+        frame = frame.filter(pl.col(name).is_in(value) if isinstance(value, list) else pl.col(name) == value)
+    return frame
+
+
+def _side_table(table: str, join: Join, needed: Iterable[str], origin: Mapping[str, str]) -> pl.LazyFrame:
+    side = scan(table)
+    names = side.collect_schema().names()
+    if absent := [key for key in join.keys if key not in names]:
+        raise LogError(f"join {table}: no key column {absent[0]!r}; {nearest(absent[0], names)}")
+    offered = [n for n in names if n not in join.keys and not any(fnmatch.fnmatch(n, p) for p in join.drop)]
+    if join.keep is not None:
+        offered = [n for n in offered if any(fnmatch.fnmatch(n, pattern) for pattern in join.keep)]
+    wanted = [n for n in offered if n in set(needed)]
+    if twice := [n for n in wanted if n in origin]:
+        raise LogError(f"join {table}: {twice[0]!r} exists in {origin[twice[0]]} already; name it in `drop`")
+    repeated = side.group_by(join.keys).len().filter(pl.col("len") > 1).select(pl.len()).collect().item()
+    if repeated:
+        raise LogError(f"join {table}: {repeated} keys of {join.keys} occur several times; a side table has one row per key")
+    return side.select(*join.keys, *wanted)
+
+
+def _join(frame: pl.LazyFrame, side: pl.LazyFrame, join: Join, path: str, table: str) -> pl.LazyFrame:
+    types, side_types = frame.collect_schema(), side.collect_schema()
+    for key in join.keys:
+        if key not in types:
+            raise LogError(f"join {table}: {path} has no key column {key!r}; {nearest(key, types.names())}")
+        if types[key] != side_types[key]:
+            if not (types[key].is_integer() and side_types[key].is_integer()):
+                raise LogError(
+                    f"join {table}: {key!r} is {types[key]} in {path} but {side_types[key]} here; cast one of the files"
+                )
+            side = side.with_columns(pl.col(key).cast(types[key], strict=False))
+    return frame.join(side, on=join.keys, how="left", maintain_order="left")
+
+
+def _row_id(keys: list[str]) -> pl.Expr:
+    """The 64-bit identity of each row: the hash of its key columns in turn, or its number in the log."""
+    if not keys:
+        return pl.col("__row__").cast(pl.Int64)
+
+    def hashed(columns: pl.Series) -> pl.Series:
+        total = np.zeros(len(columns), np.int64)
+        for key in keys:
+            total = splitmix64(total ^ key_hash(columns.struct.field(key)))
+        return pl.Series(total)
+
+    return pl.struct(keys).map_batches(hashed, return_dtype=pl.Int64, is_elementwise=True)
+
+
+def with_split(frame: pl.LazyFrame, spec: FeatureSpec) -> pl.LazyFrame:
+    """The frame with `SPLIT`: train, valid, test, or left out for rows in no range of a split by column.
+
+    Raises:
+        LogError: the bounds of a split by column do not fit the column's type.
+    """
+    split = spec.split
+    if isinstance(split, SplitByColumn):
+        assigned = pl.lit(LEFT_OUT)
+        for name in SPLITS:
+            low, high = getattr(split, name)
+            assigned = pl.when(pl.col(split.column).is_between(low, high)).then(pl.lit(name)).otherwise(assigned)
+        try:
+            frame.select(assigned).collect_schema()
+        except pl.exceptions.PolarsError as error:
+            raise LogError(f"split: the bounds do not fit the type of {split.column!r}: {error}") from None
+        return frame.with_columns(assigned.alias(SPLIT))
+    if isinstance(split, SplitByTime) or (split is None and spec.time is not None):
+        shares = (split.time.valid, split.time.test) if isinstance(split, SplitByTime) else (0.1, 0.1)
+        return frame.with_columns(_by_time(frame, str(spec.time), *shares).alias(SPLIT))
+    key = split.hash.key if isinstance(split, SplitByHash) else None
+    shares = (split.hash.valid, split.hash.test) if isinstance(split, SplitByHash) else (0.1, 0.1)
+    return frame.with_columns(_by_hash(key, *shares).alias(SPLIT))
+
+
+def _by_time(frame: pl.LazyFrame, time: str, valid: float, test: float) -> pl.Expr:
+    cuts = frame.select(
+        valid=pl.col(time).quantile(1 - valid - test, "higher"), test=pl.col(time).quantile(1 - test, "higher")
+    ).collect(engine="streaming")
+    first_valid, first_test = cuts.row(0)
+    is_test, is_valid = pl.col(time) >= first_test, pl.col(time) >= first_valid
+    return pl.when(is_test).then(pl.lit("test")).when(is_valid).then(pl.lit("valid")).otherwise(pl.lit("train"))
+
+
+def _by_hash(key: str | None, valid: float, test: float) -> pl.Expr:
+    """A split drawn by hash; salted, so that it is independent of everything else drawn from the same hash."""
+
+    def share(keys: pl.Series) -> pl.Series:
+        salted = splitmix64(key_hash(keys) ^ hash_texts(pl.Series(["split"]))[0])
+        return pl.Series(bucket_of(salted, 1_000_000) / 1_000_000)
+
+    drawn = pl.col(key or ROW_ID).map_batches(share, return_dtype=pl.Float64, is_elementwise=True)
+    return (
+        pl.when(drawn < test)
+        .then(pl.lit("test"))
+        .when(drawn < test + valid)
+        .then(pl.lit("valid"))
+        .otherwise(pl.lit("train"))
+    )

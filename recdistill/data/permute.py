@@ -1,0 +1,35 @@
+"""The shuffled control's data: privileged columns permuted jointly over the rows of a split, keyed by row id.
+
+Rows are sorted by two different hashes of their ids; what stands at place k of the second order is given to the row at place k
+of the first. The permutation depends on seed, split and row ids alone, not on the order of the log.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recdistill.data.encoded import GROUP_ROWS, EncodedLog
+from recdistill.data.reader import drawn
+
+
+def permute_privileged(log: EncodedLog, split: str, columns: tuple[str, ...], *, seed: int, out: Path) -> None:
+    """Write the permuted post-event files of a split below ``out``, with the row groups of the originals.
+
+    The chosen columns of a whole split are held in memory.
+    """
+    files = log.files(split, "post_event")
+    table = pa.concat_tables([pq.read_table(f, columns=["row_id", *columns]) for f in files]).combine_chunks()
+    row_id = table["row_id"].to_numpy()
+    takers = np.argsort(drawn(row_id, f"permute {split} takers", seed), kind="stable")
+    givers = np.argsort(drawn(row_id, f"permute {split} givers", seed), kind="stable")
+    source = np.empty_like(takers)
+    source[takers] = givers
+    permuted = table.take(pa.array(source)).set_column(0, "row_id", table["row_id"])
+    (out / split).mkdir(parents=True)
+    start = 0
+    for file in files:
+        rows = pq.ParquetFile(file).metadata.num_rows
+        pq.write_table(permuted.slice(start, rows), out / split / file.name, row_group_size=GROUP_ROWS, compression="lz4")
+        start += rows

@@ -1,0 +1,263 @@
+"""Batches from an encoded log: row groups in shuffled order, rows shuffled within a window of them, read ahead.
+
+An epoch visits every row once. Its order depends on the seed and the epoch alone, so the same seed gives the same batches.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from recdistill.data.batch import Audience, Batch, Jagged, View, concat
+from recdistill.data.encoded import EncodedLog
+from recdistill.data.transforms.hashing import bucket_of, hash_texts, splitmix64
+from recdistill.errors import LogError, VisibilityError
+
+import polars as pl
+
+Item = TypeVar("Item")
+
+WINDOW_GROUPS = 4  # row groups whose rows are mixed with each other
+READ_AHEAD = 4  # batches that wait ready
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is read of each row.
+
+    Attributes:
+        serving: serving columns.
+        privileged: post-event columns as inputs of teachers.
+        labels: raw labels.
+    """
+
+    serving: tuple[str, ...]
+    privileged: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Thinning:
+    """Rows and labels that are set aside, drawn by row id and seed (an experiment, or negative downsampling)."""
+
+    seed: int = 0
+    keep_labels: float = 1.0
+    negative_keep_rate: float = 1.0
+
+
+def drawn(row_id_N: NDArray[np.int64], purpose: str, seed: int) -> NDArray[np.float64]:
+    """A number in [0, 1) for each row, fixed by row id, purpose and seed."""
+    salt = splitmix64(hash_texts(pl.Series([purpose])) ^ np.int64(seed))[0]
+    return bucket_of(splitmix64(row_id_N ^ salt), 2**53) / 2.0**53
+
+
+@dataclass
+class Reader:
+    """Reads one or several splits of an encoded log.
+
+    Attributes:
+        log: the encoded log.
+        splits: the splits, one after the other.
+        selection: what is read of each row.
+        thinning: what is set aside.
+        post_event: where the encoded post-event columns lie, if not in the log's own folder (the shuffled control).
+
+    Raises:
+        VisibilityError: the selection asks for a post-event column in the serving view.
+    """
+
+    log: EncodedLog
+    splits: tuple[str, ...]
+    selection: Selection
+    thinning: Thinning = field(default_factory=Thinning)
+    post_event: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.selection.serving:
+            if name not in self.log.spec.serving:
+                raise VisibilityError(
+                    f"reader: {name!r} is no serving column of the spec, but was asked for in the serving view; only "
+                    f"{list(self.log.spec.serving)} exist when a request is answered"
+                )
+        self.groups = [(split, file, group) for split in self.splits for file, group in self.log.row_groups(split)]
+
+    def shuffled(self, batch: int, *, seed: int, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch, every row once; only the last batch may be smaller."""
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(self.groups))
+        windows = [[self.groups[i] for i in order[w : w + WINDOW_GROUPS]] for w in range(0, len(order), WINDOW_GROUPS)]
+        return read_ahead(self._batches(windows, batch, rng.permutation))
+
+    def in_order(self, batch: int) -> Iterator[Batch]:
+        """All rows in the order of the log."""
+        return read_ahead(self._batches([[group] for group in self.groups], batch, np.arange))
+
+    def rows(self) -> int:
+        """Rows of an epoch."""
+        if self.thinning.negative_keep_rate == 1:
+            return sum(self.log.rows[split] for split in self.splits)
+        return sum(len(self._kept(_columns(self._read(*group, "labels", self.selection.labels)))) for group in self.groups)
+
+    def _batches(
+        self,
+        windows: list[list[tuple[str, int, int]]],
+        batch: int,
+        order: Callable[[int], NDArray[np.int64]],
+    ) -> Iterator[Batch]:
+        left: list[Batch] = []
+        for groups in windows:
+            window = concat([self._load(*group) for group in groups])
+            rows = torch.from_numpy(order(len(window)))
+            start = batch - sum(len(part) for part in left) if left else 0
+            if start > len(window):
+                left.append(take(window, rows))
+                continue
+            if left:
+                yield concat([*left, take(window, rows[:start])])
+                left = []
+            for begin in range(start, len(window), batch):
+                part = take(window, rows[begin : begin + batch])
+                if len(part) == batch:
+                    yield part
+                else:
+                    left = [part]
+        if left:
+            yield concat(left)
+
+    def _load(self, split: str, file: int, group: int) -> Batch:
+        labels = _columns(self._read(split, file, group, "labels", (*self.selection.labels, *self._weight)))
+        kept = self._kept(labels)
+        serving = self._view("serving", self.selection.serving, labels["row_id"], (split, file, group), kept)
+        privileged = None
+        if self.selection.privileged:
+            privileged = self._view("privileged", self.selection.privileged, labels["row_id"], (split, file, group), kept)
+        row_id = labels["row_id"][kept]
+        known = drawn(row_id, "keep_labels", self.thinning.seed) < self.thinning.keep_labels
+        raw = {name: torch.from_numpy(np.where(known, labels[name][kept], np.nan)) for name in self.selection.labels}
+        weight = torch.from_numpy(labels["weight"][kept]) if self._weight else torch.ones(len(row_id))
+        return Batch(torch.from_numpy(row_id), serving, raw, weight, privileged)
+
+    @property
+    def _weight(self) -> tuple[str, ...]:
+        return ("weight",) if self.log.spec.weight else ()
+
+    def _kept(self, labels: dict[str, NDArray[np.generic]]) -> NDArray[np.int64]:
+        """The rows of a group that take part: all, or all but the negatives that are thinned out."""
+        row_id = labels["row_id"]
+        if self.thinning.negative_keep_rate == 1:
+            return np.arange(len(row_id))
+        negative = labels[self.selection.labels[0]] == 0
+        draw = drawn(row_id, "negative_keep_rate", self.thinning.seed)
+        return np.flatnonzero(~negative | (draw < self.thinning.negative_keep_rate))
+
+    def _view(
+        self,
+        audience: Audience,
+        names: tuple[str, ...],
+        row_id: NDArray[np.int64],
+        group: tuple[str, int, int],
+        kept: NDArray[np.int64],
+    ) -> View:
+        table = self._read(*group, "serving" if audience == "serving" else "post_event", names)
+        if not np.array_equal(table["row_id"].to_numpy(), row_id):
+            raise LogError(f"{self.log.folder}: the {audience} rows of {group} are not those of the labels; encode it again")
+        kinds = {name: self.log.fitted.columns[name].kind for name in names}
+        id_names = tuple(n for n in names if kinds[n] == "id")
+        float_names = tuple(n for n in names if kinds[n] == "float")
+        ids_FB = torch.empty((len(id_names), len(kept)), dtype=torch.int64)
+        for i, name in enumerate(id_names):
+            ids_FB[i] = torch.from_numpy(table[name].to_numpy()[kept])
+        floats_BN = torch.empty((len(kept), len(float_names)))
+        for i, name in enumerate(float_names):
+            floats_BN[:, i] = torch.from_numpy(table[name].to_numpy()[kept])
+        bags = {n: _jagged(table[n]) for n in names if kinds[n] == "bag"}
+        if len(kept) < len(row_id):
+            bags = {n: take_jagged(bag, torch.from_numpy(kept)) for n, bag in bags.items()}
+        return View(audience, ids_FB, id_names, floats_BN, float_names, bags)
+
+    def _read(self, split: str, file: int, group: int, view: str, names: tuple[str, ...]) -> pa.Table:
+        folder = self.post_event if view == "post_event" and self.post_event is not None else self.log.folder
+        path = folder / split / f"{view}-{file:05d}.parquet"
+        try:
+            table = pq.ParquetFile(path).read_row_group(group, columns=["row_id", *dict.fromkeys(names)])
+        except (OSError, pa.ArrowException) as error:
+            raise LogError(f"{path}: row group {group} cannot be read ({error}); encode the log again") from None
+        return table.combine_chunks()
+
+
+def _columns(table: pa.Table) -> dict[str, NDArray[np.generic]]:
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def _jagged(column: pa.ChunkedArray) -> Jagged:
+    lists = column.combine_chunks()
+    offsets = np.asarray(lists.offsets, dtype=np.int64)
+    values = np.asarray(lists.values, dtype=np.int64)[offsets[0] : offsets[-1]]
+    return Jagged(torch.from_numpy(values), torch.from_numpy(np.diff(offsets)))
+
+
+def take(batch: Batch, rows: torch.Tensor) -> Batch:
+    """Some rows of a batch, in the order given."""
+    labels = {name: label[rows] for name, label in batch.labels.items()}
+    privileged = take_view(batch.privileged, rows) if batch.privileged is not None else None
+    return Batch(batch.row_id_B[rows], take_view(batch.serving, rows), labels, batch.weight_B[rows], privileged)
+
+
+def take_view(view: View, rows: torch.Tensor) -> View:
+    """Some rows of a view, in the order given."""
+    bags = {name: take_jagged(bag, rows) for name, bag in view.bags.items()}
+    ids_FB = view.ids_FB.index_select(1, rows)
+    return View(view.audience, ids_FB, view.id_names, view.floats_BN.index_select(0, rows), view.float_names, bags)
+
+
+def take_jagged(bag: Jagged, rows: torch.Tensor) -> Jagged:
+    """Some lists, in the order given."""
+    ends = torch.cumsum(bag.lengths_B, 0)
+    lengths = bag.lengths_B[rows]
+    first = torch.repeat_interleave(ends[rows] - lengths - torch.cumsum(lengths, 0) + lengths, lengths)
+    return Jagged(bag.values_L[first + torch.arange(len(first))], lengths)
+
+
+def read_ahead(items: Iterator[Item], depth: int = READ_AHEAD) -> Iterator[Item]:
+    """The same items, produced by a thread that stays up to ``depth`` ahead; its errors surface here."""
+    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(entry: tuple[Item | None, BaseException | None]) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for item in items:
+                put((item, None))
+                if stop.is_set():
+                    return
+            put((None, None))
+        except BaseException as error:  # handed to the consumer, who raises it
+            put((None, error))
+
+    thread = threading.Thread(target=produce, daemon=True, name="recdistill-reader")
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()

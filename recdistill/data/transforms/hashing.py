@@ -1,0 +1,85 @@
+"""64-bit hashes that agree between the pipeline (numpy) and the artefact (TorchScript).
+
+Integers: splitmix64 (Steele, Lea and Flood, 2014). Texts: FNV-1a (Fowler, Noll and Vo) over UTF-8 bytes, finished by
+splitmix64, because FNV alone mixes the last bytes poorly. Hashes travel as int64, the same bits read as signed.
+"""
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_FNV_OFFSET = 0xCBF29CE484222325
+_FNV_PRIME = 0x100000001B3
+
+
+def splitmix64(values_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The hash of each integer.
+
+    Example:
+        >>> splitmix64(np.array([0, 1, -1])).tolist()
+        [-2152535657050944081, -7995527694508729151, -1956407806741107680]
+    """
+    x = values_N.view(np.uint64) + np.uint64(_GOLDEN)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_MIX_1)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX_2)
+    return (x ^ (x >> np.uint64(31))).view(np.int64)
+
+
+def hash_texts(texts: pl.Series) -> NDArray[np.int64]:
+    """The hash of each text; a null counts as the empty text.
+
+    Example:
+        >>> hash_texts(pl.Series(["", "a", "\\u00e9"])).tolist()
+        [-4359066618775142608, 6857225946766476583, 7936488146098753722]
+    """
+    array = texts.fill_null("").cast(pl.String).to_arrow().cast(pa.large_binary())
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    _, offset_buffer, byte_buffer = array.buffers()
+    offsets = np.frombuffer(offset_buffer, np.int64)[array.offset : array.offset + len(array) + 1]
+    content = np.frombuffer(byte_buffer or b"", np.uint8)
+    hashes = np.full(len(array), _FNV_OFFSET, np.uint64)
+    start, length = offsets[:-1], np.diff(offsets)
+    order = np.argsort(-length, kind="stable")  # longest first: those still unread stay a prefix
+    unread = np.searchsorted(-length[order], -np.arange(length.max(initial=0)), side="left")
+    for position, count in enumerate(unread):
+        rows = order[:count]
+        hashes[rows] = (hashes[rows] ^ content[start[rows] + position]) * np.uint64(_FNV_PRIME)
+    return splitmix64(hashes.view(np.int64))
+
+
+def bucket_of(hash_N: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:
+    """The bucket, in [0, buckets), of each hash; the sign bit is dropped so that signed and unsigned division agree."""
+    return (hash_N & np.int64(2**63 - 1)) % np.int64(buckets)
+
+
+def key_hash(series: pl.Series) -> NDArray[np.int64]:
+    """The hash of each value of any integer, boolean or text series."""
+    if series.dtype == pl.String:
+        return hash_texts(series)
+    return splitmix64(series.cast(pl.Int64).fill_null(-(2**63)).to_numpy())
+
+
+def splitmix64_tensor(values_N: Tensor) -> Tensor:
+    """`splitmix64` of int64 tensors: products wrap, and a mask makes the arithmetic shift a logical one."""
+    x = values_N + -7046029254386353131
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+def hash_texts_tensor(texts: list[str]) -> Tensor:
+    """`hash_texts` in TorchScript, where a text is its bytes and integers wrap; in eager Python neither holds."""
+    hashes: list[int] = []
+    for text in texts:
+        h = -3750763034362895579
+        for i in range(len(text)):
+            h = (h ^ ord(text[i])) * 1099511628211
+        hashes.append(h)
+    return splitmix64_tensor(torch.tensor(hashes, dtype=torch.int64))

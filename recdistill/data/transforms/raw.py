@@ -1,0 +1,81 @@
+"""What a raw value means, before any vocabulary or scaling: a key, a number, or missing.
+
+The same rules hold in the pipeline and in the artefact. Missing are null, NaN and infinity, the empty text, and the int64
+minimum (which is how the artefact's callers say *missing* for integers).
+"""
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from recdistill.errors import LogError
+
+MISSING_INT = -(2**63)
+NOT_WHOLE = MISSING_INT + 1  # a float key with a fraction: never in a vocabulary, so it falls into the unknown row
+LARGEST_WHOLE = 2.0**53  # floats beyond it no longer tell neighbouring integers apart
+
+
+def key_type(dtype: pl.DataType, place: str) -> str:
+    """``text``, ``float`` or ``integer``: how keys of a raw column travel.
+
+    Raises:
+        LogError: the column holds something that cannot be a key.
+    """
+    if dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum):
+        return "text"
+    if dtype.is_float():
+        return "float"
+    if dtype.is_integer() or dtype == pl.Boolean:
+        return "integer"
+    raise LogError(f"{place}: expected integers, whole floats, booleans or texts, found {dtype}; cast the column in the log")
+
+
+def keys(column: pl.Expr, dtype: pl.DataType, place: str) -> pl.Expr:
+    """Keys as Int64 or String, null where missing."""
+    kind = key_type(dtype, place)
+    if kind == "text":
+        text = column.cast(pl.String)
+        return pl.when(text != "").then(text)
+    if kind == "float":
+        number = column.cast(pl.Float64)
+        whole = (number == number.floor()) & (number.abs() < LARGEST_WHOLE)
+        key = pl.when(whole).then(number).otherwise(None).cast(pl.Int64, strict=False).fill_null(NOT_WHOLE)
+        return pl.when(number.is_finite()).then(key)
+    integer = column.reinterpret(signed=True) if dtype == pl.UInt64 else column.cast(pl.Int64)
+    return pl.when(integer != MISSING_INT).then(integer)
+
+
+def keys_tensor(numbers_N: Tensor) -> Tensor:
+    """Keys as int64, `MISSING_INT` where missing, of an integer or float tensor."""
+    if not torch.is_floating_point(numbers_N):
+        return numbers_N.to(torch.int64)
+    number = numbers_N.to(torch.float64)
+    finite = torch.isfinite(number)
+    number = torch.where(finite, number, torch.zeros_like(number))
+    whole = (number == torch.floor(number)) & (torch.abs(number) < 9007199254740992.0)
+    key = torch.where(whole, number, torch.zeros_like(number)).to(torch.int64)
+    key = torch.where(whole, key, torch.full_like(key, -9223372036854775807))
+    return torch.where(finite, key, torch.full_like(key, -9223372036854775808))
+
+
+def numbers(column: pl.Expr, dtype: pl.DataType, place: str) -> pl.Expr:
+    """Numbers as Float64, null where missing.
+
+    Raises:
+        LogError: the column does not hold numbers.
+    """
+    if not (dtype.is_numeric() or dtype == pl.Boolean):
+        raise LogError(f"{place}: expected numbers, found {dtype}; cast the column in the log or choose another type")
+    if dtype.is_integer():
+        column = pl.when(column != MISSING_INT).then(column) if dtype == pl.Int64 else column
+    number = column.cast(pl.Float64)
+    return pl.when(number.is_finite()).then(number)
+
+
+def numbers_tensor(numbers_N: Tensor) -> Tensor:
+    """Numbers as float64, NaN where missing, of an integer or float tensor."""
+    number = numbers_N.to(torch.float64)
+    nan = torch.full_like(number, float("nan"))
+    if not torch.is_floating_point(numbers_N):
+        return torch.where(numbers_N.to(torch.int64) == -9223372036854775808, nan, number)
+    return torch.where(torch.isfinite(number), number, nan)

@@ -1,0 +1,15 @@
+"""The losses that a term can name. A new loss is one function and one line here."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from recdistill.losses.representation import l2
+from recdistill.losses.response import soft
+from recdistill.losses.supervised import bce
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "bce": bce,
+    "soft": soft,
+    "l2": l2,
+}

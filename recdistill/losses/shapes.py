@@ -1,0 +1,31 @@
+"""Checks on the first line of every loss: a silent broadcast would turn (B,) and (B, 1) into (B, B)."""
+
+from torch import Tensor
+
+from recdistill.errors import ShapeError
+
+
+def same_shape(learner: Tensor, target: Tensor, loss: str) -> None:
+    """Nothing, if both have the same shape.
+
+    Raises:
+        ShapeError: they differ.
+    """
+    if learner.shape != target.shape:
+        raise ShapeError(
+            f"{loss}: the learner has shape {tuple(learner.shape)}, its target {tuple(target.shape)}; both must be equal "
+            "(adapt one of them to the other's width)"
+        )
+
+
+def logits(learner: Tensor, target: Tensor, loss: str) -> None:
+    """Nothing, if both are logits of the same rows.
+
+    Raises:
+        ShapeError: they are not of shape (B,), or differ.
+    """
+    if learner.dim() != 1 or target.dim() != 1:
+        raise ShapeError(
+            f"{loss}: compares logits of shape (B,), found {tuple(learner.shape)} and {tuple(target.shape)}; for layers use l2"
+        )
+    same_shape(learner, target, loss)

@@ -1,0 +1,52 @@
+"""What a net receives: one vector per row, laid out in named fields, and what it returns."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Field:
+    """One column's place in the input vector; ``embedded`` tells an embedding from a plain number."""
+
+    name: str
+    start: int
+    width: int
+    embedded: bool
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The fields of an input vector ``embed_BE``, in order and without gaps."""
+
+    fields: tuple[Field, ...]
+
+    @property
+    def width(self) -> int:
+        """E, the width of the whole vector."""
+        return sum(field.width for field in self.fields)
+
+    @property
+    def embedded(self) -> tuple[Field, ...]:
+        """The fields that are embeddings."""
+        return tuple(field for field in self.fields if field.embedded)
+
+    @classmethod
+    def plain(cls, width: int) -> "Inputs":
+        """One anonymous field, for a net on top of another one."""
+        return cls((Field("trunk", 0, width, embedded=False),))
+
+
+class Outputs(NamedTuple):
+    """The named outputs of a net.
+
+    Attributes:
+        logits_BK: one logit per row and label, (B, K).
+        hidden: the hidden layers, first to last, each (B, H).
+        embed_BE: the input vector.
+    """
+
+    logits_BK: Tensor
+    hidden: list[Tensor]
+    embed_BE: Tensor

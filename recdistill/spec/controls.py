@@ -1,0 +1,107 @@
+"""The jobs that a result is compared with, derived from the job itself.
+
+``plain`` drops every member that does not serve, with every term that needs one and every phase left empty. ``shuffled`` keeps the
+whole job but takes the knowledge out of it: privileged columns are permuted jointly over the rows; where nothing is privileged,
+what the student receives from other members is permuted instead, and the control is called ``shuffled_signal``. Only the
+difference between the result and this control is the teacher's knowledge; the difference to ``plain`` may be mere smoothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from recdistill.errors import SpecError
+from recdistill.spec.job import Job, NoControls, Sharing, member_names
+from recdistill.spec.terms import Argument, Call, Name, ParsedTerm
+
+MAIN = "main"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the jobs of a run.
+
+    Attributes:
+        name: ``main``, ``plain``, ``shuffled`` or ``shuffled_signal``.
+        job: what is trained.
+        shuffle_privileged: whether its privileged columns are permuted over the rows.
+    """
+
+    name: str
+    job: Job
+    shuffle_privileged: bool = False
+
+
+def arms(job: Job) -> list[Arm]:
+    """The job itself and its controls.
+
+    Raises:
+        SpecError: a control has no meaning for this job.
+    """
+    if isinstance(job.controls, NoControls):
+        return [Arm(MAIN, job)]
+    made = {"plain": _plain, "shuffled": _shuffled}
+    return [Arm(MAIN, job), *(made[name](job) for name in job.controls)]
+
+
+def _plain(job: Job) -> Arm:
+    student = job.student
+    share = job.members[student].share
+    own = Sharing(own=share.own) if share.tables or share.trunk else share
+    members = {student: job.members[student].model_copy(update={"share": own})}
+    phases = []
+    for i, phase in enumerate(job.phases):
+        kept = [
+            text
+            for text, term in zip(phase.terms, job.terms(i), strict=True)
+            if set(member_names(job, term)) == {student}
+        ]
+        if kept:
+            phases.append(phase.model_copy(update={"terms": kept}))
+    if not phases:
+        raise SpecError(
+            "controls", [f"plain: without the other members no term teaches {student!r}; drop `plain` from controls, or "
+                         "write `controls: {none: <reason>}`"]
+        )
+    changes: dict[str, Any] = {"members": members, "phases": phases, "privileged": [], "controls": NoControls(none="it is a control itself")}
+    return Arm("plain", job.model_copy(update=changes))
+
+
+def _shuffled(job: Job) -> Arm:
+    if job.privileged:
+        return Arm("shuffled", job, shuffle_privileged=True)
+    phases = []
+    changed = 0
+    for i, phase in enumerate(job.phases):
+        terms = [_with_shuffled_targets(term, job) for term in job.terms(i)]
+        changed += sum(str(new) != str(old) for new, old in zip(terms, job.terms(i), strict=True))
+        phases.append(phase.model_copy(update={"terms": [str(term) for term in terms]}))
+    if not changed:
+        raise SpecError(
+            "controls", [f"shuffled: {job.student!r} receives nothing from another member that could be permuted; drop "
+                         "`shuffled` from controls, or write `controls: {none: <reason>}`"]
+        )
+    return Arm("shuffled_signal", job.model_copy(update={"phases": phases}))
+
+
+def _with_shuffled_targets(term: ParsedTerm, job: Job) -> ParsedTerm:
+    """The term with every target of the student that comes from another member permuted over the rows."""
+    factors = []
+    for factor in term.factors:
+        if isinstance(factor, Call) and factor.args and _members_of(factor.args[0], job) == {job.student}:
+            targets = [Call("shuffled", (a,)) if _from_others(a, job) else a for a in factor.args[1:]]
+            factor = Call(factor.function, (factor.args[0], *targets), factor.kwargs)  # noqa: PLW2901
+        factors.append(factor)
+    return ParsedTerm(tuple(factors), term.rows)
+
+
+def _from_others(argument: Argument, job: Job) -> bool:
+    found = _members_of(argument, job)
+    return bool(found - {job.student})
+
+
+def _members_of(argument: Argument, job: Job) -> set[str]:
+    if isinstance(argument, Name):
+        return {str(argument.path[0])} & job.members.keys()
+    if isinstance(argument, Call):
+        return set().union(*(_members_of(a, job) for a in (*argument.args, *argument.kwargs.values())))
+    return set()

@@ -1,0 +1,154 @@
+"""The grammar of a term: text to a small tree, by a whitelist; nothing is ever evaluated.
+
+    term     := product ['.rows(' argument ')']
+    product  := factor {'*' factor}
+    factor   := number | call
+    call     := word '(' [argument {',' argument}] {',' word '=' argument} ')'
+    argument := call | name | number | 'text'
+    name     := word {'.' word | '[' integer ']' | '[:]'}
+
+There is no comparison, no sum and no attribute call: write ``equals(scenario, 3)`` or ``smallest(bce(b.logit, label))``.
+Anything more is Python, which has the same words. This module knows no loss and no member: names and arguments are checked
+against what exists when the job is compiled (`recdistill/distill`).
+"""
+
+import ast
+from dataclasses import dataclass, field
+
+ALL = ":"  # the index of ``teacher[:]``, every copy of a member
+
+
+class TermSyntaxError(ValueError):
+    """A text outside the grammar; the message says what and where."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """A dotted name such as ``student.hidden[-1]``: its words and indices in order."""
+
+    path: tuple[str | int, ...]
+
+    def __str__(self) -> str:
+        text = str(self.path[0])
+        for part in self.path[1:]:
+            text += f"[{part}]" if isinstance(part, int) or part == ALL else f".{part}"
+        return text
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call with positional and keyword arguments."""
+
+    function: str
+    args: tuple["Argument", ...] = ()
+    kwargs: dict[str, "Argument"] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [_show(a) for a in self.args] + [f"{k}={_show(v)}" for k, v in self.kwargs.items()]
+        return f"{self.function}({', '.join(parts)})"
+
+
+Argument = Call | Name | float | int | str
+
+
+@dataclass(frozen=True)
+class ParsedTerm:
+    """A product of numbers and calls, over the rows that a selector leaves."""
+
+    factors: tuple[float | int | Call, ...]
+    rows: Argument | None = None
+
+    def __str__(self) -> str:
+        product = " * ".join(_show(f) for f in self.factors)
+        return product if self.rows is None else f"{product} .rows({_show(self.rows)})"
+
+
+def _show(argument: Argument) -> str:
+    return repr(argument) if isinstance(argument, str) else str(argument)
+
+
+def parse_term(text: str) -> ParsedTerm:
+    """The tree of one term.
+
+    Raises:
+        TermSyntaxError: the text is outside the grammar.
+
+    Example:
+        >>> parse_term("soft(student.logit, teacher.logit, temperature=2) * step(0, 0.9, at=200)").factors[1]
+        Call(function='step', args=(0, 0.9), kwargs={'at': 200})
+    """
+    try:
+        node = ast.parse(f"({text.strip()}\n)", mode="eval").body
+        factors, selectors = _product(node, text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        if isinstance(error, TermSyntaxError):
+            raise
+        raise TermSyntaxError(f"{text!r} is not a term: {getattr(error, 'msg', error)}") from None
+    if len(selectors) > 1:
+        raise TermSyntaxError(f"{text!r}: .rows() may be given once")
+    return ParsedTerm(tuple(factors), selectors[0] if selectors else None)
+
+
+def _product(node: ast.expr, text: str) -> tuple[list[float | int | Call], list[Argument]]:
+    """Factors and row selectors; ``.rows`` may follow the whole product or its loss, which means the same."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        left, right = _product(node.left, text), _product(node.right, text)
+        return left[0] + right[0], left[1] + right[1]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "rows":
+        if len(node.args) != 1 or node.keywords:
+            raise TermSyntaxError(f"{text!r}: .rows() takes one selector")
+        factors, selectors = _product(node.func.value, text)
+        return factors, [*selectors, _argument(node.args[0], text)]
+    factor = _argument(node, text)
+    if isinstance(factor, Name | str):
+        raise TermSyntaxError(f"{text!r}: {ast.unparse(node)!r} is neither a number nor a call; a term multiplies only those")
+    return [factor], []
+
+
+def _argument(node: ast.expr, text: str) -> Argument:
+    match node:
+        case ast.Constant(value=bool()):
+            raise TermSyntaxError(f"{text!r}: {node.value} is not allowed; arguments are calls, names, numbers and texts")
+        case ast.Constant(value=int() | float() | str() as value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return -value
+        case ast.Call(func=ast.Name(id=function)):
+            return _call(function, node, text)
+        case ast.Name() | ast.Attribute() | ast.Subscript():
+            return Name(tuple(_path(node, text)))
+        case ast.Call():
+            raise TermSyntaxError(f"{text!r}: {ast.unparse(node.func)!r} cannot be called; call a plain word")
+        case ast.BinOp() | ast.Compare() | ast.BoolOp():
+            raise TermSyntaxError(
+                f"{text!r}: {ast.unparse(node)!r} is an expression; write a call such as equals(scenario, 3), or use Python"
+            )
+        case _:
+            raise TermSyntaxError(
+                f"{text!r}: {ast.unparse(node)!r} is not allowed; arguments are calls, names, numbers and texts"
+            )
+
+
+def _call(function: str, node: ast.Call, text: str) -> Call:
+    kwargs: dict[str, Argument] = {}
+    for keyword in node.keywords:
+        if keyword.arg is None:
+            raise TermSyntaxError(f"{text!r}: ** is not allowed")
+        kwargs[keyword.arg] = _argument(keyword.value, text)
+    return Call(function, tuple(_argument(a, text) for a in node.args), kwargs)
+
+
+def _path(node: ast.expr, text: str) -> list[str | int]:
+    match node:
+        case ast.Name(id=word):
+            return [word]
+        case ast.Attribute(value=inner, attr=word):
+            return [*_path(inner, text), word]
+        case ast.Subscript(value=inner, slice=ast.Slice(lower=None, upper=None, step=None)):
+            return [*_path(inner, text), ALL]
+        case ast.Subscript(value=inner, slice=ast.Constant(value=int() as index)):
+            return [*_path(inner, text), index]
+        case ast.Subscript(value=inner, slice=ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as index))):
+            return [*_path(inner, text), -index]
+        case _:
+            raise TermSyntaxError(f"{text!r}: {ast.unparse(node)!r} is not a name; an index is one integer or [:]")

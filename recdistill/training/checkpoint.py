@@ -1,0 +1,116 @@
+"""Parameters on disk: torch.distributed.checkpoint with safetensors files, so no pickle is written or read.
+
+    FOLDER/*.safetensors   dense parameters ``member.name`` and tables ``tables.bank.table``
+    FOLDER/layout.json     for each member its banks, and for each bank the table of every column
+"""
+
+import json
+import logging
+import shutil
+import struct
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+from recdistill.distill.layout import Layout
+from recdistill.errors import RunError
+from recdistill.training.cast import Cast
+
+
+def save(cast: Cast, folder: Path) -> None:
+    """Write the parameters of all members; the folder appears only when it is complete."""
+    work = folder.with_name(f".{folder.name}")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    state: dict[str, object] = {f"{n}.{k}": v for n, head in cast.heads.items() for k, v in head.state_dict().items()}
+    state |= cast.tables.sharded_state()
+    with _quiet():
+        dcp.save(state, storage_writer=HuggingFaceStorageWriter(str(work), save_distributed=True))
+    for file in work.glob("*.safetensors"):
+        _sort_header(file)
+    (work / "layout.json").write_text(json.dumps(describe(cast.layout), indent=1), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    work.rename(folder)
+
+
+def describe(layout: Layout) -> dict[str, object]:
+    """Where each member's columns are looked up, as JSON."""
+    banks = {name: {f.column: f.table for f in bank.features} for name, bank in layout.banks.items()}
+    return {"members": {name: list(member.banks) for name, member in layout.members.items()}, "banks": banks}
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """All parameters of a checkpoint, whole tables included, without a process group.
+
+    Raises:
+        RunError: there is no readable checkpoint.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise RunError(f"{folder}: holds no checkpoint; finish the run with `recdistill run --resume`")
+    parts: dict[str, list[tuple[list[int], Tensor]]] = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as content:
+                placed = json.loads(content.metadata().get("DCP_SHARDING_INFO", "{}"))
+                for key in content.keys():  # noqa: SIM118, no mapping
+                    offsets = placed.get(key, {}).get("saved_offsets", [])
+                    parts.setdefault(key, []).append((offsets, content.get_tensor(key)))
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"{file}: is not a readable checkpoint ({error}); run the job again") from None
+    return {key: torch.cat([t for _, t in sorted(found, key=lambda f: f[0])]) if len(found) > 1 else found[0][1]
+            for key, found in parts.items()}
+
+
+def restore(cast: Cast, parameters: Mapping[str, Tensor]) -> None:
+    """Copy whole parameters into a cast of the same members; every process takes its own rows.
+
+    Raises:
+        RunError: a parameter is missing or has another shape.
+    """
+    with torch.no_grad():
+        for name, head in cast.heads.items():
+            for key, value in head.state_dict().items():
+                _copy(value, parameters, f"{name}.{key}")
+        for bank in cast.layout.banks:
+            for table, shard, first in cast.tables.shards(bank):
+                whole = parameters.get(f"tables.{bank}.{table}")
+                rows = None if whole is None else whole[first : first + len(shard)]
+                _copy(shard, {} if rows is None else {"": rows}, "", f"tables.{bank}.{table}")
+
+
+def _copy(target: Tensor, source: Mapping[str, Tensor], key: str, shown: str | None = None) -> None:
+    if key not in source or source[key].shape != target.shape:
+        found = "nothing" if key not in source else f"shape {tuple(source[key].shape)}"
+        raise RunError(f"checkpoint: {shown or key}: expected shape {tuple(target.shape)}, found {found}; it is of another job")
+    target.copy_(source[key])
+
+
+def _sort_header(file: Path) -> None:
+    """Give a safetensors header one order, so that the same parameters are the same bytes; its length does not change."""
+    with file.open("r+b") as handle:
+        (size,) = struct.unpack("<Q", handle.read(8))
+        header = json.loads(handle.read(size))
+        text = json.dumps(_sorted(header), separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size
+        handle.seek(8)
+        handle.write(text.ljust(size))
+
+
+def _sorted(value: object) -> object:
+    return {k: _sorted(value[k]) for k in sorted(value, key=lambda k: (k != "__metadata__", k))} if isinstance(value, dict) else value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's notice that ShardedTensor, which TorchRec still uses, will give way to DTensor."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Please use DTensor", FutureWarning)
+        yield

@@ -1,0 +1,167 @@
+"""One training: a plan and a seed become parameters, scores and a log of metrics in one folder.
+
+    seed_0/
+      metrics.jsonl                    losses and validation metrics of every stage
+      checkpoints/final/               parameters of all members
+      scores/teacher.test.parquet      row_id, label, group, logit, score (always float32), for valid and test
+      fit.json                         steps of each phase, and how long it took; written last
+
+With ``refit`` the job is trained twice: first on ``train`` to learn from ``valid`` how many steps each phase takes, then on both for
+as many epochs. Validation scores come from the first training, test scores and parameters from the second.
+"""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from recdistill.data.encoded import EncodedLog
+from recdistill.data.permute import permute_privileged
+from recdistill.data.reader import Reader, Selection, Thinning
+from recdistill.distill.compile import Plan
+from recdistill.distill.layout import is_embedded, lay_out
+from recdistill.spec.job import TrainSpec
+from recdistill.training import checkpoint
+from recdistill.training.cast import Cast
+from recdistill.training.engine import Engine, Event, Listener
+from recdistill.training.runlog import RunLog
+from recdistill.training.sharding import Tables, process_group
+from recdistill.training.warm_start import warm_start
+
+DONE = "fit.json"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The encoded logs of a run: the one to tune on, and the one for the final parameters (the same without ``refit``)."""
+
+    tuning: EncodedLog
+    final: EncodedLog
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a run.
+
+    Attributes:
+        plan: members and phases.
+        settings: the job's training settings.
+        data: the encoded logs.
+        seed: of everything that is drawn.
+        shuffle_privileged: whether privileged columns are permuted over the rows.
+    """
+
+    plan: Plan
+    settings: TrainSpec
+    data: Data
+    seed: int
+    shuffle_privileged: bool = False
+
+
+def fit(training: Training, folder: Path, listen: Listener = lambda event: None) -> Cast:
+    """Train, score and save; returns the members with their final parameters.
+
+    Raises:
+        TrainingError: training cannot go on.
+    """
+    started = time.monotonic()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if training.settings.threads is not None:
+        torch.set_num_threads(training.settings.threads)
+    with process_group(), RunLog(folder / "metrics.jsonl") as log:
+
+        def heard(event: Event) -> None:
+            log.write(event)
+            listen(event)
+
+        refit = training.settings.refit
+        log.stage = "tune" if refit else "train"
+        engine = _engine(training, training.data.tuning, ("train",), folder, heard)
+        steps = [engine.run(i, phase) for i, phase in enumerate(training.plan.phases)]
+        write_scores(engine, _reader(training, training.data.tuning, ("valid",), folder), "valid", folder)
+        if refit:
+            log.stage = "refit"
+            rows = engine.rows
+            engine = _engine(training, training.data.final, ("train", "valid"), folder, heard)
+            steps = [round(count * engine.rows / rows) for count in steps]
+            for i, phase in enumerate(training.plan.phases):
+                engine.run(i, phase, steps[i])
+        write_scores(engine, _reader(training, training.data.final, ("test",), folder), "test", folder)
+        checkpoint.save(engine.cast, folder / "checkpoints" / "final")
+    shutil.rmtree(folder / ".shuffled", ignore_errors=True)
+    summary = {"seed": training.seed, "steps": steps, "seconds": round(time.monotonic() - started, 3)}
+    (folder / DONE).write_text(json.dumps(summary), encoding="utf-8")
+    return engine.cast
+
+
+def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int) -> Cast:
+    """The members of a plan with initial parameters, for an encoded log."""
+    layout = lay_out(plan.members, log.spec, log.fitted.tables)
+    tables = Tables(layout, settings.tables, std=settings.table_std, seed=seed)
+    cast = Cast(plan.members, layout, tables, log.spec, labels=plan.labels, precision=settings.precision, seed=seed)
+    for member in plan.members:
+        if member.warm_start is not None:
+            warm_start(cast, member, member.warm_start, log.fitted)
+    return cast
+
+
+def selection(plan: Plan, log: EncodedLog) -> Selection:
+    """The columns that some member reads, embedded ones in the order of lookup."""
+    serving = _read_by(plan, log, "serving")
+    return Selection(serving, _read_by(plan, log, "privileged"), plan.columns)
+
+
+def _read_by(plan: Plan, log: EncodedLog, audience: str) -> tuple[str, ...]:
+    """All columns of an audience, in the order in which the banks look them up, so that a batch needs no reordering."""
+    wanted = dict.fromkeys(column for member in plan.members for column in getattr(member, audience))
+    layout = lay_out(plan.members, log.spec, log.fitted.tables)
+    looked_up = [f.column for bank in layout.banks.values() for f in bank.features if f.column in wanted]
+    return tuple(dict.fromkeys([*looked_up, *(c for c in wanted if not is_embedded(log.spec, c))]))
+
+
+def _engine(training: Training, log: EncodedLog, splits: tuple[str, ...], folder: Path, listen: Listener) -> Engine:
+    thinning = Thinning(training.seed, training.settings.keep_labels, training.settings.negative_keep_rate)
+    train = _reader(training, log, splits, folder, thinning)
+    valid = _reader(training, log, ("valid",), folder) if "valid" not in splits else None
+    cast = build_cast(training.plan, training.settings, log, seed=training.seed)
+    return Engine(cast, train, valid, training.settings, training.seed, listen)
+
+
+def _reader(
+    training: Training, log: EncodedLog, splits: tuple[str, ...], folder: Path, thinning: Thinning | None = None
+) -> Reader:
+    chosen = selection(training.plan, log)
+    post_event = None
+    if training.shuffle_privileged and chosen.privileged:
+        post_event = folder / ".shuffled" / log.fingerprint
+        for split in splits:
+            if not (post_event / split).exists():
+                permute_privileged(log, split, chosen.privileged, seed=training.seed, out=post_event)
+    return Reader(log, splits, chosen, thinning or Thinning(), post_event)
+
+
+def write_scores(engine: Engine, reader: Reader, split: str, folder: Path) -> None:
+    """One parquet file per member: row id, label, group, logit and probability of every row of a split."""
+    scores, row_id, labels = engine.score(list(engine.cast.members), reader)
+    roles = reader.log.labels(split).select(pl.col("^group$")).collect()
+    main, *others = reader.selection.labels[: engine.cast.labels]
+    (folder / "scores").mkdir(exist_ok=True)
+    for name, logits in scores.items():
+        frame = pl.DataFrame({"row_id": row_id, "label": labels[main]})
+        frame = frame.hstack(roles).with_columns(logit=logits[:, 0], score=sigmoid(logits[:, 0]))
+        for k, other in enumerate(others, start=1):
+            columns = {f"label.{other}": labels[other], f"logit.{other}": logits[:, k], f"score.{other}": sigmoid(logits[:, k])}
+            frame = frame.with_columns(**{key: pl.Series(value) for key, value in columns.items()})
+        frame.write_parquet(folder / "scores" / f"{name}.{split}.parquet", statistics=False)
+
+
+def sigmoid(logit: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities, computed in float64 and kept as float32."""
+    return (1 / (1 + np.exp(-logit.astype(np.float64)))).astype(np.float32)

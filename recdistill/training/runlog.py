@@ -1,0 +1,35 @@
+"""The log of a training: one JSON line for each reported step and each evaluation. It holds no timings."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from recdistill.training.engine import Event
+
+
+class RunLog:
+    """Appends events to a file of JSON lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("w", encoding="utf-8")
+        self.stage = "train"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+
+    def write(self, event: Event) -> None:
+        """Append one event."""
+        line = {"stage": self.stage, "kind": event.kind, "phase": event.phase, "step": event.step, "values": event.values}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+
+
+def read_log(path: Path) -> list[dict[str, object]]:
+    """The events of a log, in order."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,236 @@
+"""Embedding tables on TorchRec: one process is world size 1 of the same sharded code.
+
+Rules that keep it exact, each measured (see the tests):
+- Each bank is one EmbeddingBagCollection and is looked up once per step. Its pooled output becomes a detached leaf; the sum of
+  all gradients on the leaf goes back into the tables once, because fused optimizers step inside every backward pass.
+- Gradient division is off and losses are divided by global weights, so that the world size changes no gradient.
+- Features are laid out in table order and never change their order, because TorchRec freezes it at the first batch.
+- Rows are initialised by one generator per (table, block of rows), so that the layout over processes changes no value.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
+from torchrec.distributed import comm_ops
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.sharding_plan import construct_module_sharding_plan, table_wise
+from torchrec.distributed.types import ShardingPlan
+from torchrec.optim import RowWiseAdagrad
+
+from recdistill.data.batch import Batch
+from recdistill.data.transforms.rows import FIRST
+from recdistill.distill.layout import Bank, Layout, view_of
+from recdistill.errors import TrainingError
+from recdistill.spec.job import TableOptimizer
+
+INIT_ROWS = 65_536  # rows that one generator initialises
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """The default process group: that of torchrun if there is one, otherwise a group of this process alone."""
+    if dist.is_initialized():
+        yield
+        return
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    else:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    comm_ops.set_gradient_division(False)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def device() -> torch.device:
+    """Where tables and nets live."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@dataclass
+class Lookup:
+    """The pooled vectors of a bank for one batch, and the detached leaf on which members work."""
+
+    pooled: Tensor
+    leaf_BW: Tensor
+
+    def push(self, l2_per_row: float = 0.0) -> None:
+        """Send the gradient collected on the leaf into the tables, where the fused optimizer steps at once.
+
+        Args:
+            l2_per_row: weight of the penalty ``|vector|^2 / 2`` of each row.
+        """
+        gradient = self.leaf_BW.grad
+        if gradient is not None:
+            self.pooled.backward(gradient.add(self.leaf_BW.detach(), alpha=l2_per_row) if l2_per_row else gradient)
+
+
+class Tables:
+    """The sharded embedding tables of all members.
+
+    Args:
+        layout: banks and their tables.
+        optimizer: the fused optimizer of all tables.
+        std: standard deviation of initial rows; the rows for missing and unknown values begin at zero.
+        seed: of the initial rows.
+    """
+
+    def __init__(self, layout: Layout, optimizer: TableOptimizer, *, std: float, seed: int) -> None:
+        self.banks = layout.banks
+        self.model: DistributedModelParallel | None = None
+        self._single: dict[int, tuple[Tensor, Tensor]] = {}
+        if not self.banks:
+            return
+        collections = nn.ModuleDict({name: _collection(bank, optimizer) for name, bank in self.banks.items()})
+        sharder = EmbeddingBagCollectionSharder()
+        plan = {name: _plan(module, bank, sharder) for (name, module), bank in zip(collections.items(), self.banks.values())}
+        self.model = DistributedModelParallel(
+            collections, device=device(), plan=ShardingPlan(plan), sharders=[sharder], init_data_parallel=False
+        )
+        for name in self.banks:
+            for table, shard, first_row in self.shards(name):
+                initialise(shard, f"{name}/{table}", first_row, std=std, seed=seed)
+
+    def shards(self, bank: str) -> Iterator[tuple[str, Tensor, int]]:
+        """(table, local rows, number of the first local row) of each table of a bank; the rows can be written."""
+        for key, value in self.sharded_state().items():
+            prefix = f"tables.{bank}."
+            if key.startswith(prefix):
+                for shard in value.local_shards():
+                    yield key.removeprefix(prefix), shard.tensor, shard.metadata.shard_offsets[0]
+
+    def sharded_state(self) -> dict[str, object]:
+        """The tables as TorchRec's sharded tensors, ``tables.bank.table`` to tensor, for distributed checkpoints."""
+        if self.model is None:
+            return {}
+        return {
+            f"tables.{bank}.{key.removeprefix('embedding_bags.').removesuffix('.weight')}": value
+            for bank in self.banks
+            for key, value in self.model.module[bank].state_dict().items()
+        }
+
+    def look_up(self, name: str, batch: Batch, *, train: bool) -> Lookup:
+        """The vectors of a bank's features for a batch; a leaf without gradient unless the bank is trained."""
+        assert self.model is not None
+        bank = self.banks[name]
+        with torch.set_grad_enabled(train):
+            vectors = self.model.module[name](self._features(bank, batch))
+            if vectors.keys() != [f.column for f in bank.features]:
+                raise TrainingError(f"tables of {name}: TorchRec returned {vectors.keys()}; expected the order of the bank")
+            pooled = vectors.values()
+        return Lookup(pooled, pooled.detach().requires_grad_(train))
+
+    def _features(self, bank: Bank, batch: Batch) -> KeyedJaggedTensor:
+        """The bank's columns of a batch, complete with offsets so that TorchRec derives nothing."""
+        rows = len(batch)
+        values, lengths, per_key = [], [], []
+        run: list[str] = []
+        for i, feature in enumerate(bank.features):
+            view = view_of(batch, feature.audience)
+            if feature.bag:
+                bag = view.bag(feature.column)
+                values.append(bag.values_L)
+                lengths.append(bag.lengths_B)
+                per_key.append(bag.values_L.numel())
+                continue
+            run.append(feature.column)
+            following = bank.features[i + 1] if i + 1 < len(bank.features) else None
+            if following is None or following.bag or following.audience != feature.audience:
+                values.append(view.ids(tuple(run)).reshape(-1))
+                lengths.append(self._ones(len(run) * rows)[0])
+                per_key += [rows] * len(run)
+                run = []
+        if all(not f.bag for f in bank.features):
+            length, offset = self._ones(len(bank.features) * rows)
+        else:
+            length = torch.cat(lengths)
+            offset = torch.cat([length.new_zeros(1), torch.cumsum(length, 0)])
+        starts = [0]
+        for count in per_key:
+            starts.append(starts[-1] + count)
+        return KeyedJaggedTensor(
+            keys=[f.column for f in bank.features],
+            values=values[0] if len(values) == 1 else torch.cat(values),
+            lengths=length,
+            offsets=offset,
+            stride=rows,
+            length_per_key=per_key,
+            offset_per_key=starts,
+        )
+
+    def _ones(self, count: int) -> tuple[Tensor, Tensor]:
+        """Lengths and offsets of ``count`` single values; the same in every step but the last."""
+        if count not in self._single:
+            if len(self._single) > 64:
+                self._single.clear()
+            self._single[count] = torch.ones(count, dtype=torch.int64), torch.arange(count + 1)
+        return self._single[count]
+
+    def set_learning_rate(self, factor: float) -> None:
+        """Scale the learning rate of all tables."""
+        if self.model is not None:
+            for group in self.model.fused_optimizer.param_groups:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+            self.model.fused_optimizer.zero_grad()
+            self.model.fused_optimizer.step()
+
+
+def _collection(bank: Bank, optimizer: TableOptimizer) -> EmbeddingBagCollection:
+    tables = [
+        EmbeddingBagConfig(
+            name=table,
+            embedding_dim=bank.dim,
+            num_embeddings=rows,
+            feature_names=[f.column for f in bank.features if f.table == table],
+            pooling=PoolingType.SUM,
+            init_fn=lambda weight: None,  # rows are set by `initialise`
+        )
+        for table, rows in bank.tables.items()
+    ]
+    collection = EmbeddingBagCollection(device=torch.device("meta"), tables=tables)
+    kind, options = fused(optimizer)
+    apply_optimizer_in_backward(kind, collection.parameters(), options)
+    return collection
+
+
+def fused(optimizer: TableOptimizer) -> tuple[type[torch.optim.Optimizer], dict[str, float]]:
+    """The class that TorchRec maps to a fused kernel, and its options.
+
+    The kernels' own weight decay is left alone: on CPU it is silently ignored.
+    """
+    options = {"lr": optimizer.step.lr, "eps": optimizer.step.eps}
+    if optimizer.sgd is not None:
+        return torch.optim.SGD, {"lr": optimizer.step.lr}
+    return (RowWiseAdagrad if optimizer.rowwise_adagrad is not None else torch.optim.Adagrad), options
+
+
+def _plan(module: nn.Module, bank: Bank, sharder: EmbeddingBagCollectionSharder) -> object:
+    world = dist.get_world_size()
+    placed = {table: table_wise(rank=i % world) for i, table in enumerate(bank.tables)}
+    return construct_module_sharding_plan(
+        module, placed, sharder=sharder, local_size=world, world_size=world, device_type=device().type
+    )
+
+
+def initialise(shard: Tensor, name: str, first_row: int, *, std: float, seed: int) -> None:
+    """Draw the rows of a shard; the values depend on seed, table and row alone, not on how rows are spread over processes."""
+    generator = torch.Generator()
+    end = first_row + len(shard)
+    for start in range(first_row - first_row % INIT_ROWS, end, INIT_ROWS):
+        digest = hashlib.blake2b(f"{seed}/{name}/{start}".encode(), digest_size=7).digest()
+        generator.manual_seed(int.from_bytes(digest))
+        block = torch.empty(INIT_ROWS, shard.shape[1]).normal_(0, std, generator=generator)
+        if start == 0:
+            block[:FIRST] = 0
+        low, high = max(start, first_row), min(start + INIT_ROWS, end)
+        shard[low - first_row : high - first_row] = block[low - start : high - start].to(shard.device)

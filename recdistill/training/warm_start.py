@@ -1,0 +1,99 @@
+"""Parameters to begin with: a member of a finished run, mapped value by value into the vocabularies of this one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from recdistill.data.encoded import load_fitted
+from recdistill.data.fit import FittedColumn, FittedSpec
+from recdistill.data.transforms.bag import Bag
+from recdistill.data.transforms.rows import FIRST, HashedRows, VocabularyRows
+from recdistill.data.transforms.single import Single
+from recdistill.distill.member import Member
+from recdistill.errors import RunError
+from recdistill.spec.job import WarmStart
+from recdistill.training import checkpoint
+from recdistill.training.cast import Cast
+
+
+def warm_start(cast: Cast, member: Member, source: WarmStart, fitted: FittedSpec) -> None:
+    """Copy a member's parameters from a run: dense ones as they are, table rows by the value that they stand for.
+
+    Raises:
+        RunError: the run has no such member, or the member is built differently.
+    """
+    run = Path(source.run)
+    folder = run / f"seed_{chosen_seed(run) if source.seed is None else source.seed}" / "checkpoints" / "final"
+    parameters = checkpoint.read(folder)
+    layout = json.loads((folder / "layout.json").read_text(encoding="utf-8"))
+    if source.member not in layout["members"]:
+        raise RunError(f"members.{member.name}.warm_start: {run} has no member {source.member!r}; it has {list(layout['members'])}")
+    with torch.no_grad():
+        for key, value in cast.heads[member.name].state_dict().items():
+            found = parameters.get(f"{source.member}.{key}")
+            if found is None or found.shape != value.shape:
+                raise RunError(
+                    f"members.{member.name}.warm_start: {key} has shape {tuple(value.shape)}, in {source.member!r} of {run} it "
+                    f"{'does not exist' if found is None else f'has {tuple(found.shape)}'}; build both alike"
+                )
+            value.copy_(found)
+        theirs = load_fitted(run / "fitted")
+        for bank_name in cast.layout.members[member.name].banks:
+            bank = cast.layout.banks[bank_name]
+            shards = {table: (shard, first) for table, shard, first in cast.tables.shards(bank_name)}
+            for feature in bank.features:
+                origin = _table_of(layout, source.member, feature.column)
+                if origin is not None and feature.table in shards:
+                    shard, first = shards[feature.table]
+                    rows = same_rows(fitted.columns[feature.column], theirs.columns[feature.column])
+                    _copy_rows(shard, first, parameters[origin], rows, feature.column)
+
+
+def chosen_seed(run: Path) -> int:
+    """The seed whose student a run has exported.
+
+    Raises:
+        RunError: the run is not complete.
+    """
+    try:
+        return int(json.loads((run / "report.json").read_text(encoding="utf-8"))["artefact"]["seed"])
+    except (OSError, KeyError, ValueError) as error:
+        raise RunError(f"{run}: is no complete run ({error}); finish it with `recdistill run --resume`") from None
+
+
+def _table_of(layout: dict[str, dict[str, dict[str, str]]], member: str, column: str) -> str | None:
+    for bank in layout["members"][member]:
+        if column in layout["banks"][bank]:
+            return f"tables.{bank}.{layout['banks'][bank][column]}"
+    return None
+
+
+def same_rows(new: FittedColumn, old: FittedColumn) -> np.ndarray:
+    """For each row of the new table the row of the old one that stands for the same value, or -1.
+
+    Raises:
+        RunError: the columns are of different kinds, so that no row corresponds to another.
+    """
+    if isinstance(new, Single | Bag) and isinstance(old, Single | Bag):
+        if isinstance(new.rows, VocabularyRows) and isinstance(old.rows, VocabularyRows):
+            known = pl.Series(range(FIRST, old.rows.count), dtype=pl.Int64)
+            values = new.rows.values
+            rows = values.replace_strict(old.rows.values, known, default=-1, return_dtype=pl.Int64).to_numpy()
+            return np.concatenate([np.arange(FIRST), rows])
+        if isinstance(new.rows, HashedRows) and new.rows == old.rows:
+            return np.arange(new.rows.count)
+    elif type(new) is type(old) and getattr(new, "cuts", None) == getattr(old, "cuts", ()):
+        return np.arange(FIRST + len(getattr(new, "cuts", ())) + 1)
+    raise RunError(f"warm start: column {new.name!r} is encoded differently in the other run; use the same spec for it")
+
+
+def _copy_rows(shard: Tensor, first: int, source: Tensor, rows: np.ndarray, column: str) -> None:
+    if shard.shape[1] != source.shape[1]:
+        raise RunError(f"warm start: the table of {column!r} has width {shard.shape[1]}, in the other run {source.shape[1]}")
+    local = torch.from_numpy(rows[first : first + len(shard)])
+    found = local >= 0
+    shard[found] = source[local[found]]
