@@ -83,7 +83,8 @@ class Cast:
     ) -> dict[str, Outputs]:
         """The outputs of members, each computed once: trained ones in training mode, the others frozen.
 
-        A member that serves receives the batch without its privileged view.
+        A member that serves receives the batch without its privileged view. The lower precision is used in training steps
+        only; scores are always computed in float32.
         """
         outputs = {}
         leaves = {bank: lookup.leaf_BW for bank, lookup in lookups.items()}
@@ -91,12 +92,12 @@ class Cast:
             head, train = self.heads[name], name in trained
             head.train(train)
             visible = replace(batch, privileged=None) if self.members[name].serve else batch
-            with torch.set_grad_enabled(train), self._autocast():
+            with torch.set_grad_enabled(train), self._autocast(bool(trained)):
                 outputs[name] = in_float32(head(assemble(self.layout.members[name], leaves, visible)))
         return outputs
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(device().type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+    def _autocast(self, training: bool) -> AbstractContextManager[object]:
+        return torch.autocast(device().type, dtype=torch.bfloat16, enabled=training and self.precision == "bfloat16")
 
     def state(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The parameters of members by name: dense ones, and the local rows of the banks they use. Shares their storage."""

@@ -55,7 +55,7 @@ def keys_tensor(numbers_N: Tensor) -> Tensor:
     whole = (number == torch.floor(number)) & (torch.abs(number) < 9007199254740992.0)
     key = torch.where(whole, number, torch.zeros_like(number)).to(torch.int64)
     key = torch.where(whole, key, torch.full_like(key, -9223372036854775807))
-    return torch.where(finite, key, torch.full_like(key, -9223372036854775808))
+    return torch.where(finite, key, torch.full_like(key, -9223372036854775807 - 1))
 
 
 def numbers(column: pl.Expr, dtype: pl.DataType, place: str) -> pl.Expr:
@@ -77,5 +77,5 @@ def numbers_tensor(numbers_N: Tensor) -> Tensor:
     number = numbers_N.to(torch.float64)
     nan = torch.full_like(number, float("nan"))
     if not torch.is_floating_point(numbers_N):
-        return torch.where(numbers_N.to(torch.int64) == -9223372036854775808, nan, number)
+        return torch.where(numbers_N.to(torch.int64) == -9223372036854775807 - 1, nan, number)
     return torch.where(torch.isfinite(number), number, nan)

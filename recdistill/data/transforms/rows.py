@@ -90,7 +90,7 @@ class IntegerVocabulary(nn.Module):
         """Rows, int64, of int64 keys."""
         place = torch.searchsorted(self.keys, keys_N).clamp(max=self.keys.numel() - 1)
         row = torch.where(self.keys[place] == keys_N, self.rows[place], torch.ones_like(place))
-        return torch.where(keys_N == -9223372036854775808, torch.zeros_like(row), row)
+        return torch.where(keys_N == -9223372036854775807 - 1, torch.zeros_like(row), row)
 
 
 class TextVocabulary(nn.Module):
@@ -118,7 +118,7 @@ class IntegerHash(nn.Module):
     def forward(self, keys_N: Tensor) -> Tensor:
         """Rows, int64, of int64 keys."""
         row = 2 + (splitmix64_tensor(keys_N) & 0x7FFFFFFFFFFFFFFF) % self.buckets
-        return torch.where(keys_N == -9223372036854775808, torch.zeros_like(row), row)
+        return torch.where(keys_N == -9223372036854775807 - 1, torch.zeros_like(row), row)
 
 
 class TextHash(nn.Module):

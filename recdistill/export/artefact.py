@@ -1,0 +1,138 @@
+"""Writes ``student/``: the scripted student, its manifest and golden rows; and checks it.
+
+    student/
+      student.pt        TorchScript; loads with plain torch
+      manifest.json     inputs, outputs, corrections, fingerprints
+      golden.parquet    raw rows and their scores
+
+Raises nothing silently: an artefact that differs from training, or that contains anything but the student, is not written.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import torch
+
+from recdistill import __version__
+from recdistill.errors import ExportError
+from recdistill.export import bare
+from recdistill.export.serving import ServingStudent
+
+FORMAT = 1
+GOLDEN_ROWS = 256
+TOLERANCE = 1e-5  # of a logit, at any batch size
+
+
+def write(
+    student: ServingStudent,
+    folder: Path,
+    *,
+    manifest: Mapping[str, Any],
+    golden: pl.DataFrame,
+    withheld: Iterable[str],
+) -> None:
+    """Write the artefact; the folder appears only when it is complete.
+
+    Args:
+        student: the serving module.
+        folder: where to write.
+        manifest: ``inputs``, ``outputs`` and whatever else should be recorded.
+        golden: raw rows.
+        withheld: names that must not appear in the archive.
+
+    Raises:
+        ExportError: a withheld name appears in the archive.
+    """
+    work = folder.with_name(f".{folder.name}")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        save_script(student, work / "student.pt")
+        found = {name for name in withheld if name.encode() in bare.words(work / "student.pt")}
+        if found:
+            raise ExportError(f"{folder}: the archive names {sorted(found)}, which must not serve; this is a defect, please report it")
+        scripted = torch.jit.load(str(work / "student.pt"))
+        rows = golden.head(GOLDEN_ROWS)
+        with torch.no_grad():
+            scores = scripted(*bare.tensors(rows.to_arrow(), manifest["inputs"]))
+        outputs = manifest["outputs"]
+        columns = {"score": scores} if len(outputs) == 1 else {f"score.{n}": scores[:, k] for k, n in enumerate(outputs)}
+        rows.with_columns(**{n: pl.Series(c.numpy()) for n, c in columns.items()}).write_parquet(work / "golden.parquet")
+        files = {n: hashlib.sha256((work / n).read_bytes()).hexdigest() for n in ("student.pt", "golden.parquet")}
+        numbers = [t for t in [*student.parameters(), *student.buffers()] if t.is_floating_point()]
+        full = {
+            "format": FORMAT,
+            "created_by": f"recdistill {__version__}, torch {torch.__version__}",
+            **manifest,
+            "parameters": sum(t.numel() for t in numbers),
+            "withheld": sorted(bare.withheld_hash(name) for name in withheld),
+            "files": files,
+        }
+        (work / "manifest.json").write_text(json.dumps(full, indent=1), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def save_script(student: ServingStudent, path: Path) -> None:
+    """Script and save, without the entries that hold source text and absolute paths, and with fixed time stamps."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        torch.jit.script(student).save(str(path.with_suffix(".full")))
+    with zipfile.ZipFile(path.with_suffix(".full")) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as target:
+        for entry in source.infolist():
+            if not entry.filename.endswith(".debug_pkl"):
+                clean = zipfile.ZipInfo(entry.filename.replace(f"{path.stem}.full", path.stem), (1980, 1, 1, 0, 0, 0))
+                target.writestr(clean, source.read(entry))
+    path.with_suffix(".full").unlink()
+
+
+def load(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The scripted student of an artefact and its manifest. Loading an archive runs the code in it: load only what you trust.
+
+    Raises:
+        ExportError: the folder holds no artefact.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+            return torch.jit.load(str(folder / "student.pt")), manifest
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ExportError(f"{folder}: holds no readable artefact ({str(error).splitlines()[0]}); export the run again") from None
+
+
+def score(student: Any, manifest: Mapping[str, Any], raw: pa.Table, batch: int) -> torch.Tensor:
+    """The logits of raw rows, in batches of a given size."""
+    with torch.no_grad():
+        parts = [
+            student.logits(*bare.tensors(raw.slice(start, batch), manifest["inputs"])) for start in range(0, len(raw), batch)
+        ]
+    return torch.cat(parts)
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The checks of an artefact, made by a fresh interpreter in which recdistill, torchrec and fbgemm cannot be imported.
+
+    Raises:
+        ExportError: the check could not be made.
+    """
+    command = [sys.executable, "-I", bare.__file__, str(folder.resolve())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        reason = done.stderr.strip().splitlines()[-1:] or ["no output"]
+        raise ExportError(f"{folder}: cannot be verified: {reason[0]}; export the run again") from None
+    return result

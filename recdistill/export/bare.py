@@ -1,0 +1,127 @@
+"""Checks an artefact where only torch, numpy and pyarrow exist; run as a script of its own, it imports nothing of recdistill.
+
+    python bare.py ARTEFACT        prints one JSON object: {"ok": ..., "checks": {name: {"ok": ..., "detail": ...}}}
+
+The functions that turn raw columns into the artefact's inputs live here too, so that whoever serves the student can copy this one
+file.
+"""
+
+import hashlib
+import importlib.abc
+import json
+import re
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+FORBIDDEN = ("torchrec", "fbgemm_gpu", "recdistill")
+MISSING_INTEGER = -(2**63)
+WORD = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class _Forbid(importlib.abc.MetaPathFinder):
+    """Makes the forbidden packages impossible to import."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> None:
+        """Refuse a forbidden package.
+
+        Raises:
+            ImportError: the package is forbidden.
+        """
+        if name.split(".")[0] in FORBIDDEN:
+            raise ImportError(f"{name} cannot be imported here")
+
+
+def tensors(columns: Any, inputs: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, list[str]], dict[str, Any]]:
+    """The artefact's three inputs from an Arrow table of raw columns; columns that the table lacks are left out."""
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    numbers: dict[str, Any] = {}
+    texts: dict[str, list[str]] = {}
+    lengths: dict[str, Any] = {}
+    for entry in inputs:
+        name = entry["name"]
+        if name not in columns.column_names:
+            continue
+        column = columns[name].combine_chunks()
+        if entry["list"]:
+            length = column.value_lengths().fill_null(0) if hasattr(column, "value_lengths") else pa.compute.list_value_length(column)
+            lengths[name] = torch.from_numpy(np.array(length.cast(pa.int64()).fill_null(0)))
+            column = column.flatten()
+        if entry["kind"] == "text":
+            texts[name] = ["" if value is None else str(value) for value in column.to_pylist()]
+        elif entry["kind"] == "float":
+            numbers[name] = torch.from_numpy(np.array(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64))
+        else:
+            whole = column.cast(pa.int64(), safe=False).fill_null(MISSING_INTEGER)
+            numbers[name] = torch.from_numpy(np.array(whole))
+    return numbers, texts, lengths
+
+
+def words(archive: Path) -> set[bytes]:
+    """Every word that appears anywhere in a TorchScript archive, its tensors aside."""
+    found: set[bytes] = set()
+    with zipfile.ZipFile(archive) as content:
+        for entry in content.namelist():
+            found.update(WORD.findall(entry.encode()))
+            if not re.search(r"/(data|constants)/\d+$", entry):
+                found.update(WORD.findall(content.read(entry)))
+    return found
+
+
+def withheld_hash(name: str) -> str:
+    """The hash by which a manifest lists a name that must not appear, without naming it."""
+    return hashlib.sha256(b"withheld:" + name.encode()).hexdigest()
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """All checks of an artefact folder."""
+    import pyarrow.parquet as pq
+    import torch
+
+    checks: dict[str, dict[str, Any]] = {}
+
+    def note(name: str, ok: bool, detail: str) -> None:
+        checks[name] = {"ok": bool(ok), "detail": detail}
+
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in manifest["files"]}
+    wrong = sorted(name for name, digest in files.items() if digest != manifest["files"][name])
+    note("files", not wrong, f"changed since export: {wrong}" if wrong else f"{len(files)} files as exported")
+    names = {withheld_hash(word.decode()) for word in words(folder / "student.pt")}
+    leaked = len(names & set(manifest["withheld"]))
+    note("no_privilege", not leaked, f"{leaked} of {len(manifest['withheld'])} withheld names appear in student.pt")
+    student = torch.jit.load(str(folder / "student.pt"))
+    count = sum(t.numel() for t in [*student.parameters(), *student.buffers()] if t.is_floating_point())
+    expected = manifest["parameters"]
+    note("parameters", count == expected, f"{count} numbers in student.pt, {expected} belong to the student")
+    golden = pq.read_table(folder / "golden.parquet")
+    scores = torch.tensor(golden["score"].to_numpy()) if len(manifest["outputs"]) == 1 else torch.stack(
+        [torch.tensor(golden[f"score.{name}"].to_numpy()) for name in manifest["outputs"]], 1
+    )
+    inputs = manifest["inputs"]
+    with torch.no_grad():
+        again = student(*tensors(golden, inputs))
+        note("golden", torch.equal(again, scores), f"largest difference {float((again - scores).abs().max()):.3g} on {len(scores)} rows")
+        one = torch.cat([student(*tensors(golden.slice(i, 1), inputs)) for i in range(min(8, len(golden)))])
+        gap = float((one - scores[:8]).abs().max())
+        note("one_by_one", gap <= 1e-5, f"largest difference {gap:.3g} between one row and a batch")
+        empty = student(*tensors(golden.slice(0, 0), inputs))
+        note("empty", empty.shape[0] == 0, f"shape {tuple(empty.shape)} for no rows")
+        first = inputs[0]["name"]
+        sparse = student(*tensors(golden.select([first]), inputs))
+        note("missing", bool(torch.isfinite(sparse).all()), f"finite scores from {first!r} alone")
+    loaded = sorted(name for name in FORBIDDEN if name in sys.modules)
+    note("bare", not loaded, f"loaded: {loaded}" if loaded else f"without {', '.join(FORBIDDEN)}")
+    return {"ok": all(entry["ok"] for entry in checks.values()), "checks": checks}
+
+
+if __name__ == "__main__":
+    sys.meta_path.insert(0, _Forbid())
+    result = check(Path(sys.argv[1]))
+    print(json.dumps(result))
+    sys.exit(0 if result["ok"] else 1)
