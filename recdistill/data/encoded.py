@@ -66,7 +66,15 @@ class EncodedLog:
 
     def labels(self, split: str) -> pl.LazyFrame:
         """Row ids, raw labels and roles of a split, in the order of the log."""
-        return pl.scan_parquet(self.files(split, "labels"))
+        return self.view(split, "labels")
+
+    def view(self, split: str, view: str) -> pl.LazyFrame:
+        """Row ids and encoded columns of a view of a split, in the order of the log."""
+        return pl.scan_parquet(self.files(split, view))
+
+    def groups(self, split: str) -> pl.DataFrame | None:
+        """The raw group of each row of a split, or None if the spec names no group."""
+        return self.labels(split).select("group").collect() if self.spec.group else None
 
     def row_groups(self, split: str) -> list[tuple[int, int]]:
         """(file, row group) of every row group of a split, in order."""

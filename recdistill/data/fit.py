@@ -6,14 +6,16 @@ All statistics are lazy aggregations over the same scan and are collected togeth
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from recdistill.data.transforms.bag import Bag as FittedBag
 from recdistill.data.transforms.bag import elements
 from recdistill.data.transforms.buckets import Buckets
 from recdistill.data.transforms.numeric import Number, shaped
 from recdistill.data.transforms.raw import NOT_WHOLE, keys, numbers
-from recdistill.data.transforms.rows import HashedRows, Rows, VocabularyRows
+from recdistill.data.transforms.rows import FIRST, HashedRows, Rows, VocabularyRows
 from recdistill.data.transforms.single import Single, keyed_by_text
 from recdistill.errors import LogError
 from recdistill.spec.features import AnyColumn, Bag, Binary, FeatureSpec, Numeric, Vocabularied
@@ -146,3 +148,22 @@ def _scaling(column: Numeric | Binary, found: dict[str, float]) -> tuple[float, 
     if kind == "minmax":
         return found["min"], (found["max"] - found["min"]) or 1.0
     return (found["mean"], 1.0) if kind == "centre" else (0.0, 1.0)
+
+
+def same_rows(new: FittedColumn, old: FittedColumn) -> NDArray[np.int64]:
+    """For each row of the new table the row of the old one that stands for the same value, or -1.
+
+    Raises:
+        LogError: the columns are of different kinds, so that no row corresponds to another.
+    """
+    if isinstance(new, Single | FittedBag) and isinstance(old, Single | FittedBag):
+        if isinstance(new.rows, VocabularyRows) and isinstance(old.rows, VocabularyRows):
+            known = pl.Series(range(FIRST, old.rows.count), dtype=pl.Int64)
+            values = new.rows.values
+            rows = values.replace_strict(old.rows.values, known, default=-1, return_dtype=pl.Int64).to_numpy()
+            return np.concatenate([np.arange(FIRST), rows])
+        if isinstance(new.rows, HashedRows) and new.rows == old.rows:
+            return np.arange(new.rows.count)
+    elif type(new) is type(old) and getattr(new, "cuts", None) == getattr(old, "cuts", ()):
+        return np.arange(FIRST + len(getattr(new, "cuts", ())) + 1)
+    raise LogError(f"warm start: column {new.name!r} is encoded differently in the other run; use the same spec for it")

@@ -2,12 +2,13 @@
 
 import fnmatch
 import glob
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from recdistill.data.transforms.hashing import bucket_of, hash_texts, key_hash, splitmix64
 from recdistill.errors import LogError
@@ -176,3 +177,22 @@ def _by_hash(key: str | None, valid: float, test: float) -> pl.Expr:
         .then(pl.lit("valid"))
         .otherwise(pl.lit("train"))
     )
+
+
+def raw_batches(
+    spec: FeatureSpec, path: str, where: Mapping[str, Any], split: str | None, columns: list[str], rows: int
+) -> Iterator[pa.Table]:
+    """Raw rows of a split (or of the whole log) in the order of the log, in tables of ``rows`` rows; the last may be smaller."""
+    frame = open_log(spec, path, where)
+    if split is not None:
+        frame = with_split(frame, spec).filter(pl.col(SPLIT) == split)
+    left: list[pl.DataFrame] = []
+    for chunk in frame.select(columns).collect_batches(chunk_size=rows, maintain_order=True, engine="streaming"):
+        left.append(chunk)
+        if sum(len(part) for part in left) >= rows:
+            whole = pl.concat(left)
+            for start in range(0, len(whole) - len(whole) % rows, rows):
+                yield whole.slice(start, rows).to_arrow()
+            left = [whole.slice(len(whole) - len(whole) % rows)]
+    if sum(len(part) for part in left):
+        yield pl.concat(left).to_arrow()

@@ -5,7 +5,7 @@
       manifest.json     inputs, outputs, corrections, fingerprints
       golden.parquet    raw rows and their scores
 
-Raises nothing silently: an artefact that differs from training, or that contains anything but the student, is not written.
+An archive that names anything that may not serve is not written.
 """
 
 import hashlib
@@ -15,15 +15,16 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from recdistill import __version__
+from recdistill.data.transforms.rows import TextVocabulary
 from recdistill.errors import ExportError
 from recdistill.export import bare
 from recdistill.export.serving import ServingStudent
@@ -38,7 +39,7 @@ def write(
     folder: Path,
     *,
     manifest: Mapping[str, Any],
-    golden: pl.DataFrame,
+    golden: pa.Table,
     withheld: Iterable[str],
 ) -> None:
     """Write the artefact; the folder appears only when it is complete.
@@ -58,16 +59,20 @@ def write(
     work.mkdir(parents=True)
     try:
         save_script(student, work / "student.pt")
-        found = {name for name in withheld if name.encode() in bare.words(work / "student.pt")}
-        if found:
-            raise ExportError(f"{folder}: the archive names {sorted(found)}, which must not serve; this is a defect, please report it")
+        data, code = bare.words(work / "student.pt")
+        values = {word for text in vocabulary_texts(student) for word in bare.WORD.findall(text.encode())}
+        checkable = [name for name in withheld if name.encode() not in code | values]
+        if found := [name for name in checkable if name.encode() in data]:
+            raise ExportError(f"{folder}: the archive names {found}, which must not serve; this is a defect, please report it")
         scripted = torch.jit.load(str(work / "student.pt"))
-        rows = golden.head(GOLDEN_ROWS)
+        rows = golden.slice(0, GOLDEN_ROWS)
         with torch.no_grad():
-            scores = scripted(*bare.tensors(rows.to_arrow(), manifest["inputs"]))
+            scores = scripted(*bare.tensors(rows, manifest["inputs"]))
         outputs = manifest["outputs"]
         columns = {"score": scores} if len(outputs) == 1 else {f"score.{n}": scores[:, k] for k, n in enumerate(outputs)}
-        rows.with_columns(**{n: pl.Series(c.numpy()) for n, c in columns.items()}).write_parquet(work / "golden.parquet")
+        for name, column in columns.items():
+            rows = rows.append_column(name, pa.array(column.numpy()))
+        pq.write_table(rows, work / "golden.parquet")
         files = {n: hashlib.sha256((work / n).read_bytes()).hexdigest() for n in ("student.pt", "golden.parquet")}
         numbers = [t for t in [*student.parameters(), *student.buffers()] if t.is_floating_point()]
         full = {
@@ -75,7 +80,7 @@ def write(
             "created_by": f"recdistill {__version__}, torch {torch.__version__}",
             **manifest,
             "parameters": sum(t.numel() for t in numbers),
-            "withheld": sorted(bare.withheld_hash(name) for name in withheld),
+            "withheld": sorted(bare.withheld_hash(name) for name in checkable),
             "files": files,
         }
         (work / "manifest.json").write_text(json.dumps(full, indent=1), encoding="utf-8")
@@ -83,6 +88,13 @@ def write(
         work.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def vocabulary_texts(student: ServingStudent) -> Iterator[str]:
+    """Every text that the student knows as a value of some column."""
+    for module in student.modules():
+        if isinstance(module, TextVocabulary):
+            yield from module.index
 
 
 def save_script(student: ServingStudent, path: Path) -> None:

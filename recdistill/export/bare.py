@@ -19,6 +19,7 @@ from typing import Any
 FORBIDDEN = ("torchrec", "fbgemm_gpu", "recdistill")
 MISSING_INTEGER = -(2**63)
 WORD = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*")
+TEXT = re.compile(rb'"(?:[^"\\\\]|\\\\.)*"')
 
 
 class _Forbid(importlib.abc.MetaPathFinder):
@@ -49,8 +50,7 @@ def tensors(columns: Any, inputs: list[dict[str, Any]]) -> tuple[dict[str, Any],
             continue
         column = columns[name].combine_chunks()
         if entry["list"]:
-            length = column.value_lengths().fill_null(0) if hasattr(column, "value_lengths") else pa.compute.list_value_length(column)
-            lengths[name] = torch.from_numpy(np.array(length.cast(pa.int64()).fill_null(0)))
+            lengths[name] = torch.from_numpy(np.array(column.value_lengths().cast(pa.int64()).fill_null(0)))
             column = column.flatten()
         if entry["kind"] == "text":
             texts[name] = ["" if value is None else str(value) for value in column.to_pylist()]
@@ -62,15 +62,26 @@ def tensors(columns: Any, inputs: list[dict[str, Any]]) -> tuple[dict[str, Any],
     return numbers, texts, lengths
 
 
-def words(archive: Path) -> set[bytes]:
-    """Every word that appears anywhere in a TorchScript archive, its tensors aside."""
-    found: set[bytes] = set()
+def words(archive: Path) -> tuple[set[bytes], set[bytes]]:
+    """The words that are data in a TorchScript archive (its tensors aside), and the identifiers of its code.
+
+    A column's name would be data: a text in the code or in the pickled attributes. An attribute or variable that happens to be
+    called like a column tells nothing.
+    """
+    data: set[bytes] = set()
+    code: set[bytes] = set()
     with zipfile.ZipFile(archive) as content:
         for entry in content.namelist():
-            found.update(WORD.findall(entry.encode()))
-            if not re.search(r"/(data|constants)/\d+$", entry):
-                found.update(WORD.findall(content.read(entry)))
-    return found
+            if re.search(r"/(data|constants)/\d+$", entry):
+                continue
+            text = content.read(entry)
+            if "/code/" in entry:
+                texts = TEXT.findall(text)
+                data.update(word for quoted in texts for word in WORD.findall(quoted))
+                code.update(WORD.findall(TEXT.sub(b" ", text)))
+            else:
+                data.update(WORD.findall(text))
+    return data - code, code
 
 
 def withheld_hash(name: str) -> str:
@@ -92,7 +103,7 @@ def check(folder: Path) -> dict[str, Any]:
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in manifest["files"]}
     wrong = sorted(name for name, digest in files.items() if digest != manifest["files"][name])
     note("files", not wrong, f"changed since export: {wrong}" if wrong else f"{len(files)} files as exported")
-    names = {withheld_hash(word.decode()) for word in words(folder / "student.pt")}
+    names = {withheld_hash(word.decode()) for word in words(folder / "student.pt")[0]}
     leaked = len(names & set(manifest["withheld"]))
     note("no_privilege", not leaked, f"{leaked} of {len(manifest['withheld'])} withheld names appear in student.pt")
     student = torch.jit.load(str(folder / "student.pt"))

@@ -40,6 +40,10 @@ class ServingStudent(nn.Module):
         correction: added to every logit, for negatives left out of the log or of training.
     """
 
+    bag_starts: list[int]
+    order: list[int]
+    means: list[bool]
+
     def __init__(  # noqa: PLR0913
         self,
         singles: list[nn.Module],
@@ -58,10 +62,10 @@ class ServingStudent(nn.Module):
         self.numbers = nn.ModuleList(numbers)
         self.register_buffer("weight", weight)
         self.register_buffer("start_F", torch.tensor(starts[: len(singles)], dtype=torch.int64).unsqueeze(1))
-        self.bag_starts = [int(s) for s in starts[len(singles) :]]
-        self.order = [int(place) for place in order]
+        self.bag_starts = starts[len(singles) :]
+        self.order = order
         self.plain_order = self.order == list(range(len(self.order)))
-        self.means = [bool(mean) for mean in means]
+        self.means = means
         self.head = head
         self.correction = correction
 

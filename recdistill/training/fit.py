@@ -3,7 +3,7 @@
     seed_0/
       metrics.jsonl                    losses and validation metrics of every stage
       checkpoints/final/               parameters of all members
-      scores/teacher.test.parquet      row_id, label, group, logit, score (always float32), for valid and test
+      scores/teacher.test.parquet      row_id, label, group, logit, score; for valid and test
       fit.json                         steps of each phase, and how long it took; written last
 
 With ``refit`` the job is trained twice: first on ``train`` to learn from ``valid`` how many steps each phase takes, then on both for
@@ -16,14 +16,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import polars as pl
 import torch
-from numpy.typing import NDArray
 
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.permute import permute_privileged
 from recdistill.data.reader import Reader, Selection, Thinning
+from recdistill.data.scores import write_scores
 from recdistill.distill.compile import Plan
 from recdistill.distill.layout import is_embedded, lay_out
 from recdistill.spec.job import TrainSpec
@@ -85,7 +83,7 @@ def fit(training: Training, folder: Path, listen: Listener = lambda event: None)
         log.stage = "tune" if refit else "train"
         engine = _engine(training, training.data.tuning, ("train",), folder, heard)
         steps = [engine.run(i, phase) for i, phase in enumerate(training.plan.phases)]
-        write_scores(engine, _reader(training, training.data.tuning, ("valid",), folder), "valid", folder)
+        score_split(engine, _reader(training, training.data.tuning, ("valid",), folder), "valid", folder)
         if refit:
             log.stage = "refit"
             rows = engine.rows
@@ -93,7 +91,7 @@ def fit(training: Training, folder: Path, listen: Listener = lambda event: None)
             steps = [round(count * engine.rows / rows) for count in steps]
             for i, phase in enumerate(training.plan.phases):
                 engine.run(i, phase, steps[i])
-        write_scores(engine, _reader(training, training.data.final, ("test",), folder), "test", folder)
+        score_split(engine, _reader(training, training.data.final, ("test",), folder), "test", folder)
         checkpoint.save(engine.cast, folder / "checkpoints" / "final")
     shutil.rmtree(folder / ".shuffled", ignore_errors=True)
     summary = {"seed": training.seed, "steps": steps, "seconds": round(time.monotonic() - started, 3)}
@@ -147,21 +145,10 @@ def _reader(
     return Reader(log, splits, chosen, thinning or Thinning(), post_event)
 
 
-def write_scores(engine: Engine, reader: Reader, split: str, folder: Path) -> None:
-    """One parquet file per member: row id, label, group, logit and probability of every row of a split."""
-    scores, row_id, labels = engine.score(list(engine.cast.members), reader)
-    roles = reader.log.labels(split).select(pl.col("^group$")).collect()
-    main, *others = reader.selection.labels[: engine.cast.labels]
-    (folder / "scores").mkdir(exist_ok=True)
-    for name, logits in scores.items():
-        frame = pl.DataFrame({"row_id": row_id, "label": labels[main]})
-        frame = frame.hstack(roles).with_columns(logit=logits[:, 0], score=sigmoid(logits[:, 0]))
-        for k, other in enumerate(others, start=1):
-            columns = {f"label.{other}": labels[other], f"logit.{other}": logits[:, k], f"score.{other}": sigmoid(logits[:, k])}
-            frame = frame.with_columns(**{key: pl.Series(value) for key, value in columns.items()})
-        frame.write_parquet(folder / "scores" / f"{name}.{split}.parquet", statistics=False)
-
-
-def sigmoid(logit: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities, computed in float64 and kept as float32."""
-    return (1 / (1 + np.exp(-logit.astype(np.float64)))).astype(np.float32)
+def score_split(engine: Engine, reader: Reader, split: str, folder: Path) -> None:
+    """One score file per member for a split."""
+    logits, row_id_N, labels = engine.score(list(engine.cast.members), reader)
+    predicted = {name: labels[name] for name in reader.selection.labels[: engine.cast.labels]}
+    for name, logits_NK in logits.items():
+        path = folder / "scores" / f"{name}.{split}.parquet"
+        write_scores(path, row_id_N=row_id_N, labels=predicted, logits_NK=logits_NK, groups=reader.log.groups(split))

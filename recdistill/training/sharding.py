@@ -9,7 +9,7 @@ Rules that keep it exact, each measured (see the tests):
 """
 
 import hashlib
-import warnings
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +41,7 @@ def process_group() -> Iterator[None]:
     if dist.is_initialized():
         yield
         return
+    hook = sys.excepthook  # PyTorch wraps it at every initialisation
     if dist.is_torchelastic_launched():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     else:
@@ -50,6 +51,7 @@ def process_group() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        sys.excepthook = hook
 
 
 def device() -> torch.device:

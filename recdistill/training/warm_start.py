@@ -4,15 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
 
 from recdistill.data.encoded import load_fitted
-from recdistill.data.fit import FittedColumn, FittedSpec
-from recdistill.data.transforms.bag import Bag
-from recdistill.data.transforms.rows import FIRST, HashedRows, VocabularyRows
-from recdistill.data.transforms.single import Single
+from recdistill.data.fit import FittedSpec, same_rows
 from recdistill.distill.member import Member
 from recdistill.errors import RunError
 from recdistill.spec.job import WarmStart
@@ -70,25 +66,6 @@ def _table_of(layout: dict[str, dict[str, dict[str, str]]], member: str, column:
         if column in layout["banks"][bank]:
             return f"tables.{bank}.{layout['banks'][bank][column]}"
     return None
-
-
-def same_rows(new: FittedColumn, old: FittedColumn) -> np.ndarray:
-    """For each row of the new table the row of the old one that stands for the same value, or -1.
-
-    Raises:
-        RunError: the columns are of different kinds, so that no row corresponds to another.
-    """
-    if isinstance(new, Single | Bag) and isinstance(old, Single | Bag):
-        if isinstance(new.rows, VocabularyRows) and isinstance(old.rows, VocabularyRows):
-            known = pl.Series(range(FIRST, old.rows.count), dtype=pl.Int64)
-            values = new.rows.values
-            rows = values.replace_strict(old.rows.values, known, default=-1, return_dtype=pl.Int64).to_numpy()
-            return np.concatenate([np.arange(FIRST), rows])
-        if isinstance(new.rows, HashedRows) and new.rows == old.rows:
-            return np.arange(new.rows.count)
-    elif type(new) is type(old) and getattr(new, "cuts", None) == getattr(old, "cuts", ()):
-        return np.arange(FIRST + len(getattr(new, "cuts", ())) + 1)
-    raise RunError(f"warm start: column {new.name!r} is encoded differently in the other run; use the same spec for it")
 
 
 def _copy_rows(shard: Tensor, first: int, source: Tensor, rows: np.ndarray, column: str) -> None:

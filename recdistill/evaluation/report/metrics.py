@@ -1,0 +1,55 @@
+"""The metrics of one system over seeds, as the report holds them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from recdistill.data.scores import Scored
+from recdistill.evaluation.auc import auc
+from recdistill.evaluation.calibration import ece_equal_mass, log_loss, normalized_entropy, pcoc
+from recdistill.evaluation.grouped import grouped_auc
+from recdistill.evaluation.significance import auc_ci
+
+Entry = dict[str, Any]
+
+
+def metrics_of(scored: Scored) -> dict[str, float]:
+    """All metrics of one system on one split for one seed; NaN where a metric is not defined."""
+    found: dict[str, float] = {"auc": auc(scored.label_N, scored.logit_N)}
+    if scored.group_N is not None:
+        grouped = grouped_auc(scored.label_N, scored.logit_N, scored.group_N).as_dict()
+        found |= {key: value for key, value in grouped.items() if key != "groups"}
+    found |= {
+        "logloss": log_loss(scored.label_N, scored.logit_N),
+        "normalized_entropy": normalized_entropy(scored.label_N, scored.logit_N),
+        "ece": ece_equal_mass(scored.label_N, scored.score_N),
+        "pcoc": pcoc(scored.label_N, scored.score_N),
+        "rows": len(scored.label_N),
+        "positives": int(scored.label_N.sum()),
+    }
+    return found
+
+
+def summary(seeds: Sequence[Scored]) -> Entry:
+    """Mean, spread and single values of each metric over seeds, and the interval of the AUC."""
+    per_seed = [metrics_of(scored) for scored in seeds]
+    entry: Entry = {}
+    for name in per_seed[0]:
+        values = [metrics[name] for metrics in per_seed]
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        entry[name] = {"mean": float(np.mean(values)), "std": std, "per_seed": values}
+    entry["auc_ci"] = list(auc_ci(seeds[0].label_N, [scored.logit_N for scored in seeds]).ci)
+    return entry
+
+
+def plain_json(value: Any) -> Any:
+    """The value with plain numbers only: NaN and infinity, which JSON cannot hold, become null."""
+    if isinstance(value, Mapping):
+        return {str(k): plain_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

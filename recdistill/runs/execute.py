@@ -1,0 +1,235 @@
+"""One run: load and check the job, encode the log, train the job and its controls over all seeds, export, report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from recdistill.data.encode import encode, fingerprint_of
+from recdistill.data.encoded import EncodedLog
+from recdistill.data.log import log_files
+from recdistill.data.scores import Scored, read_scores
+from recdistill.data.simulate import simulate_marketplace
+from recdistill.data.simulate_spec import flat_spec, simulate_spec
+from recdistill.distill.compile import Plan, compile_job, problems_of
+from recdistill.evaluation.auc import auc
+from recdistill.evaluation.leaks import too_good
+from recdistill.evaluation.report.build import Results, build
+from recdistill.evaluation.report.html import render
+from recdistill.runs.console import Reporter
+from recdistill.runs.export import export_student
+from recdistill.runs.folder import (
+    RunFolder,
+    cache_folder,
+    fingerprint,
+    link_tree,
+    manifest,
+    new_folder,
+    write_json,
+    write_text,
+)
+from recdistill.spec.controls import MAIN, Arm, arms
+from recdistill.spec.features import FeatureSpec
+from recdistill.spec.job import Job, Simulation
+from recdistill.spec.load import dump_yaml, load_job
+from recdistill.training.fit import Data, Training, fit
+from recdistill.training.sharding import process_group
+
+SPLITS = ("valid", "test")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for.
+
+    Attributes:
+        job: path of the job.
+        out: the run folder; by default ``runs/`` and the job's name.
+        seeds: number of repetitions, if not the job's own.
+        overrides: ``key.path=value``.
+        variant: one of the job's variants.
+        log: a log instead of the job's own.
+        resume: continue a run that was interrupted.
+    """
+
+    job: Path
+    out: Path | None = None
+    seeds: int | None = None
+    overrides: Sequence[str] = field(default_factory=tuple)
+    variant: str | None = None
+    log: str | None = None
+    resume: bool = False
+
+    def load(self) -> tuple[Job, FeatureSpec]:
+        """The job with everything that the request changes, and its spec.
+
+        Raises:
+            SpecError: lists every problem.
+        """
+        overrides = [*self.overrides, *([f"seeds={self.seeds}"] if self.seeds else [])]
+        return load_job(self.job, overrides, variant=self.variant, log=self.log, check=problems_of)
+
+
+def execute(request: Request, console: Console | None = None) -> RunFolder:
+    """Run a job to its report.
+
+    Raises:
+        RecdistillError: a mistake in job, spec or log, or an artefact that does not hold its promises.
+    """
+    job, spec = request.load()
+    plans = [(arm, compile_job(arm.job, spec)) for arm in arms(job)]
+    stem = request.job.stem + (f"-{request.variant}" if request.variant else "")
+    folder = new_folder(request.out, stem, resume=request.resume)
+    reporter = Reporter(console or Console(stderr=True))
+    with folder.locked(), reporter.progress, process_group():
+        log, spec = raw_log(job, spec, reporter)
+        data = Data(
+            encoded(spec, log, job, ("train",), reporter),
+            encoded(spec, log, job, ("train", "valid") if job.train.refit else ("train",), reporter),
+        )
+        _prepare(folder, job, spec, data)
+        seeds = list(range(job.seeds))
+        for seed in seeds:
+            for arm, plan in plans:
+                _train(folder, arm, plan, data, seed, reporter)
+        results = collect(folder, plans, data, seeds)
+        artefact = export_student(folder, job, plans[0][1], data.final, log, best_seed(results))
+        report = {**build(results), "job": describe(job, request, data), "artefact": artefact}
+        write_text(folder.root / "report.html", render(report, folder.root))
+        write_json(folder.report, report)
+    return folder
+
+
+def raw_log(job: Job, spec: FeatureSpec, reporter: Reporter) -> tuple[str, FeatureSpec]:
+    """The path of the log, simulated first if the job asks for it, and the spec that it answers to."""
+    if not isinstance(job.log, Simulation):
+        log_files(job.log)
+        return job.log, spec
+    key = fingerprint([job.log.model_dump(), spec.model_dump(mode="json") if job.log.simulate == "spec" else None])
+    path = cache_folder("logs") / f"{job.log.simulate}-{key[:16]}.parquet"
+    options: dict[str, Any] = {"rows": job.log.rows, "seed": job.log.seed, "labelled": job.log.labelled}
+    if not path.exists():
+        with reporter.rows("simulating", job.log.rows) as done:
+            if job.log.simulate == "marketplace":
+                simulate_marketplace(path, **options, privileged=job.log.privileged, progress=done)
+            else:
+                simulate_spec(spec, path, **options, label=job.label, where=job.where, progress=done)
+    return str(path), flat_spec(spec) if job.log.simulate == "spec" else spec
+
+
+def encoded(spec: FeatureSpec, log: str, job: Job, fit_on: tuple[str, ...], reporter: Reporter) -> EncodedLog:
+    """The encoded log, from the cache if nothing has changed."""
+    name = fingerprint_of(spec, log, job.where, fit_on)[:16]
+    with reporter.rows("encoding") as done:
+        return encode(spec, log, cache_folder("encoded") / name, where=job.where, fit_on=fit_on, progress=done)
+
+
+def _prepare(folder: RunFolder, job: Job, spec: FeatureSpec, data: Data) -> None:
+    """Write what the run is, before anything is trained."""
+    write_text(folder.root / "job.yaml", dump_yaml(job))
+    write_text(folder.root / "spec.yaml", dump_yaml(spec))
+    prints = {"spec": fingerprint(spec.model_dump(mode="json")), "job": fingerprint(job.model_dump(mode="json"))}
+    prints |= {"data": data.final.fingerprint, "tuning_data": data.tuning.fingerprint}
+    write_json(folder.root / "manifest.json", manifest(list(range(job.seeds)), prints))
+    fitted = folder.root / "fitted"
+    if not fitted.exists():
+        link_tree(data.final.folder, fitted, only=("manifest.json", "fitted.json", "vocabularies"))
+
+
+def _train(folder: RunFolder, arm: Arm, plan: Plan, data: Data, seed: int, reporter: Reporter) -> None:
+    """One training, unless it is done already or lies in the cache."""
+    target = folder.training(arm.name, seed)
+    if folder.is_done(arm.name, seed):
+        return
+    cached = _cached(arm, data, seed)
+    if cached is not None and cached.exists():
+        link_tree(cached, target)
+        return
+    with reporter.training(f"{arm.name}, seed {seed}") as listen:
+        fit(Training(plan, arm.job.train, data, seed, arm.shuffle_privileged), target, listen)
+    if cached is not None:
+        link_tree(target, cached)
+    scored = read_scores(target / "scores" / f"{plan.student.name}.valid.parquet")
+    reporter.say(f"{arm.name}, seed {seed}: {len(scored.label_N)} validation rows scored")
+
+
+def _cached(arm: Arm, data: Data, seed: int) -> Path | None:
+    """Where a control's training lies in the cache; the job itself is always trained."""
+    if arm.name == MAIN:
+        return None
+    kept = {"members", "phases", "train", "label", "privileged"}
+    parts = [arm.job.model_dump(mode="json", include=kept), arm.shuffle_privileged, seed]
+    key = fingerprint([parts, data.tuning.fingerprint, data.final.fingerprint, manifest([], {})])
+    return cache_folder("trainings") / key
+
+
+def collect(folder: RunFolder, plans: Sequence[tuple[Arm, Plan]], data: Data, seeds: list[int]) -> Results:
+    """The scores of all trainings, and warnings about the data."""
+
+    def scores(arm: str, member: str) -> dict[str, list[Scored]]:
+        parts = {split: [folder.training(arm, s) / "scores" / f"{member}.{split}.parquet" for s in seeds] for split in SPLITS}
+        return {split: [read_scores(path) for path in paths] for split, paths in parts.items()}
+
+    main, *controls = plans
+    return Results(
+        student=main[1].student.name,
+        seeds=seeds,
+        members={m.name: scores(MAIN, m.name) for m in main[1].members},
+        controls={arm.name: scores(arm.name, plan.student.name) for arm, plan in controls},
+        references=references(data.final, main[1].columns[0]),
+        warnings=column_warnings(data.tuning, main[0].job),
+    )
+
+
+def references(log: EncodedLog, label: str) -> dict[str, dict[str, Scored]]:
+    """The log's own reference scores on the labelled rows of each split."""
+    found: dict[str, dict[str, Scored]] = {name: {} for name in log.spec.reference}
+    for split in SPLITS if found else ():
+        frame = log.labels(split).collect()
+        label_N = frame[label].to_numpy()
+        known_N = ~np.isnan(label_N)
+        for name in found:
+            score_N = frame[f"reference:{name}"].to_numpy()
+            found[name][split] = Scored(frame["row_id"].to_numpy()[known_N], label_N[known_N], score_N[known_N])
+    return found
+
+
+def column_warnings(log: EncodedLog, job: Job) -> list[dict[str, str]]:
+    """Warnings about single columns that nearly are the label, on the validation rows."""
+    label_N = log.labels("valid").select(job.label[0]).collect().to_series().to_numpy()
+    made = []
+    for view, names in (("serving", list(log.spec.serving)), ("post_event", job.privileged)):
+        numbers = [name for name in names if log.fitted.columns[name].kind == "float"]
+        frame = log.view("valid", view).select(numbers).collect()
+        for name, area in too_good(label_N, {n: frame[n].to_numpy() for n in numbers}).items():
+            cause = "serving_leak" if view == "serving" else "label_in_disguise"
+            what = (
+                "is it really known when a request is answered?"
+                if view == "serving"
+                else "a teacher that sees it learns the label itself, and its scores are hard labels"
+            )
+            made.append({"cause": cause, "message": f"{name} alone ranks {job.label[0]} with AUC {area:.3f}; {what}"})
+    return made
+
+
+def best_seed(results: Results) -> int:
+    """The seed whose student has the highest validation AUC."""
+    valid = results.members[results.student]["valid"]
+    return results.seeds[int(np.argmax([auc(s.label_N, s.logit_N) for s in valid]))]
+
+
+def describe(job: Job, request: Request, data: Data) -> dict[str, Any]:
+    """The job as the report names it."""
+    return {
+        "name": request.job.stem,
+        "variant": request.variant,
+        "row": job.row,
+        "paper": job.paper,
+        "about": job.about,
+        "label": job.label,
+        "privileged": job.privileged,
+        "rows": data.final.rows,
+    }

@@ -1,0 +1,109 @@
+"""The serving artefact of a run: built from a checkpoint, compared with training on the whole test split, verified bare."""
+
+import statistics
+import time
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from recdistill.data.encoded import EncodedLog
+from recdistill.data.log import raw_batches
+from recdistill.data.scores import read_logits
+from recdistill.distill.compile import Plan
+from recdistill.distill.layout import lay_out
+from recdistill.errors import ExportError
+from recdistill.export import artefact
+from recdistill.export.serving import describe_inputs, serving_student
+from recdistill.runs.folder import RunFolder
+from recdistill.spec.controls import MAIN
+from recdistill.spec.features import FeatureSpec
+from recdistill.spec.job import Job
+from recdistill.training import checkpoint
+from recdistill.training.engine import EVALUATION_BATCH
+
+LATENCY_BATCHES = (1, 32, 1024)
+
+
+def export_student(folder: RunFolder, job: Job, plan: Plan, log: EncodedLog, raw_log: str, seed: int) -> dict[str, Any]:
+    """Write ``student/`` and return what the report says about it.
+
+    Args:
+        folder: the run.
+        job: its job.
+        plan: its members.
+        log: the encoded log of the final parameters.
+        raw_log: the raw log.
+        seed: whose student is exported.
+
+    Raises:
+        ExportError: the artefact differs from the trained student, or fails its own verification.
+    """
+    spec, member = log.spec, plan.student
+    training = folder.training(MAIN, seed)
+    inputs = describe_inputs(member, spec, log.fitted)
+    keep_rate = spec.negative_keep_rate * job.train.negative_keep_rate
+    layout = lay_out(plan.members, spec, log.fitted.tables)
+    parameters = checkpoint.read(training / "checkpoints" / "final")
+    student = serving_student(
+        member, layout, spec, log.fitted, parameters, labels=plan.labels, negative_keep_rate=keep_rate
+    )
+    described = {
+        "inputs": inputs,
+        "outputs": job.label,
+        "negative_keep_rate": keep_rate,
+        "seed": seed,
+        "fingerprints": {"data": log.fingerprint},
+    }
+    batches = raw_batches(spec, raw_log, job.where, "test", [entry["name"] for entry in inputs], EVALUATION_BATCH)
+    first = next(batches)
+    artefact.write(student, folder.student, manifest=described, golden=first, withheld=withheld(job, spec))
+    loaded, manifest = artefact.load(folder.student)
+    expected = read_logits(training / "scores" / f"{member.name}.test.parquet") + np.float32(np.log(spec.negative_keep_rate))
+    parity = _parity(loaded, manifest, chain([first], batches), expected)
+    if not parity <= artefact.TOLERANCE:
+        raise ExportError(f"{folder.student}: logits differ from training by up to {parity:.3g}; this is a defect, please report it")
+    checked = artefact.verify(folder.student)
+    if not checked["ok"]:
+        failed = {name: entry["detail"] for name, entry in checked["checks"].items() if not entry["ok"]}
+        raise ExportError(f"{folder.student}: fails its verification: {failed}")
+    return {
+        "seed": seed,
+        "bytes": (folder.student / "student.pt").stat().st_size,
+        "parameters": manifest["parameters"],
+        "parity_max_abs": parity,
+        "latency": latency(loaded, manifest, first),
+        "verified": sorted(checked["checks"]),
+    }
+
+
+def withheld(job: Job, spec: FeatureSpec) -> list[str]:
+    """Names that must not appear in the artefact: all that is known only after the event."""
+    return sorted({*spec.post_event, *(spec.source(name) for name in spec.post_event), *job.privileged})
+
+
+def _parity(student: Any, manifest: dict[str, Any], batches: Any, expected: np.ndarray) -> float:
+    """The largest difference between the artefact's logits and those of training."""
+    largest, row = 0.0, 0
+    for batch in batches:
+        logits = artefact.score(student, manifest, batch, EVALUATION_BATCH).numpy().reshape(len(batch), -1)
+        largest = max(largest, float(np.abs(logits - expected[row : row + len(batch)]).max()))
+        row += len(batch)
+    if row != len(expected):
+        raise ExportError(f"parity: the log holds {row} test rows, training scored {len(expected)}; run the job again")
+    return largest
+
+
+def latency(student: Any, manifest: dict[str, Any], raw: pa.Table) -> dict[str, float]:
+    """Median milliseconds from Arrow rows to scores, by batch size."""
+    found = {}
+    for batch in LATENCY_BATCHES:
+        rows, seconds = raw.slice(0, batch), []
+        for _ in range(20):
+            start = time.perf_counter()
+            artefact.score(student, manifest, rows, batch)
+            seconds.append(time.perf_counter() - start)
+        found[f"batch_{batch}_ms"] = round(1000 * statistics.median(seconds), 3)
+    return found

@@ -1,0 +1,182 @@
+"""The run folder and the cache: who lies where.
+
+    RUN/
+      job.yaml spec.yaml          resolved, with all defaults
+      manifest.json               versions, seeds, fingerprints of spec, data and code
+      fitted/                     vocabularies and scales of the final parameters
+      seed_0/ ...                 trainings of the job itself (`recdistill/training/fit.py`)
+      controls/plain/seed_0/ ...  trainings of the controls
+      student/                    the artefact
+      report.json report.html     a run is complete only when report.json exists
+
+    CACHE/  ($RECDISTILL_CACHE, or .recdistill in the current directory; safe to delete)
+      logs/ encoded/ trainings/   simulated logs, encoded logs and finished control trainings, by fingerprint
+"""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import recdistill
+from recdistill.errors import RunError
+from recdistill.spec.controls import MAIN
+from recdistill.training.fit import DONE
+
+LIBRARIES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "polars", "pyarrow", "numpy", "scipy", "scikit-learn", "pydantic")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run."""
+
+    root: Path
+
+    @property
+    def report(self) -> Path:
+        """The report, whose presence makes the run complete."""
+        return self.root / "report.json"
+
+    @property
+    def student(self) -> Path:
+        """The serving artefact."""
+        return self.root / "student"
+
+    def training(self, arm: str, seed: int) -> Path:
+        """The folder of one training."""
+        parent = self.root if arm == MAIN else self.root / "controls" / arm
+        return parent / f"seed_{seed}"
+
+    def is_done(self, arm: str, seed: int) -> bool:
+        """Whether a training is finished."""
+        return (self.training(arm, seed) / DONE).exists()
+
+    def read_report(self) -> dict[str, Any]:
+        """The report.
+
+        Raises:
+            RunError: the run is not complete.
+        """
+        try:
+            found: dict[str, Any] = json.loads(self.report.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise RunError(f"{self.root}: is no complete run; finish it with `recdistill run JOB --out {self.root} --resume`") from None
+        return found
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(f"{self.root}: another run writes here; wait for it, or give another --out") from None
+            yield
+
+
+def new_folder(out: Path | None, stem: str, *, resume: bool) -> RunFolder:
+    """The folder of a run: the one asked for, or the first free ``runs/STEM``, ``runs/STEM-2``, ...
+
+    Raises:
+        RunError: the folder asked for holds a run already.
+    """
+    if out is not None:
+        folder = RunFolder(out)
+        if out.exists() and any(out.iterdir()) and not resume:
+            state = "a complete run" if folder.report.exists() else "files"
+            raise RunError(f"{out}: holds {state} already; give another --out, or continue it with --resume")
+        return folder
+    number = 1
+    while True:
+        folder = RunFolder(Path("runs") / (stem if number == 1 else f"{stem}-{number}"))
+        if not folder.root.exists() or (resume and not folder.report.exists()):
+            return folder
+        number += 1
+
+
+def cache_folder(kind: str) -> Path:
+    """A folder of the cache."""
+    return Path(os.environ.get("RECDISTILL_CACHE", ".recdistill")) / kind
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that the file is there completely or not at all."""
+    work = path.with_name(f".{path.name}")
+    work.write_text(json.dumps(value, indent=1, allow_nan=False), encoding="utf-8")
+    work.rename(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text so that the file is there completely or not at all."""
+    work = path.with_name(f".{path.name}")
+    work.write_text(text, encoding="utf-8")
+    work.rename(path)
+
+
+def fingerprint(value: object) -> str:
+    """A hash of anything that JSON can hold."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+@cache
+def code_fingerprint() -> str:
+    """A hash of this package's source, so that a change of code never meets an old cache."""
+    digest = hashlib.blake2b(digest_size=16)
+    root = Path(recdistill.__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that results depend on."""
+    found = {"python": platform.python_version(), "recdistill": recdistill.__version__}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def link_tree(source: Path, target: Path, only: Sequence[str] | None = None) -> None:
+    """A copy of a folder, or of some of its entries, that shares the files' content where the file system allows it.
+
+    It is there completely or not at all.
+    """
+    work = target.with_name(f".{target.name}")
+    shutil.rmtree(work, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        return [n for n in names if only is not None and Path(folder) == source and n not in only]
+
+    shutil.copytree(source, work, copy_function=_link_or_copy, ignore=left_out)
+    shutil.rmtree(target, ignore_errors=True)
+    work.rename(target)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def manifest(seeds: list[int], fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """What a run was made with."""
+    return {"versions": versions(), "seeds": seeds, "fingerprints": {**fingerprints, "code": code_fingerprint()}}
