@@ -14,6 +14,7 @@ order of the log with fixed row groups; encoding the same input again gives the 
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -46,6 +47,7 @@ def encode(
     *,
     where: Mapping[str, Any] | None = None,
     fit_on: tuple[str, ...] = ("train",),
+    fitted: FittedSpec | None = None,
     progress: Progress = lambda rows: None,
 ) -> EncodedLog:
     """The encoded log in ``out``; an existing one with the same fingerprint is returned as it is.
@@ -56,13 +58,14 @@ def encode(
         out: the folder to write; it appears only when it is complete.
         where: raw columns and the value (or values) that a row must have.
         fit_on: the splits whose rows vocabularies and scales are learned from.
+        fitted: columns fitted before; nothing is learned then, and all rows form the ``test`` split.
         progress: called with the number of rows after each chunk.
 
     Raises:
         LogError: the log does not hold what the spec promises, or ``out`` holds something else.
     """
     where = dict(where or {})
-    fingerprint = fingerprint_of(spec, log, where, fit_on)
+    fingerprint = fingerprint_of(spec, log, where, fit_on if fitted is None else ("before", *fitted.tables))
     if (out / "manifest.json").exists():
         existing = EncodedLog.open(out)
         if existing.fingerprint == fingerprint:
@@ -72,7 +75,23 @@ def encode(
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _encode_into(work, spec, log, where, fit_on, fingerprint, progress)
+        work.chmod(0o777 & ~_umask())
+        frame = open_log(spec, log, where)
+        frame = with_split(frame, spec) if fitted is None else frame.with_columns(pl.lit("test").alias(SPLIT))
+        rows = _check(frame, spec, log, SPLITS if fitted is None else ("test",))
+        learned = fitted or fit(spec, frame.filter(pl.col(SPLIT).is_in(fit_on)))
+        views = _write(work, frame, spec, learned, progress)
+        manifest = {
+            "format": FORMAT,
+            "fingerprint": fingerprint,
+            "spec": spec.model_dump(mode="json"),
+            "where": where,
+            "fit_on": list(fit_on),
+            "rows": rows,
+            "views": views,
+            "tables": learned.tables,
+        }
+        (work / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str), encoding="utf-8")
         if out.exists():
             shutil.rmtree(out)
         work.rename(out)
@@ -102,24 +121,16 @@ def file_fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _encode_into(  # noqa: PLR0913
-    out: Path,
-    spec: FeatureSpec,
-    log: str,
-    where: Mapping[str, Any],
-    fit_on: tuple[str, ...],
-    fingerprint: str,
-    progress: Progress,
-) -> None:
-    frame = with_split(open_log(spec, log, where), spec)
-    rows = _check(frame, spec, log)
-    fitted = fit(spec, frame.filter(pl.col(SPLIT).is_in(fit_on)))
+def _write(
+    out: Path, frame: pl.LazyFrame, spec: FeatureSpec, fitted: FittedSpec, progress: Progress
+) -> dict[str, list[str]]:
+    """Write the views of all splits and the fitted columns; returns the columns of each view."""
     views = {
         "serving": [fitted.columns[name].polars() for name in spec.serving],
         "post_event": [fitted.columns[name].polars() for name in spec.post_event],
         "labels": label_columns(spec, frame.collect_schema()),
     }
-    schemas: dict[str, list[str]] = {view: [e.meta.output_name() for e in columns] for view, columns in views.items()}
+    names = {view: [e.meta.output_name() for e in columns] for view, columns in views.items()}
     encoded = frame.select(
         ROW_ID, SPLIT, *(e.alias(f"{view}/{e.meta.output_name()}") for view, columns in views.items() for e in columns)
     )
@@ -128,25 +139,21 @@ def _encode_into(  # noqa: PLR0913
         for split, writer in writers.items():
             part = chunk.filter(pl.col(SPLIT) == split)
             if len(part):
-                writer.write({v: _view(part, v, names) for v, names in schemas.items()})
+                writer.write({view: _view(part, view, columns) for view, columns in names.items()})
         progress(len(chunk))
     for writer in writers.values():
         writer.close()
     save_fitted(fitted, out)
-    manifest = {
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "spec": spec.model_dump(mode="json"),
-        "where": dict(where),
-        "fit_on": list(fit_on),
-        "rows": rows,
-        "views": schemas,
-        "tables": fitted.tables,
-    }
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str), encoding="utf-8")
+    return names
 
 
-def _check(frame: pl.LazyFrame, spec: FeatureSpec, log: str) -> dict[str, int]:
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _check(frame: pl.LazyFrame, spec: FeatureSpec, log: str, required: tuple[str, ...]) -> dict[str, int]:
     """Rows of each split, after checks that need one look at all rows.
 
     Raises:
@@ -173,7 +180,7 @@ def _check(frame: pl.LazyFrame, spec: FeatureSpec, log: str) -> dict[str, int]:
             expected = "finite weights of at least 0" if name == "weight" else "0, 1 or null (not known yet)"
             raise LogError(f"{log}: {name}: {found[name]} rows hold something else than {expected}")
     rows = {name: int(found[f"/{name}"]) for name in (*SPLITS, LEFT_OUT)}
-    if empty := [name for name in SPLITS if not rows[name]]:
+    if empty := [name for name in required if not rows[name]]:
         raise LogError(f"{log}: the {empty[0]} split has no rows; check `split` in the spec (rows: {rows})")
     return rows
 

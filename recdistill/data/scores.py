@@ -39,7 +39,7 @@ def sigmoid(logit: NDArray[np.float32]) -> NDArray[np.float64]:
         return 1 / (1 + np.exp(-logit.astype(np.float64)))
 
 
-def write_scores(  # noqa: PLR0913
+def write_scores(
     path: Path,
     *,
     row_id_N: NDArray[np.int64],

@@ -27,7 +27,7 @@ def flat_spec(spec: FeatureSpec) -> FeatureSpec:
     return spec.model_copy(update={"join": {}})
 
 
-def simulate_spec(  # noqa: PLR0913
+def simulate_spec(
     spec: FeatureSpec,
     path: Path,
     *,

@@ -144,7 +144,9 @@ def _term(c: _Compiler, text: str, place: str) -> Term | None:
         else:
             losses.append(factor)
     if len(losses) != 1:
-        c.problems.append(f"{place}: a term has exactly one loss, found {[x.function for x in losses] or 'none'} in {text!r}")
+        c.problems.append(
+            f"{place}: a term has exactly one loss, found {[x.function for x in losses] or 'none'} in {text!r}"
+        )
         return None
     rows = _selector(c, parsed, place)
     term = _loss(c, losses[0], place)
@@ -244,7 +246,9 @@ def _column(c: _Compiler, name: Name, place: str) -> Column | None:
         c.columns[word] = None
         return Column(word)
     binary = [n for n, column in c.spec.post_event.items() if isinstance(column, Binary)]
-    c.problems.append(f"{place}: {word!r} is neither a member's output nor a binary column; {nearest(word, [*c.job.members, *binary])}")
+    c.problems.append(
+        f"{place}: {word!r} is neither a member's output nor a binary column; {nearest(word, [*c.job.members, *binary])}"
+    )
     return None
 
 
@@ -258,7 +262,12 @@ def _tap(c: _Compiler, member: str, rest: list[str | int], name: Name, place: st
             return Hidden(member, layer)
         case ["embed"]:
             return Embed(member)
-    taps = [f"{member}.logit", *(f"{member}.logit.{label}" for label in c.job.label), f"{member}.hidden[-1]", f"{member}.embed"]
+    taps = [
+        f"{member}.logit",
+        *(f"{member}.logit.{label}" for label in c.job.label),
+        f"{member}.hidden[-1]",
+        f"{member}.embed",
+    ]
     c.problems.append(f"{place}: {name} is no output; {nearest(str(name), taps)} (outputs: {', '.join(TAPS)})")
     return None
 
@@ -269,9 +278,13 @@ def _fits(c: _Compiler, function: Callable[..., Any], call: Call, place: str) ->
     try:
         signature.bind(*call.args, **call.kwargs)
     except TypeError as error:
-        shown = ", ".join(str(p).split(":")[0].strip() for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY)
+        shown = ", ".join(
+            str(p).split(":")[0].strip() for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY
+        )
         options = ", ".join(n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY)
-        c.problems.append(f"{place}: {call}: {error}; {call.function} takes ({shown})" + (f" and {options}" if options else ""))
+        c.problems.append(
+            f"{place}: {call}: {error}; {call.function} takes ({shown})" + (f" and {options}" if options else "")
+        )
         return False
     return True
 

@@ -187,5 +187,7 @@ def view_of(batch: Batch, audience: str) -> View:
     if audience == "serving":
         return batch.serving
     if batch.privileged is None:
-        raise VisibilityError("batch: holds no privileged view, but a member reads privileged columns; name them in the job")
+        raise VisibilityError(
+            "batch: holds no privileged view, but a member reads privileged columns; name them in the job"
+        )
     return batch.privileged

@@ -63,13 +63,17 @@ def write(
         values = {word for text in vocabulary_texts(student) for word in bare.WORD.findall(text.encode())}
         checkable = [name for name in withheld if name.encode() not in code | values]
         if found := [name for name in checkable if name.encode() in data]:
-            raise ExportError(f"{folder}: the archive names {found}, which must not serve; this is a defect, please report it")
-        scripted = torch.jit.load(str(work / "student.pt"))
+            raise ExportError(
+                f"{folder}: the archive names {found}, which must not serve; this is a defect, please report it"
+            )
+        saved = torch.jit.load(str(work / "student.pt"))
         rows = golden.slice(0, GOLDEN_ROWS)
         with torch.no_grad():
-            scores = scripted(*bare.tensors(rows, manifest["inputs"]))
+            scores = saved(*bare.tensors(rows, manifest["inputs"]))
         outputs = manifest["outputs"]
-        columns = {"score": scores} if len(outputs) == 1 else {f"score.{n}": scores[:, k] for k, n in enumerate(outputs)}
+        columns = (
+            {"score": scores} if len(outputs) == 1 else {f"score.{n}": scores[:, k] for k, n in enumerate(outputs)}
+        )
         for name, column in columns.items():
             rows = rows.append_column(name, pa.array(column.numpy()))
         pq.write_table(rows, work / "golden.parquet")
@@ -99,15 +103,20 @@ def vocabulary_texts(student: ServingStudent) -> Iterator[str]:
 
 def save_script(student: ServingStudent, path: Path) -> None:
     """Script and save, without the entries that hold source text and absolute paths, and with fixed time stamps."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-        torch.jit.script(student).save(str(path.with_suffix(".full")))
+    scripted(student).save(str(path.with_suffix(".full")))
     with zipfile.ZipFile(path.with_suffix(".full")) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as target:
         for entry in source.infolist():
             if not entry.filename.endswith(".debug_pkl"):
                 clean = zipfile.ZipInfo(entry.filename.replace(f"{path.stem}.full", path.stem), (1980, 1, 1, 0, 0, 0))
                 target.writestr(clean, source.read(entry))
     path.with_suffix(".full").unlink()
+
+
+def scripted(module: torch.nn.Module) -> Any:
+    """The module as TorchScript, without the notice that TorchScript is deprecated; this is its one place."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        return torch.jit.script(module)
 
 
 def load(folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -122,14 +131,17 @@ def load(folder: Path) -> tuple[Any, dict[str, Any]]:
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
             return torch.jit.load(str(folder / "student.pt")), manifest
     except (OSError, ValueError, RuntimeError) as error:
-        raise ExportError(f"{folder}: holds no readable artefact ({str(error).splitlines()[0]}); export the run again") from None
+        raise ExportError(
+            f"{folder}: holds no readable artefact ({str(error).splitlines()[0]}); export the run again"
+        ) from None
 
 
 def score(student: Any, manifest: Mapping[str, Any], raw: pa.Table, batch: int) -> torch.Tensor:
     """The logits of raw rows, in batches of a given size."""
     with torch.no_grad():
         parts = [
-            student.logits(*bare.tensors(raw.slice(start, batch), manifest["inputs"])) for start in range(0, len(raw), batch)
+            student.logits(*bare.tensors(raw.slice(start, batch), manifest["inputs"]))
+            for start in range(0, len(raw), batch)
         ]
     return torch.cat(parts)
 

@@ -55,7 +55,9 @@ def tensors(columns: Any, inputs: list[dict[str, Any]]) -> tuple[dict[str, Any],
         if entry["kind"] == "text":
             texts[name] = ["" if value is None else str(value) for value in column.to_pylist()]
         elif entry["kind"] == "float":
-            numbers[name] = torch.from_numpy(np.array(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64))
+            numbers[name] = torch.from_numpy(
+                np.array(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+            )
         else:
             whole = column.cast(pa.int64(), safe=False).fill_null(MISSING_INTEGER)
             numbers[name] = torch.from_numpy(np.array(whole))
@@ -111,13 +113,19 @@ def check(folder: Path) -> dict[str, Any]:
     expected = manifest["parameters"]
     note("parameters", count == expected, f"{count} numbers in student.pt, {expected} belong to the student")
     golden = pq.read_table(folder / "golden.parquet")
-    scores = torch.tensor(golden["score"].to_numpy()) if len(manifest["outputs"]) == 1 else torch.stack(
-        [torch.tensor(golden[f"score.{name}"].to_numpy()) for name in manifest["outputs"]], 1
+    scores = (
+        torch.tensor(golden["score"].to_numpy())
+        if len(manifest["outputs"]) == 1
+        else torch.stack([torch.tensor(golden[f"score.{name}"].to_numpy()) for name in manifest["outputs"]], 1)
     )
     inputs = manifest["inputs"]
     with torch.no_grad():
         again = student(*tensors(golden, inputs))
-        note("golden", torch.equal(again, scores), f"largest difference {float((again - scores).abs().max()):.3g} on {len(scores)} rows")
+        note(
+            "golden",
+            torch.equal(again, scores),
+            f"largest difference {float((again - scores).abs().max()):.3g} on {len(scores)} rows",
+        )
         one = torch.cat([student(*tensors(golden.slice(i, 1), inputs)) for i in range(min(8, len(golden)))])
         gap = float((one - scores[:8]).abs().max())
         note("one_by_one", gap <= 1e-5, f"largest difference {gap:.3g} between one row and a batch")

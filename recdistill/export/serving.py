@@ -40,11 +40,13 @@ class ServingStudent(nn.Module):
         correction: added to every logit, for negatives left out of the log or of training.
     """
 
+    weight: Tensor
+    start_F: Tensor
     bag_starts: list[int]
     order: list[int]
     means: list[bool]
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         singles: list[nn.Module],
         bags: list[nn.Module],
@@ -111,7 +113,6 @@ class ServingStudent(nn.Module):
             lengths: lengths of each list column, int64 (B,), at least 1.
             floats_BN: scaled numbers, float32 (B, N).
         """
-        batch = floats_BN.size(0)
         vectors_BFD = nn.functional.embedding((ids_FB + self.start_F).t(), self.weight)
         pooled: list[Tensor] = []
         for k in range(len(values)):
@@ -126,7 +127,7 @@ class ServingStudent(nn.Module):
             for place in self.order:
                 parts.append(vectors_BFD[:, place] if place < singles else pooled[place - singles])
         parts.append(floats_BN)
-        logits_BK = self.head(torch.cat(parts, 1)).logits_BK + self.correction
+        logits_BK: Tensor = self.head(torch.cat(parts, 1)).logits_BK + self.correction
         return logits_BK.squeeze(1) if logits_BK.size(1) == 1 else logits_BK
 
 
@@ -234,7 +235,9 @@ def _head(member: Member, inputs: Inputs, parameters: Mapping[str, Tensor], labe
 
 def trunk_widths(member: Member, parameters: Mapping[str, Tensor]) -> list[int]:
     """The widths of a member's trunk, its own or a shared one, read off its parameters."""
-    biases = {k: v for k, v in parameters.items() if k.startswith(f"{member.name}.trunk.blocks.") and k.endswith(".0.bias")}
+    biases = {
+        k: v for k, v in parameters.items() if k.startswith(f"{member.name}.trunk.blocks.") and k.endswith(".0.bias")
+    }
     return [len(biases[key]) for key in sorted(biases, key=lambda k: int(k.split(".")[3]))]
 
 

@@ -44,4 +44,6 @@ def soft(student_logit_B: Tensor, teacher_logit_B: Tensor, *, temperature: float
     if temperature <= 0:
         raise TrainingError(f"soft: temperature must be positive, found {temperature}")
     target_B = torch.sigmoid(teacher_logit_B / temperature)
-    return temperature**2 * F.binary_cross_entropy_with_logits(student_logit_B / temperature, target_B, reduction="none")
+    return temperature**2 * F.binary_cross_entropy_with_logits(
+        student_logit_B / temperature, target_B, reduction="none"
+    )

@@ -28,7 +28,9 @@ class Net:
 
     def problems(self) -> list[str]:
         """What is wrong with the options, one sentence each."""
-        parameters = {n: p for n, p in inspect.signature(NETS[self.name]).parameters.items() if p.kind is p.KEYWORD_ONLY}
+        parameters = {
+            n: p for n, p in inspect.signature(NETS[self.name]).parameters.items() if p.kind is p.KEYWORD_ONLY
+        }
         missing = [n for n, p in parameters.items() if p.default is p.empty and n not in self.options]
         unknown = [n for n in self.options if n not in parameters]
         return [f"{self.name} needs {n!r}" for n in missing] + [

@@ -16,12 +16,16 @@ class DeepFM(nn.Module):
         would double the lookups; plain numbers have first-order weights and enter the perceptron, but not the pairs.
     """
 
-    def __init__(self, inputs: Inputs, labels: int, *, mlp: list[int], norm: str = "none", dropout: float = 0.0) -> None:
+    def __init__(
+        self, inputs: Inputs, labels: int, *, mlp: list[int], norm: str = "none", dropout: float = 0.0
+    ) -> None:
         super().__init__()
         fields = inputs.embedded
         widths = {field.width for field in fields}
         if len(widths) != 1 or fields != inputs.fields[: len(fields)]:
-            raise TrainingError(f"deepfm: needs embedded columns of one width before all numbers, found widths {sorted(widths)}")
+            raise TrainingError(
+                f"deepfm: needs embedded columns of one width before all numbers, found widths {sorted(widths)}"
+            )
         self.count, self.dim = len(fields), widths.pop()
         self.first_order = nn.Linear(inputs.width, labels)
         self.stack = Stack(inputs.width, [*mlp], norm, dropout)
@@ -47,7 +51,8 @@ class CrossLayer(nn.Module):
 
     def forward(self, first_BE: Tensor, x_BE: Tensor) -> Tensor:
         """The crossed vector, (B, E)."""
-        return first_BE * self.widen(self.narrow(x_BE)) + x_BE
+        crossed_BE: Tensor = first_BE * self.widen(self.narrow(x_BE)) + x_BE
+        return crossed_BE
 
 
 class DcnV2(nn.Module):
@@ -57,7 +62,7 @@ class DcnV2(nn.Module):
     Departure: none.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         inputs: Inputs,
         labels: int,

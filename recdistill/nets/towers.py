@@ -4,6 +4,8 @@ Every net is built from `Inputs` and a number of labels K, and maps ``embed_BE``
 so they hold no configuration objects and no optional paths.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +36,7 @@ class Stack(nn.Module):
     def __init__(self, width: int, layers: list[int], norm: str = "none", dropout: float = 0.0) -> None:
         super().__init__()
         widths = [width, *layers]
-        self.blocks = nn.ModuleList(block(a, b, norm, dropout) for a, b in zip(widths, widths[1:], strict=False))
+        self.blocks = nn.ModuleList(block(a, b, norm, dropout) for a, b in pairwise(widths))
         self.width = widths[-1]
 
     def forward(self, x_BE: Tensor) -> list[Tensor]:
@@ -48,7 +50,9 @@ class Stack(nn.Module):
 class Mlp(nn.Module):
     """A multilayer perceptron; without hidden layers it is logistic regression on the input vector."""
 
-    def __init__(self, inputs: Inputs, labels: int, *, layers: list[int], norm: str = "none", dropout: float = 0.0) -> None:
+    def __init__(
+        self, inputs: Inputs, labels: int, *, layers: list[int], norm: str = "none", dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.stack = Stack(inputs.width, layers, norm, dropout)
         self.out = nn.Linear(self.stack.width, labels)
@@ -65,7 +69,10 @@ class TwoTower(nn.Module):
     Fields of neither side belong to the request; they join the user's side.
     """
 
-    def __init__(  # noqa: PLR0913
+    item_places: Tensor
+    user_places: Tensor
+
+    def __init__(
         self,
         inputs: Inputs,
         labels: int,
@@ -92,11 +99,13 @@ class TwoTower(nn.Module):
 
     def user_vector(self, embed_BE: Tensor) -> Tensor:
         """The vectors of users (and requests), (B, dim); reads the user fields only."""
-        return self.user_out(self.user_tower(embed_BE.index_select(1, self.user_places))[-1])
+        vector_BD: Tensor = self.user_out(self.user_tower(embed_BE.index_select(1, self.user_places))[-1])
+        return vector_BD
 
     def item_vector(self, embed_BE: Tensor) -> Tensor:
         """The vectors of items, (B, dim); reads the item fields only."""
-        return self.item_out(self.item_tower(embed_BE.index_select(1, self.item_places))[-1])
+        vector_BD: Tensor = self.item_out(self.item_tower(embed_BE.index_select(1, self.item_places))[-1])
+        return vector_BD
 
     def forward(self, embed_BE: Tensor) -> Outputs:
         """Logits of each row; the hidden taps are the two vectors, user first."""

@@ -6,12 +6,27 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from recdistill.training.engine import Event
 
-METRICS = {"auc": "AUC", "gauc_macro": "GAUC (macro)", "logloss": "log loss", "normalized_entropy": "NE", "ece": "ECE", "pcoc": "PCOC"}
+METRICS = {
+    "auc": "AUC",
+    "gauc_macro": "GAUC (macro)",
+    "logloss": "log loss",
+    "normalized_entropy": "NE",
+    "ece": "ECE",
+    "pcoc": "PCOC",
+}
 
 
 class Reporter:
@@ -20,8 +35,14 @@ class Reporter:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"), console=console, transient=True,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
         )
 
     @contextmanager
@@ -52,9 +73,9 @@ class Reporter:
         self.console.print(text, highlight=False)
 
 
-def result_table(report: Mapping[str, Any]) -> Table:
+def result_table(report: Mapping[str, Any], title: str = "test split") -> Table:
     """Members, controls and references on the test split."""
-    table = Table(title=f"Test split, mean over {len(report['seeds'])} seeds", title_justify="left")
+    table = Table(title=f"{title}, mean over {len(report['seeds'])} seeds", title_justify="left")
     table.add_column("system")
     table.add_column("AUC [95 % interval]", justify="right")
     systems = [(name, entry) for name, entry in report["members"].items()]

@@ -8,12 +8,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from recdistill.data.encode import encode, fingerprint_of
 from recdistill.data.encoded import EncodedLog
-from recdistill.data.log import log_files
 from recdistill.data.scores import Scored, read_scores
-from recdistill.data.simulate import simulate_marketplace
-from recdistill.data.simulate_spec import flat_spec, simulate_spec
 from recdistill.distill.compile import Plan, compile_job, problems_of
 from recdistill.evaluation.auc import auc
 from recdistill.evaluation.leaks import too_good
@@ -31,9 +27,10 @@ from recdistill.runs.folder import (
     write_json,
     write_text,
 )
+from recdistill.runs.logs import encoded, raw_log
 from recdistill.spec.controls import MAIN, Arm, arms
 from recdistill.spec.features import FeatureSpec
-from recdistill.spec.job import Job, Simulation
+from recdistill.spec.job import Job
 from recdistill.spec.load import dump_yaml, load_job
 from recdistill.training.fit import Data, Training, fit
 from recdistill.training.sharding import process_group
@@ -103,30 +100,6 @@ def execute(request: Request, console: Console | None = None) -> RunFolder:
     return folder
 
 
-def raw_log(job: Job, spec: FeatureSpec, reporter: Reporter) -> tuple[str, FeatureSpec]:
-    """The path of the log, simulated first if the job asks for it, and the spec that it answers to."""
-    if not isinstance(job.log, Simulation):
-        log_files(job.log)
-        return job.log, spec
-    key = fingerprint([job.log.model_dump(), spec.model_dump(mode="json") if job.log.simulate == "spec" else None])
-    path = cache_folder("logs") / f"{job.log.simulate}-{key[:16]}.parquet"
-    options: dict[str, Any] = {"rows": job.log.rows, "seed": job.log.seed, "labelled": job.log.labelled}
-    if not path.exists():
-        with reporter.rows("simulating", job.log.rows) as done:
-            if job.log.simulate == "marketplace":
-                simulate_marketplace(path, **options, privileged=job.log.privileged, progress=done)
-            else:
-                simulate_spec(spec, path, **options, label=job.label, where=job.where, progress=done)
-    return str(path), flat_spec(spec) if job.log.simulate == "spec" else spec
-
-
-def encoded(spec: FeatureSpec, log: str, job: Job, fit_on: tuple[str, ...], reporter: Reporter) -> EncodedLog:
-    """The encoded log, from the cache if nothing has changed."""
-    name = fingerprint_of(spec, log, job.where, fit_on)[:16]
-    with reporter.rows("encoding") as done:
-        return encode(spec, log, cache_folder("encoded") / name, where=job.where, fit_on=fit_on, progress=done)
-
-
 def _prepare(folder: RunFolder, job: Job, spec: FeatureSpec, data: Data) -> None:
     """Write what the run is, before anything is trained."""
     write_text(folder.root / "job.yaml", dump_yaml(job))
@@ -170,7 +143,9 @@ def collect(folder: RunFolder, plans: Sequence[tuple[Arm, Plan]], data: Data, se
     """The scores of all trainings, and warnings about the data."""
 
     def scores(arm: str, member: str) -> dict[str, list[Scored]]:
-        parts = {split: [folder.training(arm, s) / "scores" / f"{member}.{split}.parquet" for s in seeds] for split in SPLITS}
+        parts = {
+            split: [folder.training(arm, s) / "scores" / f"{member}.{split}.parquet" for s in seeds] for split in SPLITS
+        }
         return {split: [read_scores(path) for path in paths] for split, paths in parts.items()}
 
     main, *controls = plans

@@ -1,5 +1,6 @@
 """The serving artefact of a run: built from a checkpoint, compared with training on the whole test split, verified bare."""
 
+import json
 import statistics
 import time
 from itertools import chain
@@ -8,26 +9,42 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from rich.console import Console
 
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.log import raw_batches
 from recdistill.data.scores import read_logits
 from recdistill.distill.compile import Plan
 from recdistill.distill.layout import lay_out
-from recdistill.errors import ExportError
+from recdistill.distill.member import Member
+from recdistill.errors import ExportError, LogError, RunError
 from recdistill.export import artefact
 from recdistill.export.serving import describe_inputs, serving_student
+from recdistill.runs.console import Reporter
 from recdistill.runs.folder import RunFolder
+from recdistill.runs.logs import encoded, raw_log
+from recdistill.runs.rescore import Finished
 from recdistill.spec.controls import MAIN
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
+from recdistill.spec.strict import nearest
 from recdistill.training import checkpoint
 from recdistill.training.engine import EVALUATION_BATCH
 
 LATENCY_BATCHES = (1, 32, 1024)
 
 
-def export_student(folder: RunFolder, job: Job, plan: Plan, log: EncodedLog, raw_log: str, seed: int) -> dict[str, Any]:
+def export_student(
+    folder: RunFolder,
+    job: Job,
+    plan: Plan,
+    log: EncodedLog,
+    raw_log: str,
+    seed: int,
+    member: Member | None = None,
+    out: Path | None = None,
+) -> dict[str, Any]:
     """Write ``student/`` and return what the report says about it.
 
     Args:
@@ -37,11 +54,13 @@ def export_student(folder: RunFolder, job: Job, plan: Plan, log: EncodedLog, raw
         log: the encoded log of the final parameters.
         raw_log: the raw log.
         seed: whose student is exported.
+        member: another member that reads serving columns only, instead of the student.
+        out: where to write instead of ``student/``.
 
     Raises:
         ExportError: the artefact differs from the trained student, or fails its own verification.
     """
-    spec, member = log.spec, plan.student
+    spec, member, out = log.spec, member or plan.student, out or folder.student
     training = folder.training(MAIN, seed)
     inputs = describe_inputs(member, spec, log.fitted)
     keep_rate = spec.negative_keep_rate * job.train.negative_keep_rate
@@ -59,19 +78,23 @@ def export_student(folder: RunFolder, job: Job, plan: Plan, log: EncodedLog, raw
     }
     batches = raw_batches(spec, raw_log, job.where, "test", [entry["name"] for entry in inputs], EVALUATION_BATCH)
     first = next(batches)
-    artefact.write(student, folder.student, manifest=described, golden=first, withheld=withheld(job, spec))
-    loaded, manifest = artefact.load(folder.student)
-    expected = read_logits(training / "scores" / f"{member.name}.test.parquet") + np.float32(np.log(spec.negative_keep_rate))
+    artefact.write(student, out, manifest=described, golden=first, withheld=withheld(job, spec))
+    loaded, manifest = artefact.load(out)
+    expected = read_logits(training / "scores" / f"{member.name}.test.parquet") + np.float32(
+        np.log(spec.negative_keep_rate)
+    )
     parity = _parity(loaded, manifest, chain([first], batches), expected)
     if not parity <= artefact.TOLERANCE:
-        raise ExportError(f"{folder.student}: logits differ from training by up to {parity:.3g}; this is a defect, please report it")
-    checked = artefact.verify(folder.student)
+        raise ExportError(
+            f"{out}: logits differ from training by up to {parity:.3g}; this is a defect, please report it"
+        )
+    checked = artefact.verify(out)
     if not checked["ok"]:
         failed = {name: entry["detail"] for name, entry in checked["checks"].items() if not entry["ok"]}
-        raise ExportError(f"{folder.student}: fails its verification: {failed}")
+        raise ExportError(f"{out}: fails its verification: {failed}")
     return {
         "seed": seed,
-        "bytes": (folder.student / "student.pt").stat().st_size,
+        "bytes": (out / "student.pt").stat().st_size,
         "parameters": manifest["parameters"],
         "parity_max_abs": parity,
         "latency": latency(loaded, manifest, first),
@@ -84,7 +107,7 @@ def withheld(job: Job, spec: FeatureSpec) -> list[str]:
     return sorted({*spec.post_event, *(spec.source(name) for name in spec.post_event), *job.privileged})
 
 
-def _parity(student: Any, manifest: dict[str, Any], batches: Any, expected: np.ndarray) -> float:
+def _parity(student: Any, manifest: dict[str, Any], batches: Any, expected: NDArray[np.float32]) -> float:
     """The largest difference between the artefact's logits and those of training."""
     largest, row = 0.0, 0
     for batch in batches:
@@ -107,3 +130,29 @@ def latency(student: Any, manifest: dict[str, Any], raw: pa.Table) -> dict[str, 
             seconds.append(time.perf_counter() - start)
         found[f"batch_{batch}_ms"] = round(1000 * statistics.median(seconds), 3)
     return found
+
+
+def export_again(path: Path, out: Path | None, member: str | None, seed: int | None) -> dict[str, Any]:
+    """Write the artefact of a finished run once more, from its checkpoints and its log.
+
+    Raises:
+        RunError: the run is not complete, or has no such member or seed.
+        LogError: its log has changed since.
+    """
+    run = Finished.open(path)
+    if member is not None and member not in run.job.members:
+        raise RunError(f"{path}: has no member {member!r}; {nearest(member, run.job.members)}")
+    if seed is not None and seed not in run.report["seeds"]:
+        raise RunError(f"{path}: has no seed {seed}; it has {run.report['seeds']}")
+    reporter = Reporter(Console(stderr=True))
+    with reporter.progress:
+        log, spec = raw_log(run.job, run.spec, reporter)
+        fit_on = ("train", "valid") if run.job.train.refit else ("train",)
+        data = encoded(spec, log, run.job, fit_on, reporter)
+    known = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["fingerprints"]["data"]
+    if data.fingerprint != known:
+        raise LogError(
+            f"{path}: the log {log} has changed since this run (fingerprint {data.fingerprint}, was {known}); run the job again"
+        )
+    chosen = None if member is None else next(m for m in run.plan.members if m.name == member)
+    return export_student(run.folder, run.job, run.plan, data, log, run.seed if seed is None else seed, chosen, out)

@@ -1,16 +1,16 @@
 """The run folder and the cache: who lies where.
 
-    RUN/
-      job.yaml spec.yaml          resolved, with all defaults
-      manifest.json               versions, seeds, fingerprints of spec, data and code
-      fitted/                     vocabularies and scales of the final parameters
-      seed_0/ ...                 trainings of the job itself (`recdistill/training/fit.py`)
-      controls/plain/seed_0/ ...  trainings of the controls
-      student/                    the artefact
-      report.json report.html     a run is complete only when report.json exists
+RUN/
+  job.yaml spec.yaml          resolved, with all defaults
+  manifest.json               versions, seeds, fingerprints of spec, data and code
+  fitted/                     vocabularies and scales of the final parameters
+  seed_0/ ...                 trainings of the job itself (`recdistill/training/fit.py`)
+  controls/plain/seed_0/ ...  trainings of the controls
+  student/                    the artefact
+  report.json report.html     a run is complete only when report.json exists
 
-    CACHE/  ($RECDISTILL_CACHE, or .recdistill in the current directory; safe to delete)
-      logs/ encoded/ trainings/   simulated logs, encoded logs and finished control trainings, by fingerprint
+CACHE/  ($RECDISTILL_CACHE, or .recdistill in the current directory; safe to delete)
+  logs/ encoded/ trainings/   simulated logs, encoded logs and finished control trainings, by fingerprint
 """
 
 import fcntl
@@ -32,7 +32,18 @@ from recdistill.errors import RunError
 from recdistill.spec.controls import MAIN
 from recdistill.training.fit import DONE
 
-LIBRARIES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "polars", "pyarrow", "numpy", "scipy", "scikit-learn", "pydantic")
+LIBRARIES = (
+    "torch",
+    "torchrec",
+    "fbgemm-gpu-cpu",
+    "fbgemm-gpu",
+    "polars",
+    "pyarrow",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pydantic",
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,9 @@ class RunFolder:
         try:
             found: dict[str, Any] = json.loads(self.report.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            raise RunError(f"{self.root}: is no complete run; finish it with `recdistill run JOB --out {self.root} --resume`") from None
+            raise RunError(
+                f"{self.root}: is no complete run; finish it with `recdistill run JOB --out {self.root} --resume`"
+            ) from None
         return found
 
     @contextmanager

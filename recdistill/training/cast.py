@@ -35,7 +35,7 @@ class Cast:
         VisibilityError: a member that serves was given a column that is known only after the event.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         members: Iterable[Member],
         layout: Layout,
@@ -121,7 +121,9 @@ def refuse_leak(member: Member, layout: MemberLayout, spec: FeatureSpec) -> None
     if not member.serve:
         return
     wired = {f.name for f in layout.inputs.fields} | {p.mean_of.column for p in layout.pieces if p.mean_of}
-    seen = sorted((wired | set(layout.serving_floats) | {*layout.privileged_floats, *member.privileged}) - set(spec.serving))
+    seen = sorted(
+        (wired | set(layout.serving_floats) | {*layout.privileged_floats, *member.privileged}) - set(spec.serving)
+    )
     if seen:
         raise VisibilityError(
             f"members.{member.name}: serves, but reads {seen}, known only after the event; a serving member reads serving "

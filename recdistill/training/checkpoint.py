@@ -1,23 +1,23 @@
 """Parameters on disk: torch.distributed.checkpoint with safetensors files, so no pickle is written or read.
 
-    FOLDER/*.safetensors   dense parameters ``member.name`` and tables ``tables.bank.table``
-    FOLDER/layout.json     for each member its banks, and for each bank the table of every column
+FOLDER/*.safetensors   dense parameters ``member.name`` and tables ``tables.bank.table``
+FOLDER/layout.json     for each member its banks, and for each bank the table of every column
 """
 
 import json
-import logging
 import shutil
 import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from recdistill.distill.layout import Layout
 from recdistill.errors import RunError
@@ -29,10 +29,10 @@ def save(cast: Cast, folder: Path) -> None:
     work = folder.with_name(f".{folder.name}")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    state: dict[str, object] = {f"{n}.{k}": v for n, head in cast.heads.items() for k, v in head.state_dict().items()}
+    state: dict[str, Any] = {f"{n}.{k}": v for n, head in cast.heads.items() for k, v in head.state_dict().items()}
     state |= cast.tables.sharded_state()
     with _quiet():
-        dcp.save(state, storage_writer=HuggingFaceStorageWriter(str(work), save_distributed=True))
+        save_distributed(state, storage_writer=HuggingFaceStorageWriter(str(work), save_distributed=True))
     for file in work.glob("*.safetensors"):
         _sort_header(file)
     (work / "layout.json").write_text(json.dumps(describe(cast.layout), indent=1), encoding="utf-8")
@@ -65,8 +65,10 @@ def read(folder: Path) -> dict[str, Tensor]:
                     parts.setdefault(key, []).append((offsets, content.get_tensor(key)))
         except (SafetensorError, OSError) as error:
             raise RunError(f"{file}: is not a readable checkpoint ({error}); run the job again") from None
-    return {key: torch.cat([t for _, t in sorted(found, key=lambda f: f[0])]) if len(found) > 1 else found[0][1]
-            for key, found in parts.items()}
+    return {
+        key: torch.cat([t for _, t in sorted(found, key=lambda f: f[0])]) if len(found) > 1 else found[0][1]
+        for key, found in parts.items()
+    }
 
 
 def restore(cast: Cast, parameters: Mapping[str, Tensor]) -> None:
@@ -89,7 +91,9 @@ def restore(cast: Cast, parameters: Mapping[str, Tensor]) -> None:
 def _copy(target: Tensor, source: Mapping[str, Tensor], key: str, shown: str | None = None) -> None:
     if key not in source or source[key].shape != target.shape:
         found = "nothing" if key not in source else f"shape {tuple(source[key].shape)}"
-        raise RunError(f"checkpoint: {shown or key}: expected shape {tuple(target.shape)}, found {found}; it is of another job")
+        raise RunError(
+            f"checkpoint: {shown or key}: expected shape {tuple(target.shape)}, found {found}; it is of another job"
+        )
     target.copy_(source[key])
 
 
@@ -105,7 +109,11 @@ def _sort_header(file: Path) -> None:
 
 
 def _sorted(value: object) -> object:
-    return {k: _sorted(value[k]) for k in sorted(value, key=lambda k: (k != "__metadata__", k))} if isinstance(value, dict) else value
+    return (
+        {k: _sorted(value[k]) for k in sorted(value, key=lambda k: (k != "__metadata__", k))}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 @contextmanager

@@ -161,13 +161,16 @@ class Engine:
                 )
         self.listen(Event("step", index, step + 1, planned, values))
 
-    def score(self, names: list[str], reader: Reader) -> tuple[Scores, NDArray[np.int64], dict[str, NDArray[np.float32]]]:
+    def score(
+        self, names: list[str], reader: Reader
+    ) -> tuple[Scores, NDArray[np.int64], dict[str, NDArray[np.float32]]]:
         """Logits (rows, labels) of members, row ids and raw labels, in the order of the log; nothing of training changes.
 
         Logits are corrected for the share of negatives that training left out.
         """
         logits: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
-        row_ids, labels = [], {name: [] for name in reader.selection.labels}
+        row_ids: list[NDArray[np.int64]] = []
+        labels: dict[str, list[NDArray[np.float32]]] = {name: [] for name in reader.selection.labels}
         with torch.no_grad():
             for batch in reader.in_order(EVALUATION_BATCH):
                 outputs = self.cast.answer(names, self.cast.look_up(names, batch, frozenset()), batch)

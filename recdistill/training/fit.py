@@ -99,13 +99,13 @@ def fit(training: Training, folder: Path, listen: Listener = lambda event: None)
     return engine.cast
 
 
-def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int) -> Cast:
-    """The members of a plan with initial parameters, for an encoded log."""
+def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, warm: bool = True) -> Cast:
+    """The members of a plan with initial parameters, for an encoded log; with ``warm`` those of other runs if asked for."""
     layout = lay_out(plan.members, log.spec, log.fitted.tables)
     tables = Tables(layout, settings.tables, std=settings.table_std, seed=seed)
     cast = Cast(plan.members, layout, tables, log.spec, labels=plan.labels, precision=settings.precision, seed=seed)
     for member in plan.members:
-        if member.warm_start is not None:
+        if warm and member.warm_start is not None:
             warm_start(cast, member, member.warm_start, log.fitted)
     return cast
 

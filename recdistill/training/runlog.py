@@ -25,7 +25,13 @@ class RunLog:
 
     def write(self, event: Event) -> None:
         """Append one event."""
-        line = {"stage": self.stage, "kind": event.kind, "phase": event.phase, "step": event.step, "values": event.values}
+        line = {
+            "stage": self.stage,
+            "kind": event.kind,
+            "phase": event.phase,
+            "step": event.step,
+            "values": event.values,
+        }
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
 

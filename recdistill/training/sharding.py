@@ -13,11 +13,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.optim.apply_optimizer_in_backward import (
+    _apply_optimizer_in_backward as apply_optimizer_in_backward,
+)
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 from torchrec.distributed import comm_ops
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -45,7 +49,7 @@ def process_group() -> Iterator[None]:
     if dist.is_torchelastic_launched():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     else:
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     comm_ops.set_gradient_division(False)
     try:
         yield
@@ -95,7 +99,9 @@ class Tables:
             return
         collections = nn.ModuleDict({name: _collection(bank, optimizer) for name, bank in self.banks.items()})
         sharder = EmbeddingBagCollectionSharder()
-        plan = {name: _plan(module, bank, sharder) for (name, module), bank in zip(collections.items(), self.banks.values())}
+        plan = {
+            name: _plan(module, bank, sharder) for (name, module), bank in zip(collections.items(), self.banks.values())
+        }
         self.model = DistributedModelParallel(
             collections, device=device(), plan=ShardingPlan(plan), sharders=[sharder], init_data_parallel=False
         )
@@ -111,7 +117,7 @@ class Tables:
                 for shard in value.local_shards():
                     yield key.removeprefix(prefix), shard.tensor, shard.metadata.shard_offsets[0]
 
-    def sharded_state(self) -> dict[str, object]:
+    def sharded_state(self) -> dict[str, Any]:
         """The tables as TorchRec's sharded tensors, ``tables.bank.table`` to tensor, for distributed checkpoints."""
         if self.model is None:
             return {}
@@ -128,7 +134,9 @@ class Tables:
         with torch.set_grad_enabled(train):
             vectors = self.model.module[name](self._features(bank, batch))
             if vectors.keys() != [f.column for f in bank.features]:
-                raise TrainingError(f"tables of {name}: TorchRec returned {vectors.keys()}; expected the order of the bank")
+                raise TrainingError(
+                    f"tables of {name}: TorchRec returned {vectors.keys()}; expected the order of the bank"
+                )
             pooled = vectors.values()
         return Lookup(pooled, pooled.detach().requires_grad_(train))
 

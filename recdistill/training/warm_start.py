@@ -27,7 +27,9 @@ def warm_start(cast: Cast, member: Member, source: WarmStart, fitted: FittedSpec
     parameters = checkpoint.read(folder)
     layout = json.loads((folder / "layout.json").read_text(encoding="utf-8"))
     if source.member not in layout["members"]:
-        raise RunError(f"members.{member.name}.warm_start: {run} has no member {source.member!r}; it has {list(layout['members'])}")
+        raise RunError(
+            f"members.{member.name}.warm_start: {run} has no member {source.member!r}; it has {list(layout['members'])}"
+        )
     with torch.no_grad():
         for key, value in cast.heads[member.name].state_dict().items():
             found = parameters.get(f"{source.member}.{key}")
@@ -70,7 +72,9 @@ def _table_of(layout: dict[str, dict[str, dict[str, str]]], member: str, column:
 
 def _copy_rows(shard: Tensor, first: int, source: Tensor, rows: np.ndarray, column: str) -> None:
     if shard.shape[1] != source.shape[1]:
-        raise RunError(f"warm start: the table of {column!r} has width {shard.shape[1]}, in the other run {source.shape[1]}")
+        raise RunError(
+            f"warm start: the table of {column!r} has width {shard.shape[1]}, in the other run {source.shape[1]}"
+        )
     local = torch.from_numpy(rows[first : first + len(shard)])
     found = local >= 0
     shard[found] = source[local[found]]

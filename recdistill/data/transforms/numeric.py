@@ -48,7 +48,7 @@ def shaped(number: pl.Expr, clip: tuple[float, float] | None, *, log: bool) -> p
 class NumberModule(nn.Module):
     """`Number` inside the artefact."""
 
-    def __init__(self, source: str, low: float, high: float, log: bool, shift: float, scale: float) -> None:  # noqa: PLR0913
+    def __init__(self, source: str, low: float, high: float, log: bool, shift: float, scale: float) -> None:
         super().__init__()
         self.source = source
         self.low, self.high, self.log = low, high, log

@@ -1,0 +1,5 @@
+"""`python -m recdistill` is `recdistill`."""
+
+from recdistill.cli import main
+
+main()

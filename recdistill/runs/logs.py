@@ -1,0 +1,37 @@
+"""The logs of a run: simulated if the job asks for it, and encoded; both kept in the cache by fingerprint."""
+
+from typing import Any
+
+from recdistill.data.encode import encode, fingerprint_of
+from recdistill.data.encoded import EncodedLog
+from recdistill.data.log import log_files
+from recdistill.data.simulate import simulate_marketplace
+from recdistill.data.simulate_spec import flat_spec, simulate_spec
+from recdistill.runs.console import Reporter
+from recdistill.runs.folder import cache_folder, fingerprint
+from recdistill.spec.features import FeatureSpec
+from recdistill.spec.job import Job, Simulation
+
+
+def raw_log(job: Job, spec: FeatureSpec, reporter: Reporter) -> tuple[str, FeatureSpec]:
+    """The path of the log, simulated first if the job asks for it, and the spec that it answers to."""
+    if not isinstance(job.log, Simulation):
+        log_files(job.log)
+        return job.log, spec
+    key = fingerprint([job.log.model_dump(), spec.model_dump(mode="json") if job.log.simulate == "spec" else None])
+    path = cache_folder("logs") / f"{job.log.simulate}-{key[:16]}.parquet"
+    options: dict[str, Any] = {"rows": job.log.rows, "seed": job.log.seed, "labelled": job.log.labelled}
+    if not path.exists():
+        with reporter.rows("simulating", job.log.rows) as done:
+            if job.log.simulate == "marketplace":
+                simulate_marketplace(path, **options, privileged=job.log.privileged, progress=done)
+            else:
+                simulate_spec(spec, path, **options, label=job.label, where=job.where, progress=done)
+    return str(path), flat_spec(spec) if job.log.simulate == "spec" else spec
+
+
+def encoded(spec: FeatureSpec, log: str, job: Job, fit_on: tuple[str, ...], reporter: Reporter) -> EncodedLog:
+    """The encoded log, from the cache if nothing has changed."""
+    name = fingerprint_of(spec, log, job.where, fit_on)[:16]
+    with reporter.rows("encoding") as done:
+        return encode(spec, log, cache_folder("encoded") / name, where=job.where, fit_on=fit_on, progress=done)

@@ -1,0 +1,204 @@
+"""Other logs through the members of a finished run: scores as columns, and the same metrics on other rows."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from recdistill.data.encode import encode
+from recdistill.data.encoded import EncodedLog, load_fitted
+from recdistill.data.fit import FittedSpec
+from recdistill.data.log import ROW_ID, raw_batches
+from recdistill.data.reader import Reader
+from recdistill.data.scores import Scored, sigmoid
+from recdistill.distill.compile import Plan, compile_job
+from recdistill.errors import RunError
+from recdistill.evaluation.report.metrics import plain_json, summary
+from recdistill.export import artefact
+from recdistill.runs.folder import RunFolder
+from recdistill.spec.controls import MAIN
+from recdistill.spec.features import FeatureSpec
+from recdistill.spec.job import Job
+from recdistill.spec.load import load_feature_spec, read_yaml
+from recdistill.spec.strict import nearest
+from recdistill.training import checkpoint
+from recdistill.training.engine import EVALUATION_BATCH, Engine
+from recdistill.training.fit import build_cast, selection
+from recdistill.training.sharding import process_group
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A complete run, opened again."""
+
+    folder: RunFolder
+    job: Job
+    spec: FeatureSpec
+    plan: Plan
+    report: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> "Finished":
+        """The run in a folder.
+
+        Raises:
+            RunError: the run is not complete.
+        """
+        report = RunFolder(path).read_report()
+        job = Job.model_validate(read_yaml(path / "job.yaml"))
+        spec = load_feature_spec(path / "spec.yaml")
+        return cls(RunFolder(path), job, spec, compile_job(job, spec), report)
+
+    @property
+    def seed(self) -> int:
+        """The seed whose student was exported."""
+        return int(self.report["artefact"]["seed"])
+
+    @contextmanager
+    def encoded(self, log: str, spec: FeatureSpec, where: dict[str, Any]) -> Iterator[EncodedLog]:
+        """Another log, encoded with the run's own columns; all its rows form the ``test`` split."""
+        fitted = load_fitted(self.folder.root / "fitted")
+        known = FittedSpec({name: fitted.columns[name] for name in spec.columns})
+        with TemporaryDirectory(prefix="recdistill-") as work:
+            yield encode(spec, log, Path(work) / "encoded", where=where, fitted=known)
+
+    def engine(self, plan: Plan, log: EncodedLog, seed: int) -> Engine:
+        """The members with the final parameters of a seed, reading that log."""
+        cast = build_cast(plan, self.job.train, log, seed=seed, warm=False)
+        checkpoint.restore(cast, checkpoint.read(self.folder.training(MAIN, seed) / "checkpoints" / "final"))
+        return Engine(cast, Reader(log, ("test",), selection(plan, log)), None, self.job.train, seed)
+
+
+def score_run(path: Path, log: str, out: Path, member: str | None = None) -> int:
+    """Write a member's scores of all rows of a log: row id and its columns, logit, score; returns the number of rows.
+
+    The student is scored by its artefact and needs serving columns only; other members need what they were trained on.
+
+    Raises:
+        RunError: the run has no such member.
+        LogError: the log lacks a column.
+    """
+    run = Finished.open(path)
+    name = member or run.job.student
+    if name == run.job.student:
+        return score_artefact(run.folder.student, log, out, run.spec)
+    if name not in run.job.members:
+        raise RunError(f"{path}: has no member {name!r}; {nearest(name, run.job.members)}")
+    inputs = {n: c for n, c in run.spec.post_event.items() if n in run.job.privileged}
+    spec = _without_roles(run.spec).model_copy(update={"post_event": inputs})
+    plan = Plan(run.plan.members, run.plan.phases, (), run.plan.labels)
+    with process_group(), run.encoded(log, spec, {}) as encoded:
+        engine = run.engine(plan, encoded, run.seed)
+        logits, row_id_N, _ = engine.score([name], engine.train)
+        keys = pa.concat_tables(raw_batches(spec, log, {}, None, [*spec.row_id], EVALUATION_BATCH))
+    table = _with_scores(keys.add_column(0, "row_id", pa.array(row_id_N)), logits[name], run.job.label)
+    pq.write_table(table, out)
+    return len(table)
+
+
+def score_artefact(folder: Path, log: str, out: Path, spec: FeatureSpec) -> int:
+    """Write the artefact's scores of all rows of a log, streaming; returns the number of rows.
+
+    Args:
+        folder: the artefact.
+        log: the raw log.
+        out: the parquet file to write; it appears only when it is complete.
+        spec: says how rows are identified and side tables joined.
+    """
+    student, manifest = artefact.load(folder)
+    serving = _without_roles(spec).model_copy(update={"post_event": {}})
+    columns = [ROW_ID, *dict.fromkeys([*spec.row_id, *(entry["name"] for entry in manifest["inputs"])])]
+    work = out.with_name(f".{out.name}")
+    writer: pq.ParquetWriter | None = None
+    rows = 0
+    for raw in raw_batches(serving, log, {}, None, columns, EVALUATION_BATCH):
+        logits = artefact.score(student, manifest, raw, EVALUATION_BATCH).numpy().reshape(len(raw), -1)
+        keys = raw.select([ROW_ID, *spec.row_id]).rename_columns(["row_id", *spec.row_id])
+        table = _with_scores(keys, logits, manifest["outputs"])
+        writer = writer or pq.ParquetWriter(work, table.schema)
+        writer.write_table(table)
+        rows += len(table)
+    if writer is None:
+        raise RunError(f"{log}: holds no rows to score")
+    writer.close()
+    work.rename(out)
+    return rows
+
+
+def plain_spec(folder: Path) -> FeatureSpec:
+    """The spec of a log that holds the artefact's inputs itself, without side tables; a row's number is its id."""
+    _, manifest = artefact.load(folder)
+    columns = {entry["name"]: {"type": "list" if entry["list"] else "categorical"} for entry in manifest["inputs"]}
+    return FeatureSpec.model_validate({"serving": columns})
+
+
+def _without_roles(spec: FeatureSpec) -> FeatureSpec:
+    """The spec without what only training and evaluation need."""
+    return spec.model_copy(
+        update={"reference": [], "weight": None, "group": None, "scenario": None, "split": None, "time": None}
+    )
+
+
+def _with_scores(table: pa.Table, logits_NK: NDArray[np.float32], labels: list[str]) -> pa.Table:
+    for k, name in enumerate(labels):
+        suffix = "" if k == 0 else f".{name}"
+        table = table.append_column(f"logit{suffix}", pa.array(logits_NK[:, k]))
+        table = table.append_column(f"score{suffix}", pa.array(sigmoid(logits_NK[:, k]).astype(np.float32)))
+    return table
+
+
+def evaluate_run(path: Path, log: str) -> dict[str, Any]:
+    """Metrics of every member of every seed, and of the reloaded artefact, on another log.
+
+    Returns:
+        The report: ``members`` as in report.json under the split ``test``, and ``artefact`` likewise.
+
+    Raises:
+        RunError: the run is not complete.
+        LogError: the log lacks a column.
+    """
+    run = Finished.open(path)
+    spec = run.spec.model_copy(update={"split": None, "time": None})
+    label = run.job.label[0]
+    with process_group(), run.encoded(log, spec, dict(run.job.where)) as encoded:
+        frame = encoded.groups("test")
+        group_N = (
+            None if frame is None else frame.select(frame["group"].rank("dense").fill_null(0)).to_series().to_numpy()
+        )
+        per_member: dict[str, list[Scored]] = {name: [] for name in run.job.members}
+        for seed in run.report["seeds"]:
+            engine = run.engine(run.plan, encoded, seed)
+            logits, row_id_N, labels = engine.score(list(per_member), engine.train)
+            for name, found in per_member.items():
+                found.append(_scored(row_id_N, labels[label], logits[name][:, 0], group_N))
+        student, manifest = artefact.load(run.folder.student)
+        raw = raw_batches(spec, log, run.job.where, None, [e["name"] for e in manifest["inputs"]], EVALUATION_BATCH)
+        parts = [artefact.score(student, manifest, b, EVALUATION_BATCH).numpy().reshape(len(b), -1)[:, 0] for b in raw]
+        served = _scored(row_id_N, labels[label], np.concatenate(parts), group_N)
+    result: dict[str, Any] = plain_json(
+        {
+            "members": {name: {"test": summary(found)} for name, found in per_member.items()},
+            "artefact": {"test": summary([served])},
+            "student": run.job.student,
+            "seeds": run.report["seeds"],
+            "rows": encoded.rows["test"],
+        }
+    )
+    return result
+
+
+def _scored(
+    row_id_N: NDArray[np.int64],
+    label_N: NDArray[np.float32],
+    logit_N: NDArray[np.float32],
+    group_N: NDArray[np.int64] | None,
+) -> Scored:
+    known_N = ~np.isnan(label_N)
+    return Scored(row_id_N[known_N], label_N[known_N], logit_N[known_N], None if group_N is None else group_N[known_N])
