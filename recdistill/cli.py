@@ -24,7 +24,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 150)
 err = Console(stderr=True)
 
 JobPath = Annotated[Path, typer.Argument(help="A job file (see jobs/).", show_default=False)]

@@ -51,6 +51,11 @@ class View:
         """All columns of the view."""
         return (*self.id_names, *self.float_names, *self.bags)
 
+    @property
+    def sizes(self) -> set[int]:
+        """Rows of each of its parts; one number, if the parts belong together."""
+        return {self.ids_FB.shape[1], len(self.floats_BN), *(len(bag.lengths_B) for bag in self.bags.values())}
+
     def ids(self, names: tuple[str, ...]) -> Tensor:
         """Embedding rows of some id columns, (len(names), B); no copy if they are all the view has.
 
@@ -83,8 +88,9 @@ class View:
     def _place(self, name: str, names: tuple[str, ...]) -> int:
         if name not in names:
             raise VisibilityError(
-                f"batch: column {name!r} was asked of the {self.audience} view, which holds {list(self.names)}; a member "
-                "sees only the views that it was given, so take the column out of its view or let it be no serving member"
+                f"batch: column {name!r} was asked of the {self.audience} view, which holds {list(self.names)}; a "
+                "member sees only the views that it was given, so take the column out of its view or let it be no "
+                "serving member"
             )
         return names.index(name)
 
@@ -101,11 +107,15 @@ class Batch:
 
     def __post_init__(self) -> None:
         if self.serving.audience != "serving" or (self.privileged and self.privileged.audience != "privileged"):
-            raise VisibilityError("batch: the serving and the privileged view are swapped; build them from the spec's roles")
+            raise VisibilityError(
+                "batch: the serving and the privileged view are swapped; build them from the spec's roles"
+            )
         both = set(self.serving.names) & set(self.privileged.names if self.privileged else ())
         if both:
             raise VisibilityError(f"batch: {sorted(both)} stand in the serving and in the privileged view; keep one")
-        sizes = {len(self.row_id_B), self.serving.ids_FB.shape[1], len(self.serving.floats_BN), len(self.weight_B)}
+        views = [self.serving] if self.privileged is None else [self.serving, self.privileged]
+        sizes = {len(self.row_id_B), len(self.weight_B), *map(len, self.labels.values())}
+        sizes.update(size for view in views for size in view.sizes)
         if len(sizes) != 1:
             raise ShapeError(f"batch: parts of {sorted(sizes)} rows; all parts of a batch hold the same rows")
 

@@ -8,15 +8,15 @@
         post_event-00000.parquet       row id and the encoded post-event columns; the same rows in the same order
         labels-00000.parquet           row id, raw binary post-event columns, and the roles (group, time, weight, ...)
 
-The three views lie in separate files, so that whoever reads the serving view cannot see anything else. Files are written in the
-order of the log with fixed row groups; encoding the same input again gives the same bytes, and is skipped when nothing changed.
+The three views lie in separate files, so that whoever reads the serving view cannot see anything else. Files are
+written in the order of the log with fixed row groups; encoding the same input again gives the same bytes, and is
+skipped when nothing changed.
 """
 
 import hashlib
 import json
-import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recdistill.data.encoded import GROUP_ROWS, EncodedLog, save_fitted
-from recdistill.data.fit import FittedSpec, fit
+from recdistill.data.fit import FittedSpec, check_types, fit
 from recdistill.data.log import LEFT_OUT, ROW_ID, SPLIT, SPLITS, log_files, open_log, with_split
 from recdistill.data.transforms.raw import numbers
 from recdistill.errors import LogError
@@ -48,7 +48,7 @@ def encode(
     where: Mapping[str, Any] | None = None,
     fit_on: tuple[str, ...] = ("train",),
     fitted: FittedSpec | None = None,
-    progress: Progress = lambda rows: None,
+    progress: Progress = lambda _: None,
 ) -> EncodedLog:
     """The encoded log in ``out``; an existing one with the same fingerprint is returned as it is.
 
@@ -58,25 +58,28 @@ def encode(
         out: the folder to write; it appears only when it is complete.
         where: raw columns and the value (or values) that a row must have.
         fit_on: the splits whose rows vocabularies and scales are learned from.
-        fitted: columns fitted before; nothing is learned then, and all rows form the ``test`` split.
+        fitted: columns fitted before; nothing is learned then, all rows form the ``test`` split, and an existing log is
+            encoded again.
         progress: called with the number of rows after each chunk.
 
     Raises:
         LogError: the log does not hold what the spec promises, or ``out`` holds something else.
     """
     where = dict(where or {})
-    fingerprint = fingerprint_of(spec, log, where, fit_on if fitted is None else ("before", *fitted.tables))
+    fingerprint = fingerprint_of(spec, log, where, fit_on if fitted is None else ("before",))
     if (out / "manifest.json").exists():
         existing = EncodedLog.open(out)
-        if existing.fingerprint == fingerprint:
+        if existing.fingerprint == fingerprint and fitted is None:
             return existing
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LogError(f"{out}: exists and holds no encoded log; give another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    work = out.with_name(f".{out.name}-{secrets.token_hex(4)}")  # with the usual permissions, unlike a temporary folder
+    work.mkdir()
     try:
-        work.chmod(0o777 & ~_umask())
         frame = open_log(spec, log, where)
+        if fitted is not None:
+            check_types(fitted, spec, frame.collect_schema())
         frame = with_split(frame, spec) if fitted is None else frame.with_columns(pl.lit("test").alias(SPLIT))
         rows = _check(frame, spec, log, SPLITS if fitted is None else ("test",))
         learned = fitted or fit(spec, frame.filter(pl.col(SPLIT).is_in(fit_on)))
@@ -147,12 +150,6 @@ def _write(
     return names
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _check(frame: pl.LazyFrame, spec: FeatureSpec, log: str, required: tuple[str, ...]) -> dict[str, int]:
     """Rows of each split, after checks that need one look at all rows.
 
@@ -160,10 +157,14 @@ def _check(frame: pl.LazyFrame, spec: FeatureSpec, log: str, required: tuple[str
         LogError: no rows, an empty split, repeated row ids, labels other than 0, 1 and null, or unusable weights.
     """
     schema = frame.collect_schema()
-    tests = {name: ~_binary(spec, name, schema).is_in([0.0, 1.0]) for name, c in spec.columns.items() if isinstance(c, Binary)}
+    tests = {
+        name: ~_binary(spec, name, schema).is_in([0.0, 1.0])
+        for name, c in spec.columns.items()
+        if isinstance(c, Binary)
+    }
     if spec.weight:
         weight = numbers(pl.col(spec.weight), schema[spec.weight], "weight")
-        tests["weight"] = weight.is_null() | (weight < 0)
+        tests["/weight"] = weight.is_null() | (weight < 0)
     counts = (pl.col(SPLIT).eq(name).sum().alias(f"/{name}") for name in (*SPLITS, LEFT_OUT))
     unique = pl.col(ROW_ID).n_unique().alias("/unique")
     query = frame.select(*counts, unique, pl.len().alias("/all"), *(test.sum().alias(n) for n, test in tests.items()))
@@ -177,8 +178,8 @@ def _check(frame: pl.LazyFrame, spec: FeatureSpec, log: str, required: tuple[str
         )
     for name in tests:
         if found[name]:
-            expected = "finite weights of at least 0" if name == "weight" else "0, 1 or null (not known yet)"
-            raise LogError(f"{log}: {name}: {found[name]} rows hold something else than {expected}")
+            expected = "finite weights of at least 0" if name == "/weight" else "0, 1 or null (not known yet)"
+            raise LogError(f"{log}: {name.removeprefix('/')}: {found[name]} rows hold something else than {expected}")
     rows = {name: int(found[f"/{name}"]) for name in (*SPLITS, LEFT_OUT)}
     if empty := [name for name in required if not rows[name]]:
         raise LogError(f"{log}: the {empty[0]} split has no rows; check `split` in the spec (rows: {rows})")
@@ -191,8 +192,10 @@ def _binary(spec: FeatureSpec, name: str, schema: pl.Schema) -> pl.Expr:
 
 
 def label_columns(spec: FeatureSpec, schema: pl.Schema) -> list[pl.Expr]:
-    """Columns that travel raw: binary post-event columns, weight and reference scores as Float32, and the other roles."""
-    binary = [_binary(spec, n, schema).cast(pl.Float32).alias(n) for n, c in spec.post_event.items() if isinstance(c, Binary)]
+    """Columns that travel raw: binary post-event columns, weight and reference scores as Float32, the other roles."""
+    binary = [
+        _binary(spec, n, schema).cast(pl.Float32).alias(n) for n, c in spec.post_event.items() if isinstance(c, Binary)
+    ]
     scores = [numbers(pl.col(n), schema[n], n).cast(pl.Float32).alias(f"reference:{n}") for n in spec.reference]
     weight = [pl.col(spec.weight).cast(pl.Float32).alias("weight")] if spec.weight else []
     roles = {"group": spec.group, "time": spec.time, "scenario": spec.scenario}

@@ -22,7 +22,7 @@ GROUP_ROWS = 65_536  # of a parquet row group, the unit that training shuffles
 
 _KINDS: dict[str, type] = {"single": Single, "bag": Bag, "number": Number, "buckets": Buckets}
 _INTEGERS = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
-_TYPES = {str(t()): t() for t in (pl.String, pl.Boolean, pl.Float32, pl.Float64, *_INTEGERS)}
+_TYPES = {str(t()): t() for t in (pl.String, pl.Boolean, pl.Float16, pl.Float32, pl.Float64, *_INTEGERS)}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class EncodedLog:
             spec = FeatureSpec.model_validate(manifest["spec"])
             fitted = load_fitted(folder)
             return cls(folder, manifest["fingerprint"], spec, fitted, manifest["rows"], manifest["views"])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, LookupError, TypeError, pl.exceptions.PolarsError) as error:
             raise LogError(f"{folder}: holds no encoded log ({error}); encode it again") from None
 
     def files(self, split: str, view: str) -> list[Path]:
@@ -70,7 +70,7 @@ class EncodedLog:
 
     def view(self, split: str, view: str) -> pl.LazyFrame:
         """Row ids and encoded columns of a view of a split, in the order of the log."""
-        return pl.scan_parquet(self.files(split, view))
+        return pl.scan_parquet(self.files(split, view), glob=False)
 
     def groups(self, split: str) -> pl.DataFrame | None:
         """The raw group of each row of a split, or None if the spec names no group."""
@@ -112,7 +112,9 @@ def load_fitted(folder: Path) -> FittedSpec:
             if table not in tables:
                 buckets = state["rows"]
                 path = vocabulary_file(folder, table)
-                tables[table] = HashedRows(buckets) if buckets else VocabularyRows(pl.read_parquet(path)["value"])
+                tables[table] = (
+                    HashedRows(buckets) if buckets else VocabularyRows(pl.read_parquet(path, glob=False)["value"])
+                )
             state["rows"] = tables[table]
         if kind == "number" and state["clip"] is not None:
             state["clip"] = tuple(state["clip"])

@@ -1,6 +1,7 @@
 """What is learned from the training rows before encoding: vocabularies, cuts, shifts and scales.
 
-All statistics are lazy aggregations over the same scan and are collected together in one streaming pass.
+All statistics are lazy aggregations over the same scan, collected together in one streaming pass; deviations need a
+second one. None depends on the order in which threads reach the rows, so that fitting again gives the same bits.
 """
 
 from collections.abc import Iterable
@@ -14,11 +15,13 @@ from recdistill.data.transforms.bag import Bag as FittedBag
 from recdistill.data.transforms.bag import elements
 from recdistill.data.transforms.buckets import Buckets
 from recdistill.data.transforms.numeric import Number, shaped
-from recdistill.data.transforms.raw import NOT_WHOLE, keys, numbers
+from recdistill.data.transforms.raw import NOT_WHOLE, key_type, keys, numbers
 from recdistill.data.transforms.rows import FIRST, HashedRows, Rows, VocabularyRows
 from recdistill.data.transforms.single import Single, keyed_by_text
 from recdistill.errors import LogError
-from recdistill.spec.features import AnyColumn, Bag, Binary, FeatureSpec, Numeric, Vocabularied
+from recdistill.spec.features import Bag, Binary, FeatureSpec, Numeric, Vocabularied
+
+STEPS = 2**50  # of a column's range: values are added up as integers, since sums of floats depend on their order
 
 FittedColumn = Single | FittedBag | Number | Buckets
 
@@ -52,7 +55,9 @@ def fit(spec: FeatureSpec, train: pl.LazyFrame) -> FittedSpec:
         LogError: a raw column does not suit its type.
     """
     types = element_types(spec, train.collect_schema())
-    owners = [n for n, c in spec.columns.items() if isinstance(c, Vocabularied) and c.vocabulary is None and c.hash is None]
+    owners = [
+        n for n, c in spec.columns.items() if isinstance(c, Vocabularied) and c.vocabulary is None and c.hash is None
+    ]
     counts = [_counts(spec, owner, train, types) for owner in owners]
     numeric = {n: c for n, c in spec.columns.items() if isinstance(c, Numeric | Binary)}
     summary = train.select(pl.len().alias("__rows__"), *_summaries(spec, numeric, types))
@@ -61,8 +66,9 @@ def fit(spec: FeatureSpec, train: pl.LazyFrame) -> FittedSpec:
         n: HashedRows(c.hash) for n, c in spec.columns.items() if isinstance(c, Vocabularied) and c.hash is not None
     }
     for owner, values in zip(owners, counted, strict=True):
-        rows[owner] = VocabularyRows(_whole(values, owner)[owner])
+        rows[owner] = VocabularyRows(_whole(values[owner], any(types[n].is_float() for n in _users(spec, owner))))
     statistics = summarised.row(0, named=True)
+    statistics |= _moments(spec, train, types, statistics)
     return FittedSpec({name: _fitted(spec, name, types[name], rows, statistics) for name in spec.columns})
 
 
@@ -77,17 +83,40 @@ def element_types(spec: FeatureSpec, schema: pl.Schema) -> dict[str, pl.DataType
         dtype = schema[spec.source(name)]
         if isinstance(column, Bag) and column.separator is None:
             if not isinstance(dtype, pl.List):
-                raise LogError(f"{name}: expected a list, found {dtype}; give `separator` if the lists are written as texts")
+                raise LogError(
+                    f"{name}: expected a list, found {dtype}; give `separator` if the lists are written as texts"
+                )
             dtype = dtype.inner if isinstance(dtype.inner, pl.DataType) else dtype.inner()
+        elif isinstance(column, Bag) and not keyed_by_text(dtype):
+            raise LogError(f"{name}: `separator` cuts texts, found {dtype}; remove it, or cast the column in the log")
         elif isinstance(dtype, pl.List | pl.Array):
-            raise LogError(f"{name}: holds lists, but its type is {column.type}; declare it `type: list` without separator")
+            raise LogError(
+                f"{name}: holds lists, but its type is {column.type}; declare it `type: list` without separator"
+            )
         types[name] = pl.String() if keyed_by_text(dtype) else dtype
     return types
 
 
+def check_types(fitted: FittedSpec, spec: FeatureSpec, schema: pl.Schema) -> None:
+    """Raw columns must be of the kind that they were when the columns were fitted; integers may be wider or narrower.
+
+    Raises:
+        LogError: a column is of another kind.
+    """
+    for name, dtype in element_types(spec, schema).items():
+        known = fitted.columns[name].dtype
+        if key_type(dtype, name) != key_type(known, name) or (dtype == pl.UInt64) != (known == pl.UInt64):
+            raise LogError(f"{name}: is {dtype} here, but was {known} when it was fitted; cast the column in the log")
+
+
 def _counts(spec: FeatureSpec, owner: str, train: pl.LazyFrame, types: dict[str, pl.DataType]) -> pl.LazyFrame:
     """Values of a vocabulary, most frequent first, counted over all columns that use it."""
-    users = [n for n, c in spec.columns.items() if isinstance(c, Vocabularied) and spec.table(n) == owner]
+    users = _users(spec, owner)
+    if len({keyed_by_text(types[name]) for name in users}) > 1:
+        found = ", ".join(f"{name} {types[name]}" for name in users)
+        raise LogError(
+            f"{owner}: texts and numbers cannot share a vocabulary, found {found}; cast the columns in the log"
+        )
     parts = []
     for name in users:
         column = spec.columns[name]
@@ -103,24 +132,62 @@ def _counts(spec: FeatureSpec, owner: str, train: pl.LazyFrame, types: dict[str,
     return counted.sort(["count", owner], descending=[True, False])
 
 
-def _whole(values: pl.DataFrame, name: str) -> pl.DataFrame:
-    if values[name].dtype == pl.Int64 and (values[name] == NOT_WHOLE).any():
-        raise LogError(f"{name}: holds fractions, which are no keys; declare it numeric, with `buckets` if it needs a table")
+def _users(spec: FeatureSpec, owner: str) -> list[str]:
+    """The columns that use a vocabulary, its owner's and others."""
+    return [n for n, c in spec.columns.items() if isinstance(c, Vocabularied) and spec.table(n) == owner]
+
+
+def _whole(values: pl.Series, floats: bool) -> pl.Series:
+    if floats and (values == NOT_WHOLE).any():
+        name = values.name
+        raise LogError(
+            f"{name}: holds fractions, which are no keys; declare it numeric, with `buckets` if it needs a table"
+        )
     return values
 
 
-def _summaries(spec: FeatureSpec, numeric: dict[str, AnyColumn], types: dict[str, pl.DataType]) -> Iterable[pl.Expr]:
+def _summaries(
+    spec: FeatureSpec, numeric: dict[str, Numeric | Binary], types: dict[str, pl.DataType]
+) -> Iterable[pl.Expr]:
     for name, column in numeric.items():
         number = numbers(pl.col(spec.source(name)), types[name], name)
-        if isinstance(column, Numeric) and column.buckets is not None:
-            for k in range(1, column.buckets):
-                yield number.quantile(k / column.buckets, "lower").alias(f"{name}/{k}")
-        else:
-            number = shaped(number, column.clip, log=column.log) if isinstance(column, Numeric) else number
-            yield number.mean().alias(f"{name}/mean")
-            yield number.std(ddof=0).alias(f"{name}/std")
-            yield number.min().alias(f"{name}/min")
-            yield number.max().alias(f"{name}/max")
+        if isinstance(column, Binary):
+            yield number.mean().alias(
+                f"{name}/mean"
+            )  # exact, of zeros and ones; numeric columns get theirs from `_moments`
+            continue
+        number = shaped(number, column.clip, log=column.log)
+        yield number.min().alias(f"{name}/min")
+        yield number.max().alias(f"{name}/max")
+        for k in range(1, column.buckets or 0):
+            yield number.quantile(k / (column.buckets or 1), "lower").alias(f"{name}/{k}")
+
+
+def _moments(
+    spec: FeatureSpec, train: pl.LazyFrame, types: dict[str, pl.DataType], found: dict[str, float | None]
+) -> dict[str, float]:
+    """Mean and standard deviation of the columns that are standardised and not constant."""
+    sums: list[pl.Expr] = []
+    ranges: dict[str, tuple[float, float]] = {}
+    for name, column in spec.columns.items():
+        if not isinstance(column, Numeric) or column.buckets is not None or column.scale != "standard":
+            continue
+        low, high = found[f"{name}/min"] or 0.0, found[f"{name}/max"] or 0.0
+        if not low < high or not np.isfinite(high - low):
+            continue
+        ranges[name] = (low, high - low)
+        number = shaped(numbers(pl.col(spec.source(name)), types[name], name), column.clip, log=column.log)
+        step = (number - low) / (high - low) * float(STEPS)
+        sums.append(number.count().alias(f"{name}/count"))
+        sums.append(step.round().cast(pl.Int128).sum().alias(f"{name}/sum"))
+        sums.append((step * step / float(STEPS)).round().cast(pl.Int128).sum().alias(f"{name}/squares"))
+    whole = train.select(pl.len().alias("__rows__"), *sums).collect(engine="streaming").row(0, named=True)
+    moments: dict[str, float] = {}
+    for name, (low, span) in ranges.items():
+        count, total, squares = (whole[f"{name}/{what}"] for what in ("count", "sum", "squares"))
+        moments[f"{name}/mean"] = low + span * (total / (count * STEPS))
+        moments[f"{name}/std"] = span * float(np.sqrt((squares * count * STEPS - total * total) / (count * STEPS) ** 2))
+    return moments
 
 
 def _fitted(
@@ -133,21 +200,24 @@ def _fitted(
             return FittedBag(name, source, dtype, rows[table], table, column.separator, column.max_length)
         return Single(name, source, dtype, rows[table], table)
     if isinstance(column, Numeric) and column.buckets is not None:
-        cuts = {found[f"{name}/{k}"] for k in range(1, column.buckets)} - {None, found.get(f"{name}/min")}
+        # nothing in the training rows lies below the lowest value, so a bucket there would never be trained
+        cuts = {found[f"{name}/{k}"] for k in range(1, column.buckets)} - {None, found[f"{name}/min"]}
         return Buckets(name, source, dtype, tuple(sorted(c for c in cuts if c is not None)), table=name)
     clip, log = (column.clip, column.log) if isinstance(column, Numeric) else (None, False)
-    shift, scale = _scaling(column, {s: found[f"{name}/{s}"] or 0.0 for s in ("mean", "std", "min", "max")})
+    shift, scale = _scaling(name, column, {s: found.get(f"{name}/{s}") or 0.0 for s in ("mean", "std", "min", "max")})
     return Number(name, source, dtype, clip, log, shift, scale)
 
 
-def _scaling(column: Numeric | Binary, found: dict[str, float]) -> tuple[float, float]:
+def _scaling(name: str, column: Numeric | Binary, found: dict[str, float]) -> tuple[float, float]:
     """Shift and scale; a constant column is only shifted."""
-    kind = column.scale if isinstance(column, Numeric) else "centre"
-    if kind == "standard":
-        return found["mean"], found["std"] or 1.0
-    if kind == "minmax":
-        return found["min"], (found["max"] - found["min"]) or 1.0
-    return (found["mean"], 1.0) if kind == "centre" else (0.0, 1.0)
+    if isinstance(column, Binary):
+        return found["mean"], 1.0
+    if column.scale == "none":
+        return 0.0, 1.0
+    span = found["max"] - found["min"]
+    if not np.isfinite(span):
+        raise LogError(f"{name}: values from {found['min']} to {found['max']} cannot be scaled; use `clip` or `log`")
+    return (found["mean"], found["std"] or 1.0) if column.scale == "standard" and span else (found["min"], span or 1.0)
 
 
 def same_rows(new: FittedColumn, old: FittedColumn) -> NDArray[np.int64]:
@@ -157,7 +227,8 @@ def same_rows(new: FittedColumn, old: FittedColumn) -> NDArray[np.int64]:
         LogError: the columns are of different kinds, so that no row corresponds to another.
     """
     if isinstance(new, Single | FittedBag) and isinstance(old, Single | FittedBag):
-        if isinstance(new.rows, VocabularyRows) and isinstance(old.rows, VocabularyRows):
+        alike = keyed_by_text(new.dtype) == keyed_by_text(old.dtype)
+        if isinstance(new.rows, VocabularyRows) and isinstance(old.rows, VocabularyRows) and alike:
             known = pl.Series(range(FIRST, old.rows.count), dtype=pl.Int64)
             values = new.rows.values
             rows = values.replace_strict(old.rows.values, known, default=-1, return_dtype=pl.Int64).to_numpy()

@@ -3,6 +3,7 @@
 import fnmatch
 import glob
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from recdistill.data.transforms.hashing import bucket_of, hash_texts, key_hash, splitmix64
+from recdistill.data.transforms.hashing import bucket_of, hash_texts, hashable, key_hash, splitmix64
 from recdistill.errors import LogError
 from recdistill.spec.features import FeatureSpec, Join, SplitByColumn, SplitByHash, SplitByTime
 from recdistill.spec.strict import nearest
@@ -21,7 +22,7 @@ LEFT_OUT = "left_out"
 
 
 def log_files(path: str) -> list[Path]:
-    """The parquet files of a log, sorted: a file, all ``*.parquet`` below a folder, or those that match a pattern.
+    """The parquet files of a log, sorted: a file, all ``*.parquet`` below a folder, or the files that match a pattern.
 
     Raises:
         LogError: there are none.
@@ -29,6 +30,7 @@ def log_files(path: str) -> list[Path]:
     root = Path(path)
     found = [root] if root.is_file() else sorted(root.rglob("*.parquet")) if root.is_dir() else []
     found = found or sorted(Path(name) for name in glob.glob(path, recursive=True))  # noqa: PTH207, absolute patterns
+    found = [file for file in found if file.is_file()]  # some tools write folders that are called *.parquet
     if not found:
         raise LogError(f"{path}: no parquet file here; give a file, a folder of *.parquet files or a pattern")
     return found
@@ -38,15 +40,36 @@ def scan(path: str) -> pl.LazyFrame:
     """A lazy frame over all files of a log, in the order of their names.
 
     Raises:
-        LogError: a file cannot be read or its columns differ from those of the first one.
+        LogError: the first file cannot be read.
     """
-    files = log_files(path)
-    frame = pl.scan_parquet(files, missing_columns="raise", extra_columns="ignore")
+    return _scan(log_files(path), path)
+
+
+def _scan(files: list[Path], place: str) -> pl.LazyFrame:
+    frame = pl.scan_parquet(files, glob=False, missing_columns="raise", extra_columns="ignore")
     try:
         frame.collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise LogError(f"{path}: cannot be read as parquet: {error}") from None
+        raise LogError(f"{place}: cannot be read as parquet: {error}") from None
     return frame
+
+
+def _check_files(path: str, columns: Iterable[str]) -> None:
+    """One look at the footers of all files.
+
+    Raises:
+        LogError: a file cannot be read, or differs from the first one in a column that is needed.
+    """
+    files = log_files(path)
+    first = _scan(files[:1], path).collect_schema()
+    for file in files[1:]:
+        schema = _scan([file], str(file)).collect_schema()
+        for name in columns:
+            if name in first and schema.get(name) != first[name]:
+                found = f"holds it as {schema[name]}" if name in schema else "lacks it"
+                raise LogError(
+                    f"{file}: {name!r} is {first[name]} in {files[0].name}, this file {found}; write all files alike"
+                )
 
 
 def raw_columns(spec: FeatureSpec, where: Mapping[str, Any]) -> list[str]:
@@ -67,25 +90,55 @@ def open_log(spec: FeatureSpec, path: str, where: Mapping[str, Any] | None = Non
         LogError: columns are missing or ambiguous, or a side table has several rows for a key.
     """
     where = where or {}
-    frame = scan(path).with_row_index("__row__")
+    frame = scan(path)
     needed = raw_columns(spec, where)
     origin = dict.fromkeys(frame.collect_schema().names(), path)
+    frame = frame.with_row_index("__row__")
+    keys = {key for join in spec.join.values() for key in join.keys}
+    _check_files(path, [*needed, *keys])
     for table, join in spec.join.items():
-        side = _side_table(table, join, needed, origin)
+        side = _side_table(table, join, {*needed, *(keys - origin.keys())}, origin)
         frame = _join(frame, side, join, path, table)
         origin |= dict.fromkeys(set(side.collect_schema().names()) - set(join.keys), table)
     if absent := [name for name in needed if name not in origin]:
         hints = "; ".join(f"{name!r}: {nearest(name, origin)}" for name in absent)
         raise LogError(f"{path}: the spec needs columns that neither the log nor a joined table has: {hints}")
+    schema = frame.collect_schema()
+    for key in spec.row_id:
+        _check_hashable(schema[key], f"row_id {key!r}")
     frame = frame.with_columns(_row_id(spec.row_id).alias(ROW_ID)).select(ROW_ID, *needed)
     for name, value in where.items():
-        frame = frame.filter(pl.col(name).is_in(value) if isinstance(value, list) else pl.col(name) == value)
+        allowed = _allowed(value, schema[name], name)
+        frame = frame.filter(pl.col(name).is_in(allowed, nulls_equal=True))
     return frame
+
+
+def _allowed(value: Any, dtype: pl.DataType, name: str) -> list[Any]:
+    """The values of a filter, in the type of its column.
+
+    Raises:
+        LogError: a value is none of that type.
+    """
+    values = value if isinstance(value, list) else [value]
+    try:
+        given = pl.Series([_dated(v, dtype) for v in values])
+        cast = given.cast(dtype)
+        if not isinstance(value, dict) and cast.cast(given.dtype).eq_missing(given).all():
+            return cast.to_list()
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
+        pass
+    raise LogError(f"where: {name!r} is {dtype}, which {value!r} is not; write values as the log holds them")
+
+
+def _check_hashable(dtype: pl.DataType, place: str) -> None:
+    if not hashable(dtype):
+        raise LogError(f"{place}: expected integers, floats, texts or times, found {dtype}; cast the column in the log")
 
 
 def _side_table(table: str, join: Join, needed: Iterable[str], origin: Mapping[str, str]) -> pl.LazyFrame:
     side = scan(table)
     names = side.collect_schema().names()
+    _check_files(table, names)
     if absent := [key for key in join.keys if key not in names]:
         raise LogError(f"join {table}: no key column {absent[0]!r}; {nearest(absent[0], names)}")
     offered = [n for n in names if n not in join.keys and not any(fnmatch.fnmatch(n, p) for p in join.drop)]
@@ -96,7 +149,9 @@ def _side_table(table: str, join: Join, needed: Iterable[str], origin: Mapping[s
         raise LogError(f"join {table}: {twice[0]!r} exists in {origin[twice[0]]} already; name it in `drop`")
     repeated = side.group_by(join.keys).len().filter(pl.col("len") > 1).select(pl.len()).collect().item()
     if repeated:
-        raise LogError(f"join {table}: {repeated} keys of {join.keys} occur several times; a side table has one row per key")
+        raise LogError(
+            f"join {table}: {repeated} keys of {join.keys} occur several times; a side table has one row per key"
+        )
     return side.select(*join.keys, *wanted)
 
 
@@ -132,32 +187,56 @@ def with_split(frame: pl.LazyFrame, spec: FeatureSpec) -> pl.LazyFrame:
     """The frame with `SPLIT`: train, valid, test, or left out for rows in no range of a split by column.
 
     Raises:
-        LogError: the bounds of a split by column do not fit the column's type.
+        LogError: a column does not suit the split.
     """
     split = spec.split
     if isinstance(split, SplitByColumn):
-        assigned = pl.lit(LEFT_OUT)
-        for name in SPLITS:
-            low, high = getattr(split, name)
-            assigned = pl.when(pl.col(split.column).is_between(low, high)).then(pl.lit(name)).otherwise(assigned)
-        try:
-            frame.select(assigned).collect_schema()
-        except pl.exceptions.PolarsError as error:
-            raise LogError(f"split: the bounds do not fit the type of {split.column!r}: {error}") from None
-        return frame.with_columns(assigned.alias(SPLIT))
+        return frame.with_columns(_by_column(frame, split).alias(SPLIT))
     if isinstance(split, SplitByTime) or (split is None and spec.time is not None):
         shares = (split.time.valid, split.time.test) if isinstance(split, SplitByTime) else (0.1, 0.1)
         return frame.with_columns(_by_time(frame, str(spec.time), *shares).alias(SPLIT))
     key = split.hash.key if isinstance(split, SplitByHash) else None
+    _check_hashable(frame.collect_schema()[key or ROW_ID], f"split: the key {key!r}")
     shares = (split.hash.valid, split.hash.test) if isinstance(split, SplitByHash) else (0.1, 0.1)
     return frame.with_columns(_by_hash(key, *shares).alias(SPLIT))
 
 
+def _by_column(frame: pl.LazyFrame, split: SplitByColumn) -> pl.Expr:
+    dtype = frame.collect_schema()[split.column]
+    column, assigned = pl.col(split.column), pl.lit(LEFT_OUT)
+    try:
+        for name in SPLITS:
+            low, high = (_dated(bound, dtype) for bound in getattr(split, name))
+            if isinstance(dtype, pl.Datetime) and not isinstance(low, datetime):
+                column = pl.col(split.column).dt.date()  # so that the last day counts to its end
+            assigned = pl.when(column.is_between(pl.lit(low), pl.lit(high))).then(pl.lit(name)).otherwise(assigned)
+        pl.DataFrame({split.column: [None]}, {split.column: dtype}).select(assigned)
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise LogError(
+            f"split: {split.column!r} is {dtype}, which the bound {split.train[0]!r} is not ({reason}); write the "
+            "bounds as the log holds them"
+        ) from None
+    return assigned
+
+
+def _dated(value: Any, dtype: pl.DataType) -> Any:
+    """The value; for a column of dates also one that is written as text, as JSON does."""
+    if not isinstance(value, str) or dtype not in (pl.Date, pl.Datetime):
+        return value
+    return date.fromisoformat(value) if len(value) == len("2022-04-30") else datetime.fromisoformat(value)
+
+
 def _by_time(frame: pl.LazyFrame, time: str, valid: float, test: float) -> pl.Expr:
+    dtype = frame.collect_schema()[time]
+    if not (dtype.is_numeric() or dtype.is_temporal()):
+        raise LogError(f"time: expected numbers, dates or times, found {dtype} in {time!r}; cast the column in the log")
     cuts = frame.select(
         valid=pl.col(time).quantile(1 - valid - test, "higher"), test=pl.col(time).quantile(1 - test, "higher")
     ).collect(engine="streaming")
     first_valid, first_test = cuts.row(0)
+    if first_test is None:
+        return pl.lit("train")  # no row has a time
     is_test, is_valid = pl.col(time) >= first_test, pl.col(time) >= first_valid
     return pl.when(is_test).then(pl.lit("test")).when(is_valid).then(pl.lit("valid")).otherwise(pl.lit("train"))
 
@@ -182,7 +261,7 @@ def _by_hash(key: str | None, valid: float, test: float) -> pl.Expr:
 def raw_batches(
     spec: FeatureSpec, path: str, where: Mapping[str, Any], split: str | None, columns: list[str], rows: int
 ) -> Iterator[pa.Table]:
-    """Raw rows of a split (or of the whole log) in the order of the log, in tables of ``rows`` rows; the last may be smaller."""
+    """Raw rows of a split, or of the whole log, in its order, in tables of ``rows`` rows; the last may be smaller."""
     frame = open_log(spec, path, where)
     if split is not None:
         frame = with_split(frame, spec).filter(pl.col(SPLIT) == split)

@@ -1,7 +1,7 @@
 """The shuffled control's data: privileged columns permuted jointly over the rows of a split, keyed by row id.
 
-Rows are sorted by two different hashes of their ids; what stands at place k of the second order is given to the row at place k
-of the first. The permutation depends on seed, split and row ids alone, not on the order of the log.
+Rows are sorted by two different hashes of their ids; what stands at place k of the second order is given to the row at
+place k of the first. The permutation depends on seed, split and row ids alone, not on the order of the log.
 """
 
 from pathlib import Path
@@ -31,5 +31,7 @@ def permute_privileged(log: EncodedLog, split: str, columns: tuple[str, ...], *,
     start = 0
     for file in files:
         rows = pq.ParquetFile(file).metadata.num_rows
-        pq.write_table(permuted.slice(start, rows), out / split / file.name, row_group_size=GROUP_ROWS, compression="lz4")
+        pq.write_table(
+            permuted.slice(start, rows), out / split / file.name, row_group_size=GROUP_ROWS, compression="lz4"
+        )
         start += rows

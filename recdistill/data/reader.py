@@ -1,16 +1,19 @@
 """Batches from an encoded log: row groups in shuffled order, rows shuffled within a window of them, read ahead.
 
-An epoch visits every row once. Its order depends on the seed and the epoch alone, so the same seed gives the same batches.
+An epoch visits every row once. Its order depends on the seed and the epoch alone, so the same seed gives the same
+batches.
 """
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -20,8 +23,6 @@ from recdistill.data.batch import Audience, Batch, Jagged, View, concat
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.transforms.hashing import bucket_of, hash_texts, splitmix64
 from recdistill.errors import LogError, VisibilityError
-
-import polars as pl
 
 Item = TypeVar("Item")
 
@@ -71,7 +72,7 @@ class Reader:
         post_event: where the encoded post-event columns lie, if not in the log's own folder (the shuffled control).
 
     Raises:
-        VisibilityError: the selection asks for a post-event column in the serving view.
+        VisibilityError: the selection asks for a column in a view that does not hold it.
     """
 
     log: EncodedLog
@@ -86,6 +87,12 @@ class Reader:
                 raise VisibilityError(
                     f"reader: {name!r} is no serving column of the spec, but was asked for in the serving view; only "
                     f"{list(self.log.spec.serving)} exist when a request is answered"
+                )
+        for name in self.selection.privileged:
+            if name not in self.log.spec.post_event:
+                raise VisibilityError(
+                    f"reader: {name!r} is no post-event column of the spec, but was asked for in the privileged view; "
+                    f"those are {list(self.log.spec.post_event)}, so take it from the serving view"
                 )
         self.groups = [(split, file, group) for split in self.splits for file, group in self.log.row_groups(split)]
 
@@ -104,7 +111,9 @@ class Reader:
         """Rows of an epoch."""
         if self.thinning.negative_keep_rate == 1:
             return sum(self.log.rows[split] for split in self.splits)
-        return sum(len(self._kept(_columns(self._read(*group, "labels", self.selection.labels)))) for group in self.groups)
+        return sum(
+            len(self._kept(_columns(self._read(*group, "labels", self.selection.labels)))) for group in self.groups
+        )
 
     def _batches(
         self,
@@ -138,7 +147,9 @@ class Reader:
         serving = self._view("serving", self.selection.serving, labels["row_id"], (split, file, group), kept)
         privileged = None
         if self.selection.privileged:
-            privileged = self._view("privileged", self.selection.privileged, labels["row_id"], (split, file, group), kept)
+            privileged = self._view(
+                "privileged", self.selection.privileged, labels["row_id"], (split, file, group), kept
+            )
         row_id = labels["row_id"][kept]
         known = drawn(row_id, "keep_labels", self.thinning.seed) < self.thinning.keep_labels
         raw = {name: torch.from_numpy(np.where(known, labels[name][kept], np.nan)) for name in self.selection.labels}
@@ -149,7 +160,7 @@ class Reader:
     def _weight(self) -> tuple[str, ...]:
         return ("weight",) if self.log.spec.weight else ()
 
-    def _kept(self, labels: dict[str, NDArray[np.generic]]) -> NDArray[np.int64]:
+    def _kept(self, labels: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
         """The rows of a group that take part: all, or all but the negatives that are thinned out."""
         row_id = labels["row_id"]
         if self.thinning.negative_keep_rate == 1:
@@ -168,7 +179,9 @@ class Reader:
     ) -> View:
         table = self._read(*group, "serving" if audience == "serving" else "post_event", names)
         if not np.array_equal(table["row_id"].to_numpy(), row_id):
-            raise LogError(f"{self.log.folder}: the {audience} rows of {group} are not those of the labels; encode it again")
+            raise LogError(
+                f"{self.log.folder}: the {audience} rows of {group} are not those of the labels; encode it again"
+            )
         kinds = {name: self.log.fitted.columns[name].kind for name in names}
         id_names = tuple(n for n in names if kinds[n] == "id")
         float_names = tuple(n for n in names if kinds[n] == "float")
@@ -193,7 +206,7 @@ class Reader:
         return table.combine_chunks()
 
 
-def _columns(table: pa.Table) -> dict[str, NDArray[np.generic]]:
+def _columns(table: pa.Table) -> dict[str, NDArray[Any]]:
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
@@ -233,10 +246,9 @@ def read_ahead(items: Iterator[Item], depth: int = READ_AHEAD) -> Iterator[Item]
 
     def put(entry: tuple[Item | None, BaseException | None]) -> None:
         while not stop.is_set():
-            try:
-                return ready.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
+            with contextlib.suppress(queue.Full):
+                ready.put(entry, timeout=0.1)
+                return
 
     def produce() -> None:
         try:

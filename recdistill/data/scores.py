@@ -52,7 +52,11 @@ def write_scores(
     for k, (name, label_N) in enumerate(labels.items()):
         suffix = "" if k == 0 else f".{name}"
         logit_N = logits_NK[:, k]
-        columns |= {f"label{suffix}": label_N, f"logit{suffix}": logit_N, f"score{suffix}": sigmoid(logit_N).astype(np.float32)}
+        columns |= {
+            f"label{suffix}": label_N,
+            f"logit{suffix}": logit_N,
+            f"score{suffix}": sigmoid(logit_N).astype(np.float32),
+        }
     frame = pl.DataFrame(columns)
     if groups is not None:
         frame = frame.hstack(groups)

@@ -1,17 +1,19 @@
 """The embedded log: a simulated marketplace whose best achievable AUCs are known.
 
-A row is an impression. From users, items and context, which are logged, follows an interest ``m``; each visit adds a mood ``e`` that
-nobody logs:
+A row is an impression. From users, items and context, which are logged, follows an interest ``m``; each visit adds a
+mood ``e`` that nobody logs:
 
     click     ~ Bernoulli(sigmoid(interest in looking))          independent of the mood
     purchase  ~ Bernoulli(sigmoid(m + e - 1.6))                  among clicked rows
     dwell_ms, reviews_opened, in_cart                            noisy traces of m + e, logged after the click
 
-So post-click columns tell what no serving column can, without being the label: the mood, and the interest with less noise than a
-0/1 label has. The purchase label of most training rows is still null (late conversions) while their post-click behaviour is known.
+So post-click columns tell what no serving column can, without being the label: the mood, and the interest with less
+noise than a 0/1 label has. The purchase label of most training rows is still null (late conversions) while their
+post-click behaviour is known.
 
-Two reference scores are logged: ``best_serving`` ranks by m, which is the best that serving columns allow, since the mood is
-independent of them; ``best_full`` is ``P(purchase | serving columns, post-click columns)`` by numerical integration over the mood.
+Two reference scores are logged: ``best_serving`` ranks by m, which is the best that serving columns allow, since the
+mood is independent of them; ``best_full`` is ``P(purchase | serving columns, post-click columns)`` by numerical
+integration over the mood.
 
 Three twins replace the post-click columns: by noise, by functions of serving columns, or by the label in disguise.
 """
@@ -19,6 +21,7 @@ Three twins replace the post-click columns: by noise, by functions of serving co
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -82,7 +85,7 @@ def simulate_marketplace(
     seed: int = 0,
     labelled: float = 0.1,
     privileged: str = "real",
-    progress: Callable[[int], None] = lambda rows: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Write a marketplace log of any number of rows, in bounded memory, ordered by time.
 
@@ -100,7 +103,9 @@ def simulate_marketplace(
     writer: pq.ParquetWriter | None = None
     for chunk, start in enumerate(range(0, rows, CHUNK_ROWS)):
         count = min(CHUNK_ROWS, rows - start)
-        table = _chunk(world, np.arange(start, start + count), rows, np.random.default_rng([seed, 2, chunk]), labelled, privileged)
+        table = _chunk(
+            world, np.arange(start, start + count), rows, np.random.default_rng([seed, 2, chunk]), labelled, privileged
+        )
         writer = writer or pq.ParquetWriter(work, table.schema)
         writer.write_table(table)
         progress(count)
@@ -139,7 +144,7 @@ def _chunk(
     day = number * DAYS // rows
     visits = _visit(world, time_ms // 3_600_000 % 24, rng)
     traces = _traces(visits, rng)
-    best_full = posterior(visits.interest, traces)
+    best_full: NDArray[Any] = posterior(visits.interest, traces)
     if privileged != "real":
         traces = TWINS[privileged](world, visits, traces, rng)
         best_full = visits.bought * 1.0 if privileged == "label" else special.expit(visits.interest - PURCHASE_BIAS)
@@ -189,7 +194,8 @@ def interest(world: World, user: Ints, item: Ints, hour: Ints, device: Ints) -> 
     taste = (world.user_taste_UK[user] * world.item_taste_IK[item]).sum(1)
     dear = world.age_thrift[age] * (np.log(world.item_price_I[item]) - 3)
     fit = world.age_category[age, category] + world.city_category[city, category] + world.hour_category[hour, category]
-    return fit - dear + taste + world.user_bias_U[user] + world.item_quality_I[item] - 0.2 * (device == 0)
+    m: Floats = fit - dear + taste + world.user_bias_U[user] + world.item_quality_I[item] - 0.2 * (device == 0)
+    return m
 
 
 def _review_rate(want: Floats) -> Floats:
@@ -200,12 +206,12 @@ def _traces(visits: Visits, rng: np.random.Generator) -> Traces:
     want, clicked, rows = visits.interest + visits.mood, visits.clicked, len(visits.mood)
     dwell_ms = np.floor(np.exp(9 + 0.5 * want + rng.normal(0, DWELL_NOISE, rows)))
     reviews = rng.poisson(_review_rate(want))
-    in_cart = rng.random(rows) < special.expit(want - 1)
+    in_cart = (rng.random(rows) < special.expit(want - 1)).astype(np.int64)
     return Traces(dwell_ms * clicked, reviews * clicked, in_cart * clicked)
 
 
 def posterior(m: Floats, traces: Traces) -> Floats:
-    """``P(purchase | m, post-click columns)`` of clicked rows, by Gauss-Hermite integration over the mood; 0 elsewhere."""
+    """``P(purchase | m, post-click columns)`` of clicked rows, by Gauss-Hermite integration over the mood; else 0."""
     clicked = traces.dwell_ms > 0
     grid_G, weight_G = special.roots_hermitenorm(41)
     want = m[clicked, None] + grid_G * MOOD

@@ -1,8 +1,8 @@
 """A log simulated from any feature spec: columns of the right types, a time order, and labels that can be learned.
 
-Every value of an embedded column has an effect, fixed by its hash; numbers act linearly. A hidden mood, and the serving columns,
-drive the labels; post-event columns are noisy traces of both. Side tables are not written: the log holds their columns itself,
-and `flat_spec` is the spec without its joins.
+Every value of an embedded column has an effect, fixed by its hash; numbers act linearly. A hidden mood, and the serving
+columns, drive the labels; post-event columns are noisy traces of both. Side tables are not written: the log holds their
+columns itself, and `flat_spec` is the spec without its joins.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 from scipy import special
 
 from recdistill.data.transforms.hashing import splitmix64
-from recdistill.spec.features import AnyColumn, Bag, Binary, FeatureSpec, Numeric, SplitByColumn, Vocabularied
+from recdistill.errors import LogError
+from recdistill.spec.features import (
+    AnyColumn,
+    Bag,
+    Binary,
+    FeatureSpec,
+    Numeric,
+    SplitByColumn,
+    SplitByHash,
+    Vocabularied,
+)
 
 Floats = NDArray[np.float64]
 SHARES = {"train": 0.8, "valid": 0.1, "test": 0.1}
@@ -36,7 +46,7 @@ def simulate_spec(
     labelled: float = 1.0,
     label: Sequence[str] = (),
     where: Mapping[str, Any] | None = None,
-    progress: Callable[[int], None] = lambda rows: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Write a log that a spec describes; it appears only when it is complete.
 
@@ -49,6 +59,9 @@ def simulate_spec(
         label: the columns whose label is withheld from the other rows.
         where: raw columns that all rows hold at one value.
         progress: called with the number of rows at the end.
+
+    Raises:
+        LogError: the columns of the row id do not tell the rows apart.
     """
     rng = np.random.default_rng([seed, 3])
     utility = np.zeros(rows)
@@ -72,9 +85,15 @@ def simulate_spec(
         for name in label:
             keep = ~early | (rng.random(rows) < labelled)
             raw[spec.source(name)] = raw[spec.source(name)].set(pl.Series(~keep), None)
+    frame = pl.DataFrame([series.alias(name) for name, series in raw.items()])
+    if spec.row_id and frame.select(spec.row_id).is_duplicated().any():
+        raise LogError(
+            f"simulation: several rows share a row id {spec.row_id}; add a column to it that is neither typed nor the "
+            "split's, for example an impression number"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_name(f".{path.name}")
-    pl.DataFrame([series.alias(name) for name, series in raw.items()]).write_parquet(work)
+    frame.write_parquet(work)
     work.rename(path)
     progress(rows)
 
@@ -93,11 +112,11 @@ def _column(name: str, column: AnyColumn, rows: int, rng: np.random.Generator) -
         return pl.Series([v.tolist() for v in lists], dtype=pl.List(pl.Int64)), effect
     if isinstance(column, Vocabularied):
         size = max(20, rows // 50) if column.type == "id" else 12
-        value = (rng.beta(1, 2, rows) * size).astype(np.int64)
-        return pl.Series(value).set(pl.Series(missing), None), np.where(missing, 0, _effect(name, value))
+        code = (rng.beta(1, 2, rows) * size).astype(np.int64)
+        return pl.Series(code).set(pl.Series(missing), None), np.where(missing, 0.0, _effect(name, code))
     if isinstance(column, Numeric):
-        value = np.round(np.exp(rng.normal(3, 1, rows)), 3)
-        return pl.Series(value).set(pl.Series(missing), None), np.where(missing, 0, np.log(value) - 3)
+        value: Floats = np.round(np.exp(rng.normal(3, 1, rows)), 3)
+        return pl.Series(value).set(pl.Series(missing), None), np.where(missing, 0.0, np.log(value) - 3)
     flag = rng.random(rows) < 0.3
     return pl.Series(flag.astype(np.int8)), flag - 0.3
 
@@ -124,23 +143,23 @@ def _trace(column: AnyColumn, want: Floats, rng: np.random.Generator) -> pl.Seri
     return pl.Series(bands)
 
 
-def _roles(spec: FeatureSpec, rows: int, rng: np.random.Generator, raw: Mapping[str, pl.Series]) -> dict[str, pl.Series]:
-    """Columns of roles that are no typed columns: identity, time, group, weight, scenario, references, and the split."""
+def _roles(
+    spec: FeatureSpec, rows: int, rng: np.random.Generator, raw: Mapping[str, pl.Series]
+) -> dict[str, pl.Series]:
+    """Columns of roles that are no typed columns: identity, time, group, weight, scenario, references, the split."""
     made: dict[str, pl.Series] = {}
     if isinstance(spec.split, SplitByColumn):
         made[spec.split.column] = _split_values(spec.split, rows)
     taken = {*raw, *made}
     if spec.time is not None and spec.time not in taken:
         made[spec.time] = pl.Series(1_650_000_000_000 + np.arange(rows) * 1000)
+    key = spec.split.hash.key if isinstance(spec.split, SplitByHash) else None
+    for role in (spec.group, spec.scenario, None if key in spec.row_id else key):
+        if role is not None and role not in taken and role not in made:
+            made[role] = pl.Series(rng.integers(0, max(2, rows // 20), rows))
     for name in spec.row_id:
         if name not in taken and name not in made:
             made[name] = pl.Series(np.arange(rows))
-    if spec.row_id and not any(name in made for name in spec.row_id):
-        first = spec.row_id[0]
-        raise ValueError(f"simulation: the row id {spec.row_id} consists of typed columns only; add a column such as time to {first!r}")
-    for name in (spec.group, spec.scenario):
-        if name is not None and name not in taken:
-            made[name] = pl.Series(rng.integers(0, max(2, rows // 20), rows))
     if spec.weight is not None and spec.weight not in taken:
         made[spec.weight] = pl.Series(rng.uniform(0.5, 2, rows))
     made |= {name: pl.Series(rng.random(rows)) for name in spec.reference}

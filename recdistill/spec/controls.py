@@ -1,9 +1,10 @@
 """The jobs that a result is compared with, derived from the job itself.
 
-``plain`` drops every member that does not serve, with every term that needs one and every phase left empty. ``shuffled`` keeps the
-whole job but takes the knowledge out of it: privileged columns are permuted jointly over the rows; where nothing is privileged,
-what the student receives from other members is permuted instead, and the control is called ``shuffled_signal``. Only the
-difference between the result and this control is the teacher's knowledge; the difference to ``plain`` may be mere smoothing.
+``plain`` drops every member that does not serve, with every term that needs one and every phase left empty.
+``shuffled`` keeps the whole job but takes the knowledge out of it: privileged columns are permuted jointly over the
+rows; where nothing is privileged, what the student receives from other members is permuted instead, and the control is
+called ``shuffled_signal``. Only the difference between the result and this control is the teacher's knowledge; the
+difference to ``plain`` may be mere smoothing.
 """
 
 from dataclasses import dataclass
@@ -46,8 +47,9 @@ def arms(job: Job) -> list[Arm]:
 def _plain(job: Job) -> Arm:
     student = job.student
     share = job.members[student].share
-    own = Sharing(own=share.own) if share.tables or share.trunk else share
-    members = {student: job.members[student].model_copy(update={"share": own})}
+    trunk = job.members[share.trunk or student].trunk  # the student keeps the layers that it has shared
+    alone = {"share": Sharing(), "trunk": trunk}
+    members = {student: job.members[student].model_copy(update=alone)}
     phases = []
     for i, phase in enumerate(job.phases):
         kept = [
@@ -59,10 +61,18 @@ def _plain(job: Job) -> Arm:
             phases.append(phase.model_copy(update={"terms": kept}))
     if not phases:
         raise SpecError(
-            "controls", [f"plain: without the other members no term teaches {student!r}; drop `plain` from controls, or "
-                         "write `controls: {none: <reason>}`"]
+            "controls",
+            [
+                f"plain: without the other members no term teaches {student!r}; drop `plain` from controls, or "
+                "write `controls: {none: <reason>}`"
+            ],
         )
-    changes: dict[str, Any] = {"members": members, "phases": phases, "privileged": [], "controls": NoControls(none="it is a control itself")}
+    changes: dict[str, Any] = {
+        "members": members,
+        "phases": phases,
+        "privileged": [],
+        "controls": NoControls(none="it is a control itself"),
+    }
     return Arm("plain", job.model_copy(update=changes))
 
 
@@ -77,8 +87,11 @@ def _shuffled(job: Job) -> Arm:
         phases.append(phase.model_copy(update={"terms": [str(term) for term in terms]}))
     if not changed:
         raise SpecError(
-            "controls", [f"shuffled: {job.student!r} receives nothing from another member that could be permuted; drop "
-                         "`shuffled` from controls, or write `controls: {none: <reason>}`"]
+            "controls",
+            [
+                f"shuffled: {job.student!r} receives nothing from another member that could be permuted; drop "
+                "`shuffled` from controls, or write `controls: {none: <reason>}`"
+            ],
         )
     return Arm("shuffled_signal", job.model_copy(update={"phases": phases}))
 
@@ -89,7 +102,7 @@ def _with_shuffled_targets(term: ParsedTerm, job: Job) -> ParsedTerm:
     for factor in term.factors:
         if isinstance(factor, Call) and factor.args and _members_of(factor.args[0], job) == {job.student}:
             targets = [Call("shuffled", (a,)) if _from_others(a, job) else a for a in factor.args[1:]]
-            factor = Call(factor.function, (factor.args[0], *targets), factor.kwargs)  # noqa: PLW2901
+            factor = Call(factor.function, (factor.args[0], *targets), factor.kwargs)
         factors.append(factor)
     return ParsedTerm(tuple(factors), term.rows)
 

@@ -1,7 +1,7 @@
 """What a log holds: one feature spec per log schema.
 
-Columns under ``serving`` exist when a request is answered; columns under ``post_event`` happen afterwards (or are too dear
-to compute online), and a job may use them as labels or as privileged inputs, never as inputs of a serving member.
+Columns under ``serving`` exist when a request is answered; columns under ``post_event`` happen afterwards (or are too
+dear to compute online), and a job may use them as labels or as privileged inputs, never as inputs of a serving member.
 Everything here is checked before any data is read, and all problems of a file are reported together (`load.py`).
 """
 
@@ -64,7 +64,7 @@ class Bag(Vocabularied):
 
 
 class Numeric(Column):
-    """A number: clipped, then ``sign(x) log(1 + |x|)``, then scaled; or cut into quantile ``buckets`` with embeddings."""
+    """A number: clipped, then ``sign(x) log(1 + |x|)``, then scaled; or cut into embedded quantile ``buckets``."""
 
     type: Literal["numeric"]
     clip: tuple[float, float] | None = None
@@ -74,7 +74,7 @@ class Numeric(Column):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Numeric":
-        if self.clip is not None and self.clip[0] >= self.clip[1]:
+        if self.clip is not None and not self.clip[0] < self.clip[1]:
             raise ValueError(f"clip needs low < high, found {list(self.clip)}; swap or correct the bounds")
         if self.buckets is not None and (self.log or self.scale != "standard" or self.clip is not None):
             raise ValueError("buckets cut the raw values, so clip, log and scale have no effect; remove them")
@@ -94,6 +94,10 @@ def _expand(value: Any) -> Any:
 AnyColumn = Annotated[Categorical | Id | Bag | Numeric | Binary, Field(discriminator="type"), BeforeValidator(_expand)]
 
 
+def _kind_of_bound(bound: Bound) -> str:
+    return "number" if isinstance(bound, int | float) else type(bound).__name__
+
+
 class SplitByColumn(Strict):
     """Inclusive ranges of one raw column, for example a date. Rows in no range are left out, and counted."""
 
@@ -105,6 +109,9 @@ class SplitByColumn(Strict):
     @model_validator(mode="after")
     def _disjoint(self) -> "SplitByColumn":
         ranges = {name: getattr(self, name) for name in ("train", "valid", "test")}
+        kinds = {_kind_of_bound(bound) for low_high in ranges.values() for bound in low_high}
+        if len(kinds) > 1:
+            raise ValueError(f"the bounds are of several types ({', '.join(sorted(kinds))}); write all six alike")
         for name, (low, high) in ranges.items():
             if low > high:
                 raise ValueError(f"{name}: [{low}, {high}] is empty; give the earlier bound first")
@@ -149,17 +156,21 @@ class SplitByHash(Strict):
 
 def _kind_of_split(value: Any) -> str | None:
     keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", {})
-    return next((kind for kind in ("column", "time", "hash") if kind in keys), None)
+    return next((f"by {kind}" for kind in ("column", "time", "hash") if kind in keys), None)
 
 
 Split = Annotated[
-    Annotated[SplitByColumn, Tag("column")] | Annotated[SplitByTime, Tag("time")] | Annotated[SplitByHash, Tag("hash")],
-    Discriminator(_kind_of_split, custom_error_type="recdistill", custom_error_message="a split names `column`, `time` or `hash`"),
+    Annotated[SplitByColumn, Tag("by column")]
+    | Annotated[SplitByTime, Tag("by time")]
+    | Annotated[SplitByHash, Tag("by hash")],
+    Discriminator(
+        _kind_of_split, custom_error_type="recdistill", custom_error_message="a split names `column`, `time` or `hash`"
+    ),
 ]
 
 
 class Join(Strict):
-    """A side table, joined from the left: ``on`` its key, without the columns that match ``drop`` (``*`` is a wildcard)."""
+    """A side table, joined from the left: ``on`` its key, without columns that match ``drop`` (``*`` is a wildcard)."""
 
     on: str | list[str]
     drop: list[str] = []
@@ -232,13 +243,25 @@ def _clashes(spec: FeatureSpec) -> list[str]:
         raw = spec.source(name)
         if raw in after and name not in both:
             found.append(
-                f"serving.{name}: reads the raw column {raw!r}, which post_event.{after[raw]} declares to be known only "
-                "after the event; remove one of the two"
+                f"serving.{name}: reads the raw column {raw!r}, which post_event.{after[raw]} declares to be known "
+                "only after the event; remove one of the two"
             )
+    sources = {spec.source(name): name for name in spec.columns}
     for name in sorted(spec.reference):
-        if name in spec.columns:
+        if name in spec.columns or name in sources:
             found.append(f"reference: {name!r} is also a typed column; a reference score is only reported")
-    return found
+    return [*found, *_reserved(spec)]
+
+
+def _reserved(spec: FeatureSpec) -> list[str]:
+    """Columns named like those that encoding adds: the row id to every view, the roles to the raw labels."""
+    roles = [role for role in ("weight", "group", "time", "scenario") if getattr(spec, role) is not None]
+    taken = ["row_id"] if "row_id" in spec.columns else []
+    taken += [role for role in roles if isinstance(spec.post_event.get(role), Binary)]
+    return [
+        f"{name}: encoding adds a column of this name; call yours something else and add `column: {spec.source(name)}`"
+        for name in taken
+    ]
 
 
 def _vocabularies(spec: FeatureSpec) -> list[str]:
@@ -251,11 +274,15 @@ def _vocabularies(spec: FeatureSpec) -> list[str]:
         if not isinstance(owner, Vocabularied):
             found.append(f"{place}: {column.vocabulary!r} is not an id, categorical or list column; name one that is")
         elif owner.vocabulary is not None:
-            found.append(f"{place}: {column.vocabulary!r} borrows its own vocabulary from {owner.vocabulary!r}; name that")
+            found.append(
+                f"{place}: {column.vocabulary!r} borrows its own vocabulary from {owner.vocabulary!r}; name that"
+            )
         elif name in spec.serving and column.vocabulary in spec.post_event:
             found.append(f"{place}: {column.vocabulary!r} is post-event; a serving column cannot read its vocabulary")
         elif column.hash is not None:
-            found.append(f"{place}: hash is decided by the owner of the vocabulary, {column.vocabulary!r}; remove it here")
+            found.append(
+                f"{place}: hash is decided by the owner of the vocabulary, {column.vocabulary!r}; remove it here"
+            )
     return found
 
 

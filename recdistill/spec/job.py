@@ -17,11 +17,10 @@ class Simulation(Strict):
     """A log made on the spot (`recdistill/data/simulate.py`) instead of a file.
 
     Attributes:
-        simulate: ``marketplace``, the embedded log with known best scores, or ``spec``, rows of any feature spec.
-        rows: number of rows.
-        seed: of the generator; the same seed makes the same bytes.
-        labelled: share of the training rows whose label is known already; the others carry null.
-        privileged: what the post-click columns tell: real information, noise, nothing beyond the serving columns, or the
+        simulate: ``marketplace``, the embedded log with known best scores, or ``spec``, rows of any feature spec. rows:
+        number of rows. seed: of the generator; the same seed makes the same bytes. labelled: share of the training rows
+        whose label is known already; the others carry null. privileged: what the post-click columns tell: real
+        information, noise, nothing beyond the serving columns, or the
             label in disguise.
     """
 
@@ -224,11 +223,11 @@ Control = Literal["plain", "shuffled"]
 
 
 def _kind_of_controls(value: Any) -> str:
-    return "none" if isinstance(value, dict | NoControls) else "list"
+    return "no controls" if isinstance(value, dict | NoControls) else "list"
 
 
 Controls = Annotated[
-    Annotated[list[Control], Tag("list")] | Annotated[NoControls, Tag("none")], Discriminator(_kind_of_controls)
+    Annotated[list[Control], Tag("list")] | Annotated[NoControls, Tag("no controls")], Discriminator(_kind_of_controls)
 ]
 
 
@@ -276,11 +275,17 @@ class Job(Strict):
 
     def problems(self) -> list[str]:
         """What is wrong across the fields of the job itself, one sentence each."""
-        return [*_wrong_members(self), *_wrong_terms(self)]
+        return [*_repeated(self), *_wrong_members(self), *_wrong_terms(self)]
 
     def problems_with(self, spec: FeatureSpec) -> list[str]:
         """What is wrong between the job and its feature spec, one sentence each."""
         return [*_wrong_labels(self, spec), *_wrong_views(self, spec)]
+
+
+def _repeated(job: Job) -> list[str]:
+    controls = [] if isinstance(job.controls, NoControls) else job.controls
+    named: dict[str, list[str]] = {"label": job.label, "privileged": job.privileged, "controls": [*controls]}
+    return [f"{key}: {names} names something twice" for key, names in named.items() if len(set(names)) < len(names)]
 
 
 def _wrong_members(job: Job) -> list[str]:
@@ -288,23 +293,32 @@ def _wrong_members(job: Job) -> list[str]:
     serving = [name for name, member in job.members.items() if member.serve]
     if len(serving) != 1:
         found.append(f"members: exactly one member serves, found {serving or 'none'}; set `serve: true` on the student")
-    for name, member in job.members.items():
+    for name in job.members:
         if not WORD.match(name):
             found.append(f"members.{name}: a member's name is a word of letters, digits and _")
-        for what, other in (("tables", member.share.tables), ("trunk", member.share.trunk)):
-            if other is None:
-                continue
-            place = f"members.{name}.share.{what}"
-            if other not in job.members:
-                found.append(f"{place}: no member {other!r}; {nearest(other, job.members)}")
-            elif other == name:
-                found.append(f"{place}: a member cannot share with itself; remove it")
-            elif getattr(job.members[other].share, what) is not None:
-                found.append(f"{place}: {other!r} takes its {what} from another member; name that one")
-            elif what == "tables" and job.members[other].dim != member.dim:
-                found.append(f"{place}: {other!r} has dim {job.members[other].dim}, {name!r} has {member.dim}; make them equal")
-            elif what == "trunk" and not job.members[other].trunk:
-                found.append(f"{place}: {other!r} has no trunk; give it `trunk: [width, ...]`")
+        found += _wrong_sharing(job, name)
+    return found
+
+
+def _wrong_sharing(job: Job, name: str) -> list[str]:
+    found = []
+    member = job.members[name]
+    for what, other in (("tables", member.share.tables), ("trunk", member.share.trunk)):
+        if other is None:
+            continue
+        place = f"members.{name}.share.{what}"
+        if other not in job.members:
+            found.append(f"{place}: no member {other!r}; {nearest(other, job.members)}")
+        elif other == name:
+            found.append(f"{place}: a member cannot share with itself; remove it")
+        elif getattr(job.members[other].share, what) is not None:
+            found.append(f"{place}: {other!r} takes its {what} from another member; name that one")
+        elif what == "tables" and job.members[other].dim != member.dim:
+            found.append(
+                f"{place}: {other!r} has dim {job.members[other].dim}, {name!r} has {member.dim}; make them equal"
+            )
+        elif what == "trunk" and not job.members[other].trunk:
+            found.append(f"{place}: {other!r} has no trunk; give it `trunk: [width, ...]`")
     return found
 
 
@@ -326,9 +340,15 @@ def _wrong_labels(job: Job, spec: FeatureSpec) -> list[str]:
             found.append(f"label: {name!r} is not a post-event column of the spec; {nearest(name, spec.post_event)}")
         elif not isinstance(spec.post_event[name], Binary):
             found.append(f"label: {name!r} is of type {spec.post_event[name].type}; a label is binary")
+    raw_labels = {spec.source(name): name for name in job.label if name in spec.post_event}
     for name in job.privileged:
         if name in job.label:
             found.append(f"privileged: {name!r} is the label; a teacher must not read it")
+        elif name in spec.post_event and spec.source(name) in raw_labels:
+            label = raw_labels[spec.source(name)]
+            found.append(
+                f"privileged: {name!r} reads the raw column of the label {label!r}; a teacher must not read it"
+            )
         elif name not in spec.post_event:
             where = "is a serving column already" if name in spec.serving else "is not a post-event column of the spec"
             found.append(f"privileged: {name!r} {where}; {nearest(name, spec.post_event)}")

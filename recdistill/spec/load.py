@@ -1,9 +1,10 @@
 """YAML to validated specs. Every problem of a file is collected and raised once."""
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import ValidationError
@@ -14,20 +15,46 @@ from recdistill.spec.job import Job
 from recdistill.spec.strict import Strict, nearest
 
 Loaded = TypeVar("Loaded", FeatureSpec, Job)
+INDEX = re.compile(r"-?[0-9]{1,9}\Z")
 Check = Callable[[Job, FeatureSpec], list[str]]
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, which YAML would silently let win."""
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, which YAML would silently let win.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    Only ``true`` and ``false`` are booleans, as in YAML 1.2; PyYAML also takes ``on``, the key of a join, and ``no``
+    for one.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def _yaml(text: str) -> Any:
+    """What a YAML text says.
+
+    Raises:
+        ValueError: it is not YAML.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    # a 13th month, or a tag that its value does not suit, leaves PyYAML with errors of other kinds
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -37,11 +64,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         SpecError: the file is missing, not YAML, or not a mapping.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506, safe by construction
-    except OSError as error:
-        raise SpecError(str(path), [f"cannot be read: {error.strerror or error}"]) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise SpecError(str(path), [f"is not valid YAML: {' '.join(str(error).split())}"]) from None
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(str(path), [f"cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
+    try:
+        content = _yaml(text)
+    except ValueError as error:
+        raise SpecError(str(path), [f"is {error}"]) from None
     if not isinstance(content, dict):
         raise SpecError(str(path), [f"holds {type(content).__name__} where a mapping of keys is expected"])
     return content
@@ -90,14 +119,21 @@ def load_job(
     """
     raw = read_yaml(path)
     if variant is not None:
-        variants = raw.get("variants") or {}
-        if variant not in variants:
-            raise SpecError(str(path), [f"no variant {variant!r}; {nearest(variant, variants)}"])
-        raw = assign(raw, variants[variant], str(path))
+        raw = assign(raw, _variant(raw, variant, str(path)), str(path))
     if log is not None:
         raw["log"] = log
     raw = assign(raw, dict(_assignment(text) for text in overrides), str(path))
     return parse_job(raw, str(path), check=check)
+
+
+def _variant(raw: Mapping[str, Any], name: str, place: str) -> Mapping[str, Any]:
+    variants = raw.get("variants")
+    known = variants if isinstance(variants, dict) else {}
+    if name not in known:
+        raise SpecError(place, [f"no variant {name!r}; {nearest(name, map(str, known))}"])
+    if not isinstance(known[name], dict):
+        raise SpecError(place, [f"variants.{name}: expected a mapping {{key.path: value}}, found {known[name]!r}"])
+    return cast(Mapping[str, Any], known[name])
 
 
 def parse_job(raw: Mapping[str, Any], place: str, *, check: Check | None = None) -> tuple[Job, FeatureSpec]:
@@ -126,12 +162,12 @@ def _examine(model: type[Loaded], raw: Mapping[str, Any]) -> tuple[Loaded | None
     mended: Any = copy.deepcopy(dict(raw))
     for round_ in range(5):
         try:
-            parsed = model.model_validate(mended)
+            parsed: Loaded = model.model_validate(mended)
         except ValidationError as error:
             found = [(_location(e, mended), e) for e in error.errors()]
             if round_ == 0:  # later rounds see what mending has left
                 problems = [f"{'.'.join(map(str, loc)) or 'file'}: {_message(e)}" for loc, e in found]
-            for loc, e in sorted(found, key=lambda item: str(item[0]), reverse=True):
+            for loc, e in sorted(found, key=lambda item: _backwards(item[0]), reverse=True):
                 _mend(mended, loc, e)
         else:
             return parsed, list(dict.fromkeys([*problems, *parsed.problems()]))
@@ -159,7 +195,7 @@ def assign(raw: Mapping[str, Any], values: Mapping[str, Any], place: str) -> dic
 
 
 def _index(node: Any, key: str, path: str, place: str) -> int:
-    if not isinstance(node, list) or not key.lstrip("-").isdigit() or not -len(node) <= int(key) < len(node):
+    if not isinstance(node, list) or not INDEX.match(key) or not -len(node) <= int(key) < len(node):
         size = f"a list of {len(node)}" if isinstance(node, list) else "no list"
         raise SpecError(place, [f"{path}: {key!r} does not point into {size}; count from 0"])
     return int(key)
@@ -170,9 +206,9 @@ def _assignment(text: str) -> tuple[str, Any]:
     if not equals or not path.strip():
         raise SpecError(f"--set {text}", ["expected key.path=value, for example train.batch=1024"])
     try:
-        return path.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {text}", [f"the value is not valid YAML: {' '.join(str(error).split())}"]) from None
+        return path.strip(), _yaml(value)
+    except ValueError as error:
+        raise SpecError(f"--set {text}", [f"the value is {error}"]) from None
 
 
 def _location(error: Any, raw: Any) -> tuple[int | str, ...]:
@@ -181,12 +217,24 @@ def _location(error: Any, raw: Any) -> tuple[int | str, ...]:
     node = raw
     *_, last = error["loc"] or [None]
     for part in error["loc"]:
-        inside = part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int)
+        inside = _holds(node, part)
         if inside:
             node = node[part]
         if inside or (part is last and error["type"] == "missing"):
             path.append(part)
     return tuple(path)
+
+
+def _holds(node: Any, part: int | str) -> bool:
+    """Whether a mapping has a key, or a list an index."""
+    if isinstance(node, dict):
+        return part in node
+    return isinstance(node, list) and isinstance(part, int) and part < len(node)
+
+
+def _backwards(loc: tuple[int | str, ...]) -> list[tuple[int, str]]:
+    """A sorting key that puts later elements of a list, and what lies deeper, last."""
+    return [(part, "") if isinstance(part, int) else (-1, part) for part in loc]
 
 
 def _message(error: Any) -> str:
@@ -204,23 +252,27 @@ def _message(error: Any) -> str:
 
 
 def _mend(raw: Any, loc: tuple[int | str, ...], error: Any) -> None:
-    """Put an allowed value where one is evident, otherwise drop the key; a missing required key takes its parent along."""
+    """Put an allowed value where one is evident, else drop the key; a missing required key takes its parent along."""
     if error["type"] == "missing":
         loc = loc[:-1]
     if not loc:
         return
     node = raw
     for part in loc[:-1]:
+        if not _holds(node, part):
+            return  # went with something around it
         node = node[part]
-    evident = [error.get("ctx", {}).get(bound) for bound in ("ge", "le", "multiple_of") if bound in error.get("ctx", {})]
+    evident = [
+        error.get("ctx", {}).get(bound) for bound in ("ge", "le", "multiple_of") if bound in error.get("ctx", {})
+    ]
     if evident:
         node[loc[-1]] = evident[0]
     elif isinstance(node, dict):
         node.pop(loc[-1], None)
-    elif int(loc[-1]) < len(node):
+    elif _holds(node, loc[-1]):
         del node[int(loc[-1])]
 
 
 def dump_yaml(model: Strict) -> str:
     """A spec or a job as YAML with all its defaults."""
-    return yaml.safe_dump(model.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(model.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True, width=120)

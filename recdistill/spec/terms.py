@@ -7,15 +7,19 @@
     argument := call | name | number | 'text'
     name     := word {'.' word | '[' integer ']' | '[:]'}
 
-There is no comparison, no sum and no attribute call: write ``equals(scenario, 3)`` or ``smallest(bce(b.logit, label))``.
-Anything more is Python, which has the same words. This module knows no loss and no member: names and arguments are checked
-against what exists when the job is compiled (`recdistill/distill`).
+There is no comparison, no sum and no attribute call: write ``equals(scenario, 3)`` or ``smallest(bce(b.logit,
+label))``. Anything more is Python, which has the same words. This module knows no loss and no member: names and
+arguments are checked against what exists when the job is compiled (`recdistill/distill`).
 """
 
 import ast
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 ALL = ":"  # the index of ``teacher[:]``, every copy of a member
+Number = TypeVar("Number", int, float)
+
+LARGEST = 1e300  # numbers beyond it do not survive being written and read again
 
 
 class TermSyntaxError(ValueError):
@@ -60,7 +64,10 @@ class ParsedTerm:
 
     def __str__(self) -> str:
         product = " * ".join(_show(f) for f in self.factors)
-        return product if self.rows is None else f"{product} .rows({_show(self.rows)})"
+        if self.rows is None:
+            return product
+        bare = len(self.factors) == 1 and isinstance(self.factors[0], Call)
+        return f"{product if bare else f'({product})'}.rows({_show(self.rows)})"
 
 
 def _show(argument: Argument) -> str:
@@ -77,6 +84,8 @@ def parse_term(text: str) -> ParsedTerm:
         >>> parse_term("soft(student.logit, teacher.logit, temperature=2) * step(0, 0.9, at=200)").factors[1]
         Call(function='step', args=(0, 0.9), kwargs={'at': 200})
     """
+    if not text.strip():
+        raise TermSyntaxError("the term is empty; write for example bce(student.logit, label)")
     try:
         node = ast.parse(f"({text.strip()}\n)", mode="eval").body
         factors, selectors = _product(node, text)
@@ -84,6 +93,8 @@ def parse_term(text: str) -> ParsedTerm:
         if isinstance(error, TermSyntaxError):
             raise
         raise TermSyntaxError(f"{text!r} is not a term: {getattr(error, 'msg', error)}") from None
+    if node.col_offset == 0:  # our own bracket is part of the tree: the text closes it and opens another one
+        raise TermSyntaxError(f"{text!r} is not a term: it closes a bracket that it has not opened")
     if len(selectors) > 1:
         raise TermSyntaxError(f"{text!r}: .rows() may be given once")
     return ParsedTerm(tuple(factors), selectors[0] if selectors else None)
@@ -101,18 +112,22 @@ def _product(node: ast.expr, text: str) -> tuple[list[float | int | Call], list[
         return factors, [*selectors, _argument(node.args[0], text)]
     factor = _argument(node, text)
     if isinstance(factor, Name | str):
-        raise TermSyntaxError(f"{text!r}: {ast.unparse(node)!r} is neither a number nor a call; a term multiplies only those")
+        raise TermSyntaxError(
+            f"{text!r}: {ast.unparse(node)!r} is neither a number nor a call; a term multiplies only those"
+        )
     return [factor], []
 
 
 def _argument(node: ast.expr, text: str) -> Argument:
     match node:
-        case ast.Constant(value=bool()):
-            raise TermSyntaxError(f"{text!r}: {node.value} is not allowed; arguments are calls, names, numbers and texts")
-        case ast.Constant(value=int() | float() | str() as value):
-            return value
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
-            return -value
+        case ast.Constant(value=bool() as flag):
+            raise TermSyntaxError(f"{text!r}: {flag} is not allowed; arguments are calls, names, numbers and texts")
+        case ast.Constant(value=str() as word):
+            return word
+        case ast.Constant(value=int() | float() as number):
+            return _finite(number, text)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)) if not _is_bool(number):
+            return -_finite(number, text)
         case ast.Call(func=ast.Name(id=function)):
             return _call(function, node, text)
         case ast.Name() | ast.Attribute() | ast.Subscript():
@@ -121,7 +136,8 @@ def _argument(node: ast.expr, text: str) -> Argument:
             raise TermSyntaxError(f"{text!r}: {ast.unparse(node.func)!r} cannot be called; call a plain word")
         case ast.BinOp() | ast.Compare() | ast.BoolOp():
             raise TermSyntaxError(
-                f"{text!r}: {ast.unparse(node)!r} is an expression; write a call such as equals(scenario, 3), or use Python"
+                f"{text!r}: {ast.unparse(node)!r} is an expression; write a call such as equals(scenario, 3), or use "
+                "Python"
             )
         case _:
             raise TermSyntaxError(
@@ -129,11 +145,29 @@ def _argument(node: ast.expr, text: str) -> Argument:
             )
 
 
+def _is_bool(value: object) -> bool:
+    """Python counts True and False among the integers; the grammar does not."""
+    return isinstance(value, bool)
+
+
+def _finite(number: Number, text: str) -> Number:
+    """The number, unless it is too large to be written down again.
+
+    Raises:
+        TermSyntaxError: the number is infinite or an integer of absurd length.
+    """
+    if abs(number) >= LARGEST:
+        raise TermSyntaxError(f"{text!r}: a number is larger than {LARGEST:.0e}; write a smaller one")
+    return number
+
+
 def _call(function: str, node: ast.Call, text: str) -> Call:
     kwargs: dict[str, Argument] = {}
     for keyword in node.keywords:
         if keyword.arg is None:
             raise TermSyntaxError(f"{text!r}: ** is not allowed")
+        if keyword.arg in kwargs:
+            raise TermSyntaxError(f"{text!r}: {keyword.arg} is given twice to {function}")
         kwargs[keyword.arg] = _argument(keyword.value, text)
     return Call(function, tuple(_argument(a, text) for a in node.args), kwargs)
 
@@ -146,9 +180,11 @@ def _path(node: ast.expr, text: str) -> list[str | int]:
             return [*_path(inner, text), word]
         case ast.Subscript(value=inner, slice=ast.Slice(lower=None, upper=None, step=None)):
             return [*_path(inner, text), ALL]
-        case ast.Subscript(value=inner, slice=ast.Constant(value=int() as index)):
-            return [*_path(inner, text), index]
-        case ast.Subscript(value=inner, slice=ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as index))):
-            return [*_path(inner, text), -index]
+        case ast.Subscript(value=inner, slice=ast.Constant(value=int() as index)) if not _is_bool(index):
+            return [*_path(inner, text), _finite(index, text)]
+        case ast.Subscript(
+            value=inner, slice=ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as index))
+        ) if not _is_bool(index):
+            return [*_path(inner, text), -_finite(index, text)]
         case _:
             raise TermSyntaxError(f"{text!r}: {ast.unparse(node)!r} is not a name; an index is one integer or [:]")

@@ -29,13 +29,15 @@ def save(cast: Cast, folder: Path) -> None:
     work = folder.with_name(f".{folder.name}")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    state: dict[str, Any] = {f"{n}.{k}": v for n, head in cast.heads.items() for k, v in head.state_dict().items()}
+    trunks = {name: member.share.trunk for name, member in cast.members.items() if member.share.trunk is not None}
+    dense = {f"{n}.{k}": v for n, head in cast.heads.items() for k, v in head.state_dict().items()}
+    state: dict[str, Any] = {k: v for k, v in dense.items() if not k.startswith(tuple(f"{n}.trunk." for n in trunks))}
     state |= cast.tables.sharded_state()
     with _quiet():
         save_distributed(state, storage_writer=HuggingFaceStorageWriter(str(work), save_distributed=True))
     for file in work.glob("*.safetensors"):
         _sort_header(file)
-    (work / "layout.json").write_text(json.dumps(describe(cast.layout), indent=1), encoding="utf-8")
+    (work / "layout.json").write_text(json.dumps({**describe(cast.layout), "trunks": trunks}, indent=1), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     work.rename(folder)
 
@@ -65,10 +67,12 @@ def read(folder: Path) -> dict[str, Tensor]:
                     parts.setdefault(key, []).append((offsets, content.get_tensor(key)))
         except (SafetensorError, OSError) as error:
             raise RunError(f"{file}: is not a readable checkpoint ({error}); run the job again") from None
-    return {
-        key: torch.cat([t for _, t in sorted(found, key=lambda f: f[0])]) if len(found) > 1 else found[0][1]
-        for key, found in parts.items()
-    }
+    whole = {key: torch.cat([t for _, t in sorted(v, key=lambda f: f[0])]) if len(v) > 1 else v[0][1] for key, v in parts.items()}
+    trunks = json.loads((folder / "layout.json").read_text(encoding="utf-8"))["trunks"]
+    for member, source in trunks.items():
+        shared = {key: value for key, value in whole.items() if key.startswith(f"{source}.trunk.")}
+        whole |= {f"{member}.{key.removeprefix(f'{source}.')}": value for key, value in shared.items()}
+    return whole
 
 
 def restore(cast: Cast, parameters: Mapping[str, Tensor]) -> None:

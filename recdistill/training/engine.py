@@ -167,6 +167,9 @@ class Engine:
         """Logits (rows, labels) of members, row ids and raw labels, in the order of the log; nothing of training changes.
 
         Logits are corrected for the share of negatives that training left out.
+
+        Raises:
+            TrainingError: a member has diverged.
         """
         logits: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
         row_ids: list[NDArray[np.int64]] = []
@@ -181,6 +184,12 @@ class Engine:
                     parts.append(batch.labels[name].numpy())
         shift = np.float32(math.log(self.settings.negative_keep_rate))
         scores = {name: np.concatenate(parts) + shift for name, parts in logits.items()}
+        for name, values in scores.items():
+            if not np.isfinite(values).all():
+                raise TrainingError(
+                    f"{name}: {int((~np.isfinite(values)).any(1).sum())} of {len(values)} scores are NaN or infinite; lower its "
+                    "learning rates, or look for extreme values in its columns"
+                )
         return scores, np.concatenate(row_ids), {name: np.concatenate(parts) for name, parts in labels.items()}
 
 

@@ -132,6 +132,11 @@ def _engine(training: Training, log: EncodedLog, splits: tuple[str, ...], folder
     return Engine(cast, train, valid, training.settings, training.seed, listen)
 
 
+def reader_of(plan: Plan, log: EncodedLog, splits: tuple[str, ...]) -> Reader:
+    """All rows of some splits, with the columns that a plan needs."""
+    return Reader(log, splits, selection(plan, log))
+
+
 def _reader(
     training: Training, log: EncodedLog, splits: tuple[str, ...], folder: Path, thinning: Thinning | None = None
 ) -> Reader:

@@ -1,7 +1,7 @@
 """Columns of type ``list``: an unordered bag of values per row, pooled into one vector.
 
-Missing elements are left out. An empty or missing list becomes one element, the missing row, so that no bag is empty and
-the mean of a bag is always defined.
+Missing elements are left out. An empty or missing list becomes one element, the missing row, so that no bag is empty
+and the mean of a bag is always defined.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def elements(column: pl.Expr, separator: str | None) -> pl.Expr:
 
 
 def tidy(rows_L: Tensor, lengths_B: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    """Bags without missing elements, cut to their last ``longest`` elements, with one missing row where nothing is left."""
+    """Bags without missing elements, cut to their last ``longest`` ones, with one missing row where nothing is left."""
     batch = lengths_B.numel()
     bag_L = torch.repeat_interleave(torch.arange(batch), lengths_B)
     kept_L = rows_L != 0
@@ -82,7 +82,11 @@ class NumberBag(nn.Module):
         self.longest = longest
 
     def forward(
-        self, numbers: dict[str, Tensor], texts: dict[str, list[str]], lengths: dict[str, Tensor], batch: int
+        self,
+        numbers: dict[str, Tensor],
+        texts: dict[str, list[str]],  # noqa: ARG002
+        lengths: dict[str, Tensor],
+        batch: int,
     ) -> tuple[Tensor, Tensor]:
         """Embedding rows, int64 (L,), and lengths, int64 (B,)."""
         if self.source not in numbers:
@@ -100,7 +104,11 @@ class TextBag(nn.Module):
         self.longest = longest
 
     def forward(
-        self, numbers: dict[str, Tensor], texts: dict[str, list[str]], lengths: dict[str, Tensor], batch: int
+        self,
+        numbers: dict[str, Tensor],  # noqa: ARG002
+        texts: dict[str, list[str]],
+        lengths: dict[str, Tensor],
+        batch: int,
     ) -> tuple[Tensor, Tensor]:
         """Embedding rows, int64 (L,), and lengths, int64 (B,)."""
         if self.source not in texts:
@@ -119,7 +127,11 @@ class SplitText(nn.Module):
         self.longest = longest
 
     def forward(
-        self, numbers: dict[str, Tensor], texts: dict[str, list[str]], lengths: dict[str, Tensor], batch: int
+        self,
+        numbers: dict[str, Tensor],  # noqa: ARG002
+        texts: dict[str, list[str]],
+        lengths: dict[str, Tensor],  # noqa: ARG002
+        batch: int,
     ) -> tuple[Tensor, Tensor]:
         """Embedding rows, int64 (L,), and lengths, int64 (B,)."""
         if self.source not in texts:

@@ -36,7 +36,9 @@ class Buckets:
         cuts = np.array(self.cuts)
 
         def rows(values: pl.Series) -> pl.Series:
-            return pl.Series(FIRST + np.searchsorted(cuts, values.fill_null(0.0).to_numpy(), side="right"), dtype=pl.Int64)
+            return pl.Series(
+                FIRST + np.searchsorted(cuts, values.fill_null(0.0).to_numpy(), side="right"), dtype=pl.Int64
+            )
 
         number = numbers(pl.col(self.source), self.dtype, self.name)
         bucket = number.map_batches(rows, return_dtype=pl.Int64, is_elementwise=True)
@@ -50,12 +52,14 @@ class Buckets:
 class BucketModule(nn.Module):
     """`Buckets` inside the artefact."""
 
+    cuts: Tensor
+
     def __init__(self, source: str, cuts_K: Tensor) -> None:
         super().__init__()
         self.source = source
         self.register_buffer("cuts", cuts_K)
 
-    def forward(self, numbers: dict[str, Tensor], texts: dict[str, list[str]], batch: int) -> Tensor:
+    def forward(self, numbers: dict[str, Tensor], texts: dict[str, list[str]], batch: int) -> Tensor:  # noqa: ARG002
         """Embedding rows, int64 (B,)."""
         if self.source not in numbers:
             return torch.zeros(batch, dtype=torch.int64)

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recdistill.data.transforms.raw import LARGEST_WHOLE, MISSING_INT
+
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
@@ -35,7 +37,7 @@ def hash_texts(texts: pl.Series) -> NDArray[np.int64]:
     """The hash of each text; a null counts as the empty text.
 
     Example:
-        >>> hash_texts(pl.Series(["", "a", "\\u00e9"])).tolist()
+        >>> hash_texts(pl.Series(["", "a", "é"])).tolist()
         [-4359066618775142608, 6857225946766476583, 7936488146098753722]
     """
     array = texts.fill_null("").cast(pl.String).to_arrow().cast(pa.large_binary())
@@ -59,11 +61,32 @@ def bucket_of(hash_N: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:
     return (hash_N & np.int64(2**63 - 1)) % np.int64(buckets)
 
 
+def hashable(dtype: pl.DataType) -> bool:
+    """Whether `key_hash` takes a column of this type."""
+    text = dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum)
+    return text or dtype.is_integer() or dtype.is_float() or dtype.is_temporal() or dtype == pl.Boolean
+
+
 def key_hash(series: pl.Series) -> NDArray[np.int64]:
-    """The hash of each value of any integer, boolean or text series."""
-    if series.dtype == pl.String:
-        return hash_texts(series)
-    return splitmix64(series.cast(pl.Int64).fill_null(-(2**63)).to_numpy())
+    """The hash of each value of a series; missing values have one too, and whole floats that of the integer.
+
+    Example:
+        >>> bool((key_hash(pl.Series([7])) == key_hash(pl.Series([7.0]))).all())
+        True
+    """
+    if series.dtype == pl.String or isinstance(series.dtype, pl.Categorical | pl.Enum):
+        return hash_texts(series.cast(pl.String))
+    if series.dtype.is_float():
+        return splitmix64(_float_keys(series.cast(pl.Float64).fill_null(float("nan")).to_numpy()))
+    integers = series.reinterpret(signed=True) if series.dtype == pl.UInt64 else series.cast(pl.Int64)
+    return splitmix64(integers.fill_null(MISSING_INT).to_numpy())
+
+
+def _float_keys(number_N: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Whole numbers as integers, fractions as their bits, NaN as missing."""
+    whole_N = (np.floor(number_N) == number_N) & (np.abs(number_N) < LARGEST_WHOLE)
+    key_N = np.where(whole_N, np.where(whole_N, number_N, 0).astype(np.int64), number_N.view(np.int64))
+    return np.where(np.isnan(number_N), MISSING_INT, key_N)
 
 
 def splitmix64_tensor(values_N: Tensor) -> Tensor:

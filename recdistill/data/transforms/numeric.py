@@ -1,7 +1,7 @@
 """Columns of type ``numeric`` without buckets, and ``binary`` columns used as inputs: one float per row.
 
-``x -> clip -> sign(x) log(1 + |x|) -> (x - shift) / scale``, in float64, rounded to float32 at the end; each step only if the
-spec asks for it. A missing value becomes 0, which is the training mean after standardising.
+``x -> clip -> sign(x) log(1 + |x|) -> (x - shift) / scale``, in float64, rounded to float32 at the end; each step only
+if the spec asks for it. A missing value becomes 0, which is the training mean after standardising.
 """
 
 from dataclasses import dataclass

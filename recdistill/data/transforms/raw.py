@@ -1,7 +1,7 @@
 """What a raw value means, before any vocabulary or scaling: a key, a number, or missing.
 
-The same rules hold in the pipeline and in the artefact. Missing are null, NaN and infinity, the empty text, and the int64
-minimum (which is how the artefact's callers say *missing* for integers).
+The same rules hold in the pipeline and in the artefact. Missing are null, NaN and infinity, the empty text, and the
+int64 minimum (which is how the artefact's callers say *missing* for integers).
 """
 
 import polars as pl
@@ -25,9 +25,21 @@ def key_type(dtype: pl.DataType, place: str) -> str:
         return "text"
     if dtype.is_float():
         return "float"
-    if dtype.is_integer() or dtype == pl.Boolean:
+    if _fits_int64(dtype):
         return "integer"
-    raise LogError(f"{place}: expected integers, whole floats, booleans or texts, found {dtype}; cast the column in the log")
+    raise LogError(
+        f"{place}: expected integers, whole floats, booleans or texts, found {dtype}; cast the column in the log"
+    )
+
+
+def _fits_int64(dtype: pl.DataType) -> bool:
+    """Whether the artefact's callers can hand the values over as int64 (unsigned ones as the same bits, signed)."""
+    return dtype == pl.Boolean or (dtype.is_integer() and dtype not in (pl.Int128, pl.UInt128))
+
+
+def _as_int64(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    integer = column.reinterpret(signed=True) if dtype == pl.UInt64 else column.cast(pl.Int64)
+    return pl.when(integer != MISSING_INT).then(integer)
 
 
 def keys(column: pl.Expr, dtype: pl.DataType, place: str) -> pl.Expr:
@@ -41,8 +53,7 @@ def keys(column: pl.Expr, dtype: pl.DataType, place: str) -> pl.Expr:
         whole = (number == number.floor()) & (number.abs() < LARGEST_WHOLE)
         key = pl.when(whole).then(number).otherwise(None).cast(pl.Int64, strict=False).fill_null(NOT_WHOLE)
         return pl.when(number.is_finite()).then(key)
-    integer = column.reinterpret(signed=True) if dtype == pl.UInt64 else column.cast(pl.Int64)
-    return pl.when(integer != MISSING_INT).then(integer)
+    return _as_int64(column, dtype)
 
 
 def keys_tensor(numbers_N: Tensor) -> Tensor:
@@ -64,11 +75,12 @@ def numbers(column: pl.Expr, dtype: pl.DataType, place: str) -> pl.Expr:
     Raises:
         LogError: the column does not hold numbers.
     """
-    if not (dtype.is_numeric() or dtype == pl.Boolean):
-        raise LogError(f"{place}: expected numbers, found {dtype}; cast the column in the log or choose another type")
-    if dtype.is_integer():
-        column = pl.when(column != MISSING_INT).then(column) if dtype == pl.Int64 else column
-    number = column.cast(pl.Float64)
+    if not (dtype.is_float() or _fits_int64(dtype)):
+        raise LogError(
+            f"{place}: expected floats, integers or booleans, found {dtype}; cast the column in the log, or choose "
+            "another type"
+        )
+    number = (column if dtype.is_float() else _as_int64(column, dtype)).cast(pl.Float64)
     return pl.when(number.is_finite()).then(number)
 
 

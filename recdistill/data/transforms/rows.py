@@ -1,7 +1,7 @@
 """From a key to a row of an embedding table: by vocabulary or by hash.
 
-Row 0 stands for *missing*, row 1 for *unknown* (unseen, or too rare in the training rows); values follow from row 2. A hashed
-table has no unknown value, but keeps the row so that every table is laid out alike.
+Row 0 stands for *missing*, row 1 for *unknown* (unseen, or too rare in the training rows); values follow from row 2. A
+hashed table has no unknown value, but keeps the row so that every table is laid out alike.
 """
 
 from dataclasses import dataclass
@@ -78,6 +78,9 @@ def rows_module(rows: Rows, *, text: bool) -> nn.Module:
 
 class IntegerVocabulary(nn.Module):
     """Rows of integer keys, found by binary search."""
+
+    keys: Tensor
+    rows: Tensor
 
     def __init__(self, keys_V: Tensor, rows_V: Tensor) -> None:
         super().__init__()

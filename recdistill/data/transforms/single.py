@@ -46,11 +46,12 @@ class NumberSingle(nn.Module):
         self.source = source
         self.rows = rows
 
-    def forward(self, numbers: dict[str, Tensor], texts: dict[str, list[str]], batch: int) -> Tensor:
+    def forward(self, numbers: dict[str, Tensor], texts: dict[str, list[str]], batch: int) -> Tensor:  # noqa: ARG002
         """Embedding rows, int64 (B,)."""
         if self.source not in numbers:
             return torch.zeros(batch, dtype=torch.int64)
-        return self.rows(keys_tensor(numbers[self.source]))
+        row_B: Tensor = self.rows(keys_tensor(numbers[self.source]))
+        return row_B
 
 
 class TextSingle(nn.Module):
@@ -61,8 +62,9 @@ class TextSingle(nn.Module):
         self.source = source
         self.rows = rows
 
-    def forward(self, numbers: dict[str, Tensor], texts: dict[str, list[str]], batch: int) -> Tensor:
+    def forward(self, numbers: dict[str, Tensor], texts: dict[str, list[str]], batch: int) -> Tensor:  # noqa: ARG002
         """Embedding rows, int64 (B,)."""
         if self.source not in texts:
             return torch.zeros(batch, dtype=torch.int64)
-        return self.rows(texts[self.source])
+        row_B: Tensor = self.rows(texts[self.source])
+        return row_B

@@ -1,0 +1,63 @@
+"""What each term would move: its gradient on every parameter and leaf, without a step being taken."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recdistill.data.batch import Batch
+from recdistill.distill.member import Phase
+from recdistill.distill.signal import Scene
+from recdistill.training.cast import Cast
+from recdistill.training.engine import term_value
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The gradients of one term, times its weight at the step.
+
+    Attributes:
+        words: the term.
+        weight: its weight at the step.
+        dense: by parameter, ``member.name``; a parameter that the term does not reach is absent.
+        tables: by bank, on the looked-up vectors, (B, W); likewise.
+    """
+
+    words: str
+    weight: float
+    dense: dict[str, Tensor]
+    tables: dict[str, Tensor]
+
+    def reaches(self, member: str) -> bool:
+        """Whether some dense parameter of a member would move."""
+        return any(bool(g.any()) for name, g in self.dense.items() if name.startswith(f"{member}."))
+
+
+def audit(cast: Cast, phase: Phase, batch: Batch, *, step: int = 0, planned: int = 1000, seed: int = 0) -> list[Audit]:
+    """The gradients of every term of a phase on a batch; parameters and tables stay as they are.
+
+    Every member that takes part answers in training mode with gradients, frozen or not, so that a term that reaches a member
+    it must not reach is seen.
+    """
+    names = sorted(phase.members)
+    everyone = frozenset(names)
+    lookups = cast.look_up(names, batch, everyone)
+    scene = Scene(cast.answer(names, lookups, batch, everyone), batch, seed)
+    parameters = {f"{name}.{key}": p for name in names for key, p in cast.heads[name].named_parameters()}
+    leaves = {bank: lookup.leaf_BW for bank, lookup in lookups.items()}
+    found = []
+    for term in phase.terms:
+        weight = term.weight(step, planned)
+        value = term_value(term, scene) * weight
+        inputs = [*parameters.values(), *leaves.values()]
+        gradients = torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True)
+        dense, tables = gradients[: len(parameters)], gradients[len(parameters) :]
+        found.append(
+            Audit(
+                term.words,
+                weight,
+                {name: g for name, g in zip(parameters, dense, strict=True) if g is not None},
+                {bank: g for bank, g in zip(leaves, tables, strict=True) if g is not None},
+            )
+        )
+    return found

@@ -1,0 +1,111 @@
+"""Every loss against its equation, and what all losses have in common."""
+
+import ast
+import inspect
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from recdistill.errors import ShapeError, TrainingError
+from recdistill.losses.catalog import LOSSES
+from recdistill.losses.response import soft
+from tests.oracles import losses as oracle
+
+CASES = {
+    "bce": (oracle.bce, {}),
+    "soft": (lambda s, t: oracle.soft(s, t, 3.0), {"temperature": 3.0}),
+    "l2": (oracle.l2, {}),
+}
+
+
+def inputs(name: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    learner, target = torch.randn(7, generator=generator, dtype=dtype) * 3, torch.randn(7, generator=generator, dtype=dtype) * 3
+    return learner, torch.sigmoid(target) if name == "bce" else target
+
+
+def test_every_loss_has_an_oracle() -> None:
+    assert CASES.keys() == LOSSES.keys()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_loss_equals_its_equation(name: str) -> None:
+    reference, options = CASES[name]
+    learner, target = inputs(name)
+    found = LOSSES[name](learner, target, **options)
+    assert np.allclose(found.numpy(), reference(learner.numpy(), target.numpy()), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_loss_gives_one_value_per_row_whatever_the_order(name: str) -> None:
+    learner, target = inputs(name)
+    order = torch.tensor([3, 1, 6, 0, 2, 5, 4])
+    found = LOSSES[name](learner, target, **CASES[name][1])
+    assert found.shape == (7,)
+    assert torch.equal(LOSSES[name](learner[order], target[order], **CASES[name][1]), found[order])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_gradient_agrees_with_differences(name: str) -> None:
+    learner, target = inputs(name)
+    assert torch.autograd.gradcheck(lambda x: LOSSES[name](x, target, **CASES[name][1]), learner.requires_grad_())
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loss_is_finite_at_extremes(name: str, dtype: torch.dtype) -> None:
+    learner = torch.tensor([-80.0, -1e-3, 0.0, 80.0], dtype=dtype)
+    target = torch.tensor([1.0, 0.0, 0.5, 0.0], dtype=dtype) if name == "bce" else learner.flip(0)
+    learner.requires_grad_()
+    found = LOSSES[name](learner, target, **CASES[name][1])
+    (gradient,) = torch.autograd.grad(found.sum(), learner)
+    assert bool(torch.isfinite(found).all()) and bool(torch.isfinite(gradient).all())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_shapes_that_would_broadcast_are_refused(name: str) -> None:
+    learner, target = inputs(name)
+    with pytest.raises(ShapeError, match=name):
+        LOSSES[name](learner, target.unsqueeze(1), **CASES[name][1])
+    with pytest.raises(ShapeError, match=name):
+        LOSSES[name](learner, target[:1], **CASES[name][1])
+
+
+def test_soft_refuses_layers_and_temperatures_that_are_not_positive() -> None:
+    with pytest.raises(ShapeError, match="for layers use l2"):
+        soft(torch.zeros(3, 1), torch.zeros(3, 1))
+    with pytest.raises(TrainingError, match="temperature must be positive"):
+        soft(torch.zeros(3), torch.zeros(3), temperature=0)
+
+
+def test_l2_compares_layers_by_their_mean_over_the_width() -> None:
+    student, teacher = torch.randn(4, 5), torch.randn(4, 5)
+    assert np.allclose(LOSSES["l2"](student, teacher).numpy(), oracle.l2(student.numpy(), teacher.numpy()), rtol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-20, 20), st.floats(-20, 20), st.floats(0.5, 50))
+def test_the_gradient_of_soft_is_the_difference_of_softened_probabilities_times_t(s: float, t: float, temperature: float) -> None:
+    student = torch.tensor([s], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(soft(student, torch.tensor([t], dtype=torch.float64), temperature=temperature), student)
+    expected = temperature * (oracle.sigmoid(s / temperature) - oracle.sigmoid(t / temperature))
+    assert float(gradient) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_docstring_says_what_a_reader_needs(name: str) -> None:
+    text = inspect.getdoc(LOSSES[name]) or ""
+    wanted = ["Args:", "Returns:", "Raises:", "Example:"] + ([] if name == "bce" else ["Source:", "Departure:"])
+    assert [part for part in wanted if part not in text] == []
+    assert re.search(r"\(B,", text)
+
+
+def test_losses_have_no_state_and_no_parameters() -> None:
+    for name, loss in LOSSES.items():
+        tree = ast.parse(inspect.getsource(loss))
+        assert not any(isinstance(node, ast.Global | ast.Nonlocal) for node in ast.walk(tree)), name

@@ -1,0 +1,27 @@
+"""Slow references for losses: numpy and loops, from the equations, in probabilities where the code works in logits."""
+
+import math
+
+import numpy as np
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def bce(logit_B: np.ndarray, label_B: np.ndarray) -> np.ndarray:
+    return np.array([-y * math.log(sigmoid(s)) - (1 - y) * math.log(sigmoid(-s)) for s, y in zip(logit_B, label_B, strict=True)])
+
+
+def soft(student_B: np.ndarray, teacher_B: np.ndarray, temperature: float) -> np.ndarray:
+    """The softmax form over the two classes (logit, 0), summed over classes."""
+    rows = []
+    for s, t in zip(student_B / temperature, teacher_B / temperature, strict=True):
+        target, log_p = (sigmoid(t), sigmoid(-t)), (math.log(sigmoid(s)), math.log(sigmoid(-s)))
+        rows.append(-temperature**2 * sum(q * lp for q, lp in zip(target, log_p, strict=True)))
+    return np.array(rows)
+
+
+def l2(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
+    flat = [np.ravel(np.atleast_1d(s - t)) for s, t in zip(student, teacher, strict=True)]
+    return np.array([sum(d * d for d in row) / len(row) for row in flat])

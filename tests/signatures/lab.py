@@ -1,0 +1,95 @@
+"""A bench for signatures: a row's own job on a small log made for it, through the real pipeline and engine.
+
+A signature changes a job by overrides only; a wrong twin is the same job with one mechanism replaced.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import yaml
+
+from recdistill.data.encode import encode
+from recdistill.data.encoded import EncodedLog
+from recdistill.data.scores import read_scores
+from recdistill.distill.compile import Plan, compile_job, problems_of
+from recdistill.evaluation import auc, log_loss
+from recdistill.spec.controls import arms
+from recdistill.spec.job import Job
+from recdistill.spec.load import assign, parse_job, read_yaml
+from recdistill.training.audit import Audit, audit
+from recdistill.training.cast import Cast
+from recdistill.training.fit import Data, Training, build_cast, fit, reader_of
+from recdistill.training.sharding import process_group
+
+JOBS = Path(__file__).parents[2] / "jobs"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished training."""
+
+    folder: Path
+    cast: Cast
+
+    def auc(self, member: str, split: str = "test") -> float:
+        scored = read_scores(self.folder / "scores" / f"{member}.{split}.parquet")
+        return auc(scored.label_N, scored.logit_N)
+
+    def logloss(self, member: str, split: str = "test") -> float:
+        scored = read_scores(self.folder / "scores" / f"{member}.{split}.parquet")
+        return log_loss(scored.label_N, scored.logit_N)
+
+    def logits(self, member: str, split: str = "test") -> np.ndarray:
+        return read_scores(self.folder / "scores" / f"{member}.{split}.parquet").logit_N
+
+
+class Lab:
+    """Trains variations of one job on one log."""
+
+    def __init__(
+        self, folder: Path, job: str, columns: Mapping[str, Any], spec: Mapping[str, Any], overrides: Mapping[str, Any]
+    ) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        pl.DataFrame(columns).write_parquet(folder / "log.parquet")
+        (folder / "spec.yaml").write_text(yaml.safe_dump(dict(spec)))
+        self.raw = assign(read_yaml(JOBS / f"{job}.yaml"), {"spec": str(folder / "spec.yaml"), "where": {}, **overrides}, job)
+        self.raw["log"] = str(folder / "log.parquet")
+        self.count = 0
+
+    def job(self, overrides: Mapping[str, Any] | None = None) -> tuple[Job, EncodedLog]:
+        job, spec = parse_job(assign(self.raw, overrides or {}, "lab"), "lab", check=problems_of)
+        return job, encode(spec, str(job.log), self.folder / "encoded" / f"{abs(hash(str(job.where)))}", where=job.where)
+
+    def plan(self, overrides: Mapping[str, Any] | None = None, arm: str = "main") -> tuple[Plan, Job, EncodedLog, bool]:
+        job, log = self.job(overrides)
+        chosen = next(a for a in arms(job) if a.name == arm)
+        return compile_job(chosen.job, log.spec), chosen.job, log, chosen.shuffle_privileged
+
+    def fit(self, overrides: Mapping[str, Any] | None = None, *, seed: int = 0, arm: str = "main") -> Outcome:
+        plan, job, log, shuffle = self.plan(overrides, arm)
+        self.count += 1
+        folder = self.folder / f"fit_{self.count}"
+        with process_group():
+            return Outcome(folder, fit(Training(plan, job.train, Data(log, log), seed, shuffle), folder))
+
+    def audit(
+        self, overrides: Mapping[str, Any] | None = None, *, step: int = 0, arm: str = "main", phase: int = 0
+    ) -> tuple[list[Audit], Cast]:
+        plan, job, log, _ = self.plan(overrides, arm)
+        with process_group():
+            cast = build_cast(plan, job.train, log, seed=0)
+            batch = next(iter(reader_of(plan, log, ("train",)).in_order(job.train.batch)))
+            return audit(cast, plan.phases[phase], batch, step=step), cast
+
+
+def splits(rows: Sequence[int]) -> np.ndarray:
+    """A split column: so many rows of train (0), valid (1) and test (2)."""
+    return np.repeat(np.arange(3), rows)
+
+
+SPLIT = {"column": "part", "train": [0, 0], "valid": [1, 1], "test": [2, 2]}

@@ -1,0 +1,185 @@
+"""Controls: `plain` loses exactly what the other members gave, `shuffled` keeps everything but the knowledge."""
+
+import pytest
+
+from recdistill.errors import SpecError
+from recdistill.spec.controls import arms
+from recdistill.spec.job import NoControls, Sharing
+from tests.spec.jobs import job, spec
+
+
+def arm(name, **values):
+    return next(a for a in arms(job(controls=[name], **values)) if a.name != "main")
+
+
+def plain(**values):
+    return arm("plain", **values).job
+
+
+def test_the_arms_are_the_job_itself_and_its_controls_in_order():
+    assert [a.name for a in arms(job())] == ["main", "plain", "shuffled"]
+    assert [a.name for a in arms(job(controls=["shuffled"]))] == ["main", "shuffled"]
+    assert arms(job())[0].job == job()
+    assert not arms(job())[0].shuffle_privileged
+
+
+@pytest.mark.parametrize("controls", [[], {"none": "neither has a meaning here"}])
+def test_a_job_without_controls_has_only_itself(controls):
+    assert [a.name for a in arms(job(controls=controls))] == ["main"]
+
+
+# plain
+
+
+def test_plain_keeps_the_student_alone_and_the_terms_that_need_nobody_else():
+    made = plain()
+    assert list(made.members) == ["student"]
+    assert [phase.terms for phase in made.phases] == [["bce(student.logit, label)"]]
+    assert made.privileged == []
+
+
+TERMS = {
+    "bce(student.logit, label)": True,
+    "2 * bce(student.logit, label) * step(1, 0.1, at=200)": True,
+    "bce(student.logit, label).rows(present(click))": True,
+    "soft(student.hidden[-1], student.hidden[0])": True,
+    "bce(teacher.logit, label)": False,
+    "soft(student.logit, teacher.logit)": False,
+    "soft(student.logit, teacher[:].logit)": False,
+    "soft(teacher.logit, student.logit)": False,
+    "soft(student.logit, live(mean(teacher.logit, label)))": False,
+    "soft(student.logit, label, by=teacher.logit)": False,
+    "bce(student.logit, label) * confidence(teacher.logit)": False,
+    "bce(student.logit, label).rows(sure(teacher.logit))": False,
+    "l2(label)": False,
+}
+
+
+@pytest.mark.parametrize(("term", "kept"), TERMS.items())
+def test_plain_keeps_a_term_if_it_is_about_the_student_alone(term, kept):
+    made = plain(phases=[{"steps": 3, "terms": ["bce(student.logit, click)", term]}])
+    assert made.phases[0].terms == ["bce(student.logit, click)", *([term] if kept else [])]
+
+
+def test_plain_drops_phases_left_empty_and_keeps_the_others_as_they_are():
+    phases = [
+        {"epochs": 3, "terms": ["bce(teacher.logit, label)"]},
+        {
+            "steps": 7,
+            "terms": ["bce(student.logit, label)", "soft(student.logit, teacher.logit)"],
+            "stop": {"patience": 2},
+        },
+        {"epochs": 2, "terms": ["soft(student.logit, teacher.logit)"]},
+    ]
+    made = plain(phases=phases)
+    assert len(made.phases) == 1
+    assert made.phases[0] == job(phases=phases).phases[1].model_copy(update={"terms": ["bce(student.logit, label)"]})
+
+
+def test_plain_changes_nothing_else():
+    values = {"where": {"click": 1}, "seeds": 3, "train": {"batch": 16, "refit": True}, "label": ["buy", "click"]}
+    made, main = plain(**values, privileged=["dwell_ms"]), job(**values, privileged=["dwell_ms"])
+    unchanged = set(type(main).model_fields) - {"members", "phases", "privileged", "controls"}
+    assert made.model_dump(include=unchanged) == main.model_dump(include=unchanged)
+    assert isinstance(made.controls, NoControls)
+
+
+def test_plain_gives_the_student_its_own_tables_and_layers_where_it_shared_them():
+    made = plain(
+        members__student__share={"tables": "teacher", "trunk": "teacher", "own": ["user"]},
+        members__teacher={"net": "lr", "trunk": [16, 8]},
+    )
+    student = made.members["student"]
+    assert student.share == Sharing()
+    assert student.trunk == [16, 8]
+
+
+def test_plain_keeps_the_layers_that_others_shared_with_the_student():
+    made = plain(members__student__trunk=[8], members__teacher__share={"trunk": "student", "tables": "student"})
+    assert made.members["student"] == job(members__student__trunk=[8]).members["student"]
+
+
+def test_plain_is_a_right_job_by_itself():
+    assert plain().problems() == []
+    assert plain().problems_with(spec()) == []
+    assert arms(plain()) == [type(arms(plain())[0])("main", plain())]
+
+
+def test_plain_has_no_meaning_where_only_others_teach_the_student():
+    with pytest.raises(SpecError) as caught:
+        arms(job(phases=[{"epochs": 1, "terms": ["soft(student.logit, teacher.logit)", "bce(teacher.logit, label)"]}]))
+    assert caught.value.problems == (
+        "plain: without the other members no term teaches 'student'; drop `plain` from controls, or write "
+        "`controls: {none: <reason>}`",
+    )
+
+
+# shuffled
+
+
+def test_shuffled_is_the_whole_job_on_permuted_privileged_columns():
+    made = arm("shuffled")
+    assert (made.name, made.shuffle_privileged) == ("shuffled", True)
+    assert made.job == job(controls=["shuffled"])
+
+
+def signal(*terms, **values):
+    values = {"privileged": [], "members__teacher__view": ["serving"], **values}
+    return arm("shuffled", phases=[{"epochs": 1, "terms": list(terms)}], **values)
+
+
+def test_without_privileged_columns_the_signal_is_permuted_instead():
+    made = signal("bce(student.logit, label)", "soft(student.logit, teacher.logit, temperature=2)")
+    assert (made.name, made.shuffle_privileged) == ("shuffled_signal", False)
+    assert made.job.phases[0].terms == [
+        "bce(student.logit, label)",
+        "soft(student.logit, shuffled(teacher.logit), temperature=2)",
+    ]
+
+
+SIGNALS = {
+    "soft(student.logit, teacher.logit)": "soft(student.logit, shuffled(teacher.logit))",
+    "soft(student.logit, teacher.logit) * -2": "soft(student.logit, shuffled(teacher.logit)) * -2",
+    "0.5 * soft(student.logit, mean(teacher[:].logit), label)": (
+        "0.5 * soft(student.logit, shuffled(mean(teacher[:].logit)), label)"
+    ),
+    "(f(student.logit, teacher.logit) * 2).rows(present(click))": (
+        "(f(student.logit, shuffled(teacher.logit)) * 2).rows(present(click))"
+    ),
+    "f(student.hidden[-1], student.logit, teacher.hidden[-1])": (
+        "f(student.hidden[-1], student.logit, shuffled(teacher.hidden[-1]))"
+    ),
+    "soft(teacher.logit, student.logit)": "soft(teacher.logit, student.logit)",
+    "bce(teacher.logit, label)": "bce(teacher.logit, label)",
+}
+
+
+@pytest.mark.parametrize(("term", "shuffled"), SIGNALS.items())
+def test_exactly_the_targets_that_the_student_takes_from_others_are_permuted(term, shuffled):
+    made = signal("soft(student.logit, teacher.embed)", term)
+    assert made.job.phases[0].terms == ["soft(student.logit, shuffled(teacher.embed))", shuffled]
+    assert made.job.problems() == []
+
+
+def test_the_signal_control_keeps_every_member_phase_and_setting():
+    made = signal("soft(student.logit, teacher.logit)", seeds=2).job
+    main = job(privileged=[], members__teacher__view=["serving"], seeds=2, controls=["shuffled"])
+    assert made.members == main.members
+    assert made.model_dump(exclude={"phases"}) == main.model_dump(exclude={"phases"})
+    assert made.phases[0].epochs == 1
+
+
+def test_shuffled_has_no_meaning_where_the_student_receives_nothing():
+    with pytest.raises(SpecError) as caught:
+        signal("bce(student.logit, label)", "soft(teacher.logit, student.logit)")
+    assert caught.value.problems == (
+        "shuffled: 'student' receives nothing from another member that could be permuted; drop `shuffled` from controls, or "
+        "write `controls: {none: <reason>}`",
+    )
+
+
+def test_both_controls_of_a_job_are_derived_from_the_job_and_not_from_each_other():
+    made = arms(job(privileged=[], members__teacher__view=["serving"]))
+    assert [a.name for a in made] == ["main", "plain", "shuffled_signal"]
+    assert made[2].job.phases[1].terms == ["soft(student.logit, shuffled(teacher.logit), temperature=2)"]
+    assert made[0].job.phases[1].terms == ["soft(student.logit, teacher.logit, temperature=2)"]
