@@ -1,5 +1,6 @@
-"""The command line: thin commands over the library. Exit status 0 success, 2 a mistake that the user can mend, 1 anything else.
+"""The command line: thin commands over the library.
 
+Exit status: 0 success, 2 a mistake that the user can mend, 1 anything else.
 Heavy imports stay inside the commands, so that help and errors come at once.
 """
 
@@ -18,8 +19,8 @@ from recdistill import __version__
 from recdistill.errors import RecdistillError
 
 app = typer.Typer(
-    help="Knowledge distillation for recommendation and CTR prediction: a parquet log, a feature spec and a job become a "
-    "teacher, a serving student, an AUC report and a TorchScript file.",
+    help="Knowledge distillation for recommendation and CTR prediction: a parquet log, a feature spec and a job become "
+    "a teacher, a serving student, an AUC report and a TorchScript file.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -27,11 +28,11 @@ app = typer.Typer(
 out = Console(width=None if sys.stdout.isatty() else 150)
 err = Console(stderr=True)
 
+INTERRUPTED = 130
+
 JobPath = Annotated[Path, typer.Argument(help="A job file (see jobs/).", show_default=False)]
 RunPath = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Change the job: key.path=value; may be repeated.")
-]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change the job: key.path=value; may be repeated.")]
 Variant = Annotated[str | None, typer.Option(help="One of the job's variants.")]
 LogPath = Annotated[str | None, typer.Option("--log", help="A parquet log to use instead of the job's own.")]
 
@@ -41,21 +42,24 @@ def main() -> None:
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="fbgemm_gpu")
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        err.print("interrupted; `--resume` continues a run")
-        sys.exit(130)
+        status = app(standalone_mode=False)  # the status of a typer.Exit is returned, everything else is raised
     except RecdistillError as error:
-        err.print("[bold red]error:[/] ", end="")
-        err.print(str(error), markup=False, highlight=False)
-        sys.exit(2)
+        complain(str(error))
+        status = 2
     except Exception as error:
-        if hasattr(error, "format_message"):  # a usage error of the command line itself
-            err.print(f"[bold red]error:[/] {error.format_message()}")
-            sys.exit(2)
-        raise
+        if not hasattr(error, "format_message"):
+            raise
+        complain(error.format_message())  # a mistake in the use of the command line itself
+        status = 2
+    if status == INTERRUPTED:
+        err.print("interrupted; `recdistill run --resume` continues a run")
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def complain(message: str) -> None:
+    """Print an error; its text is the user's as much as ours, so nothing in it is markup."""
+    err.print("[bold red]error:[/] ", end="")
+    err.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -117,9 +121,7 @@ def score(
     log: Annotated[str, typer.Argument(help="A parquet log.", show_default=False)],
     target: Annotated[Path, typer.Argument(metavar="OUT.parquet", help="The file to write.", show_default=False)],
     member: Annotated[str | None, typer.Option(help="The member to score with; by default the student.")] = None,
-    spec: Annotated[
-        Path | None, typer.Option(help="For an artefact: the feature spec, for row ids and joins.")
-    ] = None,
+    spec: Annotated[Path | None, typer.Option(help="For an artefact: the feature spec, for row ids and joins.")] = None,
 ) -> None:
     """Write a member's scores of every row of a log."""
     from recdistill.runs.rescore import score_artefact, score_run
@@ -157,9 +159,7 @@ def evaluate(
 @app.command()
 def export(
     run_folder: RunPath,
-    target: Annotated[
-        Path | None, typer.Option("--out", help="The artefact folder; by default RUN/student.")
-    ] = None,
+    target: Annotated[Path | None, typer.Option("--out", help="The artefact folder; by default RUN/student.")] = None,
     member: Annotated[str | None, typer.Option(help="Another member that reads serving columns only.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than the best on validation.")] = None,
 ) -> None:

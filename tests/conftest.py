@@ -21,7 +21,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     real = [item for item in items if item.get_closest_marker("real")]
     for item in real:
-        item.add_marker(pytest.mark.skip(reason=f"one of {len(real)} tests on real logs, which are not here: ../shared/data"))
+        item.add_marker(
+            pytest.mark.skip(reason=f"one of {len(real)} tests on real logs, which are not here: ../shared/data")
+        )
 
 
 @pytest.fixture(autouse=True)

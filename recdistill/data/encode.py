@@ -32,7 +32,7 @@ from recdistill.data.transforms.raw import numbers
 from recdistill.errors import LogError
 from recdistill.spec.features import Binary, FeatureSpec
 
-FORMAT = 1  # raise whenever the same input would encode to something else
+FORMAT = 2  # raise whenever the same input would encode to something else
 SHARD_ROWS = 32 * GROUP_ROWS
 CHUNK_ROWS = 2 * GROUP_ROWS
 WHOLE_FILE = 256 * 2**20  # files up to this size are fingerprinted by content, larger ones by footer and time stamp
@@ -67,11 +67,9 @@ def encode(
     """
     where = dict(where or {})
     fingerprint = fingerprint_of(spec, log, where, fit_on if fitted is None else ("before",))
-    if (out / "manifest.json").exists():
-        existing = EncodedLog.open(out)
-        if existing.fingerprint == fingerprint and fitted is None:
-            return existing
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if fitted is None and (existing := _existing(out, fingerprint)):
+        return existing
+    if not _is_ours(out) and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LogError(f"{out}: exists and holds no encoded log; give another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(f".{out.name}-{secrets.token_hex(4)}")  # with the usual permissions, unlike a temporary folder
@@ -95,12 +93,32 @@ def encode(
             "tables": learned.tables,
         }
         (work / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str), encoding="utf-8")
+        if fitted is None and (existing := _existing(out, fingerprint)):
+            return existing  # another process was faster, and may be reading already
         if out.exists():
             shutil.rmtree(out)
         work.rename(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return EncodedLog.open(out)
+
+
+def _is_ours(out: Path) -> bool:
+    """Whether a folder holds an encoded log, whole or not, that may be replaced."""
+    try:
+        manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and {"format", "fingerprint", "views"} <= manifest.keys()
+
+
+def _existing(out: Path, fingerprint: str) -> EncodedLog | None:
+    """The encoded log that lies in a folder already, if it is whole and of this fingerprint."""
+    try:
+        existing = EncodedLog.open(out)
+    except LogError:
+        return None
+    return existing if existing.fingerprint == fingerprint else None
 
 
 def fingerprint_of(spec: FeatureSpec, log: str, where: Mapping[str, Any], fit_on: tuple[str, ...]) -> str:

@@ -56,9 +56,19 @@ class EncodedLog:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             spec = FeatureSpec.model_validate(manifest["spec"])
             fitted = load_fitted(folder)
-            return cls(folder, manifest["fingerprint"], spec, fitted, manifest["rows"], manifest["views"])
+            log = cls(folder, manifest["fingerprint"], spec, fitted, manifest["rows"], manifest["views"])
+            log._check_files()
+            return log
         except (OSError, ValueError, LookupError, TypeError, pl.exceptions.PolarsError) as error:
             raise LogError(f"{folder}: holds no encoded log ({error}); encode it again") from None
+
+    def _check_files(self) -> None:
+        """Raises ValueError if a file is missing or cut short."""
+        for split, rows in self.rows.items():
+            for view in self.views if (self.folder / split).exists() else ():
+                found = sum(pq.ParquetFile(file).metadata.num_rows for file in self.files(split, view))
+                if found != rows:
+                    raise ValueError(f"{split}/{view} has {found} rows instead of {rows}")
 
     def files(self, split: str, view: str) -> list[Path]:
         """The files of one view of a split, in order."""

@@ -115,10 +115,10 @@ def _column(name: str, column: AnyColumn, rows: int, rng: np.random.Generator) -
         code = (rng.beta(1, 2, rows) * size).astype(np.int64)
         return pl.Series(code).set(pl.Series(missing), None), np.where(missing, 0.0, _effect(name, code))
     if isinstance(column, Numeric):
-        value: Floats = np.round(np.exp(rng.normal(3, 1, rows)), 3)
+        value: NDArray[Any] = np.round(np.exp(rng.normal(3, 1, rows)), 3)
         return pl.Series(value).set(pl.Series(missing), None), np.where(missing, 0.0, np.log(value) - 3)
     flag = rng.random(rows) < 0.3
-    return pl.Series(flag.astype(np.int8)), flag - 0.3
+    return pl.Series(flag.astype(np.int8)), flag.astype(np.float64) - 0.3
 
 
 def _effect(name: str, value: NDArray[np.int64]) -> Floats:

@@ -246,9 +246,8 @@ def _column(c: _Compiler, name: Name, place: str) -> Column | None:
         c.columns[word] = None
         return Column(word)
     binary = [n for n, column in c.spec.post_event.items() if isinstance(column, Binary)]
-    c.problems.append(
-        f"{place}: {word!r} is neither a member's output nor a binary column; {nearest(word, [*c.job.members, *binary])}"
-    )
+    hint = nearest(word, [*c.job.members, *binary])
+    c.problems.append(f"{place}: {word!r} is neither a member's output nor a binary column; {hint}")
     return None
 
 
@@ -300,8 +299,8 @@ def _check_training(c: _Compiler, phases: list[Phase], members: list[Member]) ->
                 for what in ("tables", "trunk"):
                     if _owner(by_name[frozen], what) == _owner(by_name[trained], what):
                         c.problems.append(
-                            f"phases.{i}: trains {trained!r}, whose {what} the frozen {frozen!r} uses as well, so it would "
-                            f"change; give {frozen!r} {what} of its own, or add a term that teaches it"
+                            f"phases.{i}: trains {trained!r}, whose {what} the frozen {frozen!r} uses as well, so it "
+                            f"would change; give {frozen!r} {what} of its own, or add a term that teaches it"
                         )
 
 

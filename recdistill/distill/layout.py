@@ -1,7 +1,7 @@
 """Which table each column of each member is looked up in, and where its vector lies in the member's input.
 
-Tables are grouped into banks, one per member that owns tables. A bank is looked up once per step; the pooled vectors become one
-detached leaf (B, W), and every member, term and micro-batch works on slices of that leaf.
+Tables are grouped into banks, one per member that owns tables. A bank is looked up once per step; the pooled vectors
+become one detached leaf (B, W), and every member, term and micro-batch works on slices of that leaf.
 
     bank 'student'   | user_id 16 | item_id 16 | tags 16 |       leaf (B, 48)
     bank 'teacher'   | dwell buckets 16 |                        leaf (B, 16)

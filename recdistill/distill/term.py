@@ -1,7 +1,7 @@
 """A term: which loss compares what, how much it weighs, and on which rows.
 
-The first argument of a loss learns; every other is a target and is detached unless written ``live(x)``. Losses return one value
-per row, and the engine divides once, by the summed weights of the rows that the term selects.
+The first argument of a loss learns; every other is a target and is detached unless written ``live(x)``. Losses return
+one value per row, and the engine divides once, by the summed weights of the rows that the term selects.
 """
 
 from collections.abc import Callable, Mapping
@@ -111,8 +111,8 @@ class Term:
 def reduce(loss_B: Tensor, weight_B: Tensor, total: Tensor) -> Tensor:
     """The weighted sum over the rows, divided by ``total``; zero, not NaN, where no row takes part.
 
-    This is the only reduction of the project. Rows that take no part are cut out before the product, so that an infinite loss
-    of theirs cannot turn it into NaN.
+    This is the only reduction of the project. Rows that take no part are cut out before the product, so that an
+    infinite loss of theirs cannot turn it into NaN.
     """
     loss_B = torch.where(weight_B > 0, loss_B, torch.zeros_like(loss_B))
     return (loss_B * weight_B).sum() / torch.where(total > 0, total, torch.ones_like(total))

@@ -120,7 +120,9 @@ def scripted(module: torch.nn.Module) -> Any:
 
 
 def load(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The scripted student of an artefact and its manifest. Loading an archive runs the code in it: load only what you trust.
+    """The scripted student of an artefact and its manifest.
+
+    Loading an archive runs the code in it: load only what you trust.
 
     Raises:
         ExportError: the folder holds no artefact.
@@ -147,7 +149,7 @@ def score(student: Any, manifest: Mapping[str, Any], raw: pa.Table, batch: int) 
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """The checks of an artefact, made by a fresh interpreter in which recdistill, torchrec and fbgemm cannot be imported.
+    """The checks of an artefact, made by a fresh interpreter that cannot import recdistill, torchrec and fbgemm.
 
     Raises:
         ExportError: the check could not be made.

@@ -1,18 +1,20 @@
-"""Checks an artefact where only torch, numpy and pyarrow exist; run as a script of its own, it imports nothing of recdistill.
+"""Checks an artefact where only torch, numpy and pyarrow exist; imports nothing of recdistill.
+
+Run as a script of its own:
 
     python bare.py ARTEFACT        prints one JSON object: {"ok": ..., "checks": {name: {"ok": ..., "detail": ...}}}
 
-The functions that turn raw columns into the artefact's inputs live here too, so that whoever serves the student can copy this one
-file.
+The functions that turn raw columns into the artefact's inputs live here too, so that whoever serves the student can
+copy this one file.
 """
 
 import hashlib
 import importlib.abc
 import json
+import pickletools
 import re
 import sys
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ TEXT = re.compile(rb'"(?:[^"\\\\]|\\\\.)*"')
 class _Forbid(importlib.abc.MetaPathFinder):
     """Makes the forbidden packages impossible to import."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> None:
+    def find_spec(self, name: str, *_: Any) -> None:
         """Refuse a forbidden package.
 
         Raises:
@@ -67,8 +69,8 @@ def tensors(columns: Any, inputs: list[dict[str, Any]]) -> tuple[dict[str, Any],
 def words(archive: Path) -> tuple[set[bytes], set[bytes]]:
     """The words that are data in a TorchScript archive (its tensors aside), and the identifiers of its code.
 
-    A column's name would be data: a text in the code or in the pickled attributes. An attribute or variable that happens to be
-    called like a column tells nothing.
+    A column's name would be data: a text in the code or in the pickled attributes. An attribute or variable that
+    happens to be called like a column tells nothing.
     """
     data: set[bytes] = set()
     code: set[bytes] = set()
@@ -78,9 +80,13 @@ def words(archive: Path) -> tuple[set[bytes], set[bytes]]:
                 continue
             text = content.read(entry)
             if "/code/" in entry:
-                texts = TEXT.findall(text)
-                data.update(word for quoted in texts for word in WORD.findall(quoted))
+                for quoted in TEXT.findall(text):
+                    data.update(WORD.findall(quoted))
                 code.update(WORD.findall(TEXT.sub(b" ", text)))
+            elif entry.endswith(".pkl"):  # read as a list of operations; nothing is executed
+                for _, argument, _ in pickletools.genops(text):
+                    if isinstance(argument, str):
+                        data.update(WORD.findall(argument.encode()))
             else:
                 data.update(WORD.findall(text))
     return data - code, code

@@ -1,11 +1,12 @@
 """The serving student as one TorchScript module: raw serving columns in, click probabilities out.
 
-It is built from the fitted serving columns and the student's own parameters alone; nothing else can get in. All tables of the
-student lie in one matrix, so that all single-valued columns are one lookup.
+It is built from the fitted serving columns and the student's own parameters alone; nothing else can get in. All
+tables of the student lie in one matrix, so that all single-valued columns are one lookup.
 """
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,21 @@ from recdistill.nets.towers import Stack
 from recdistill.spec.features import FeatureSpec
 
 
+@dataclass(frozen=True)
+class Wiring:
+    """How embedded columns meet tables and the input vector.
+
+    Attributes:
+        starts: the first row of the table of each single column and, after them, of each bag.
+        order: the place of each embedded column in the input vector: an index into singles, then bags.
+        means: for each bag, whether it is averaged.
+    """
+
+    starts: list[int]
+    order: list[int]
+    means: list[bool]
+
+
 class ServingStudent(nn.Module):
     """Raw columns to probabilities.
 
@@ -32,10 +48,8 @@ class ServingStudent(nn.Module):
         singles: encoders of single-valued embedded columns, in order.
         bags: encoders of list columns, in order.
         numbers: encoders of plain numbers, in order.
+        wiring: where their vectors come from and go to.
         weight: all table rows, (R, D).
-        starts: the first row of the table of each single column and, after them, of each bag.
-        order: the place of each embedded column in the input vector: an index into singles, then bags.
-        means: for each bag, whether it is averaged.
         head: the student's net.
         correction: added to every logit, for negatives left out of the log or of training.
     """
@@ -51,10 +65,8 @@ class ServingStudent(nn.Module):
         singles: list[nn.Module],
         bags: list[nn.Module],
         numbers: list[nn.Module],
+        wiring: "Wiring",
         weight: Tensor,
-        starts: list[int],
-        order: list[int],
-        means: list[bool],
         head: nn.Module,
         correction: float,
     ) -> None:
@@ -63,11 +75,11 @@ class ServingStudent(nn.Module):
         self.bags = nn.ModuleList(bags)
         self.numbers = nn.ModuleList(numbers)
         self.register_buffer("weight", weight)
-        self.register_buffer("start_F", torch.tensor(starts[: len(singles)], dtype=torch.int64).unsqueeze(1))
-        self.bag_starts = starts[len(singles) :]
-        self.order = order
+        self.register_buffer("start_F", torch.tensor(wiring.starts[: len(singles)], dtype=torch.int64).unsqueeze(1))
+        self.bag_starts = wiring.starts[len(singles) :]
+        self.order = wiring.order
         self.plain_order = self.order == list(range(len(self.order)))
-        self.means = means
+        self.means = wiring.means
         self.head = head
         self.correction = correction
 
@@ -190,8 +202,8 @@ def serving_student(
     for field in mine.inputs.fields:
         if field.name not in spec.serving:
             raise VisibilityError(
-                f"export of {member.name!r}: reads {field.name!r}, known only after the event; only a member that reads "
-                "serving columns can be exported, so choose another member"
+                f"export of {member.name!r}: reads {field.name!r}, known only after the event; only a member that "
+                "reads serving columns can be exported, so choose another member"
             )
     embedded = [field.name for field in mine.inputs.embedded]
     singles = [n for n in embedded if isinstance(fitted.columns[n], Single | Buckets)]
@@ -214,10 +226,8 @@ def serving_student(
         [fitted.columns[n].torch() for n in singles],
         [fitted.columns[n].torch() for n in bags],
         [number.torch() for number in numbers],
+        Wiring(starts, order, means),
         weight,
-        starts,
-        order,
-        means,
         head,
         math.log(negative_keep_rate),
     ).eval()
@@ -248,7 +258,7 @@ def _parameter(parameters: Mapping[str, Tensor], key: str) -> Tensor:
 
 
 def describe_inputs(member: Member, spec: FeatureSpec, fitted: FittedSpec) -> list[dict[str, Any]]:
-    """The raw columns that the artefact takes: name, kind, whether it is a list, what missing and unknown values become."""
+    """The raw columns that the artefact takes: name, kind, list or not, what missing and unknown values become."""
     found: dict[str, dict[str, Any]] = {}
     for name in member.serving:
         column = fitted.columns[name]

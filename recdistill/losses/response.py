@@ -1,7 +1,7 @@
 """Losses between the answers of two members.
 
-A binary logit is a two-class softmax over (logit, 0), so the softened Kullback-Leibler divergence of two classes is exactly the
-Bernoulli form below; no other class exists whose similarity could be taught.
+A binary logit is a two-class softmax over (logit, 0), so the softened Kullback-Leibler divergence of two classes is
+exactly the Bernoulli form below; no other class exists whose similarity could be taught.
 """
 
 # Shapes: B rows.
@@ -17,8 +17,8 @@ from recdistill.losses.shapes import logits
 def soft(student_logit_B: Tensor, teacher_logit_B: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Cross entropy of each row against the teacher's softened click probability.
 
-    ``T^2 CE(sigmoid(s / T), sigmoid(t / T))``; its gradient ``T (sigmoid(s / T) - sigmoid(t / T))`` stays of one order for
-    every T. At perfect imitation the loss is the teacher's entropy, not zero.
+    ``T^2 CE(sigmoid(s / T), sigmoid(t / T))``; its gradient ``T (sigmoid(s / T) - sigmoid(t / T))`` stays of one
+    order for every T. At perfect imitation the loss is the teacher's entropy, not zero.
 
     Args:
         student_logit_B: logits of the learner, (B,).

@@ -13,8 +13,8 @@ def same_shape(learner: Tensor, target: Tensor, loss: str) -> None:
     """
     if learner.shape != target.shape:
         raise ShapeError(
-            f"{loss}: the learner has shape {tuple(learner.shape)}, its target {tuple(target.shape)}; both must be equal "
-            "(adapt one of them to the other's width)"
+            f"{loss}: the learner has shape {tuple(learner.shape)}, its target {tuple(target.shape)}; both must be "
+            "equal (adapt one of them to the other's width)"
         )
 
 
@@ -26,6 +26,7 @@ def logits(learner: Tensor, target: Tensor, loss: str) -> None:
     """
     if learner.dim() != 1 or target.dim() != 1:
         raise ShapeError(
-            f"{loss}: compares logits of shape (B,), found {tuple(learner.shape)} and {tuple(target.shape)}; for layers use l2"
+            f"{loss}: compares logits of shape (B,), found {tuple(learner.shape)} and {tuple(target.shape)}; "
+            "for layers use l2"
         )
     same_shape(learner, target, loss)

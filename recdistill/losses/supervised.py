@@ -1,7 +1,7 @@
 """Losses against labels.
 
-Every loss in this package is a pure function of tensors that returns one value per row: the learner comes first, then its
-targets, then hyper-parameters by keyword. The engine weights, selects and averages. A CTR logit has shape (B,).
+Every loss in this package is a pure function of tensors that returns one value per row: the learner comes first, then
+its targets, then hyper-parameters by keyword. The engine weights, selects and averages. A CTR logit has shape (B,).
 """
 
 # Shapes: B rows.

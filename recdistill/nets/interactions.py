@@ -12,8 +12,9 @@ class DeepFM(nn.Module):
     """A factorisation machine beside a multilayer perceptron, on the same embeddings.
 
     Source: Guo et al., 2017, equations 1-4.
-    Departure: the first-order weight of a value is a learned projection of its embedding instead of a table of its own, which
-        would double the lookups; plain numbers have first-order weights and enter the perceptron, but not the pairs.
+    Departure: the first-order weight of a value is a learned projection of its embedding instead of a table of its
+        own, which would double the lookups; plain numbers have first-order weights and enter the perceptron, but not
+        the pairs.
     """
 
     def __init__(

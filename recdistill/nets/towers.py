@@ -1,7 +1,7 @@
 """Plain towers: the multilayer perceptron, and two towers that meet in an inner product.
 
-Every net is built from `Inputs` and a number of labels K, and maps ``embed_BE`` to `Outputs`. Nets are scripted for export,
-so they hold no configuration objects and no optional paths.
+Every net is built from `Inputs` and a number of labels K, and maps ``embed_BE`` to `Outputs`. Nets are scripted for
+export, so they hold no configuration objects and no optional paths.
 """
 
 from itertools import pairwise

@@ -20,7 +20,8 @@ def show(console: Console) -> bool:
             console.print(f"[red]BROKEN[/] {name}: {type(error).__name__}: {error}", highlight=False)
     if not passed:
         console.print(
-            "Install the tested set: pip install --no-deps -r requirements-cpu.lock (CPU), or pip install recdistill (GPU)."
+            "Install the tested set: `pip install --no-deps -r requirements-cpu.lock` on a CPU machine, "
+            "`pip install recdistill` on a GPU machine."
         )
     return passed
 

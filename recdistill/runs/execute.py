@@ -1,7 +1,8 @@
 """One run: load and check the job, encode the log, train the job and its controls over all seeds, export, report."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.scores import Scored, read_scores
 from recdistill.distill.compile import Plan, compile_job, problems_of
+from recdistill.errors import RunError
 from recdistill.evaluation.auc import auc
 from recdistill.evaluation.leaks import too_good
 from recdistill.evaluation.report.build import Results, build
@@ -94,19 +96,40 @@ def execute(request: Request, console: Console | None = None) -> RunFolder:
                 _train(folder, arm, plan, data, seed, reporter)
         results = collect(folder, plans, data, seeds)
         artefact = export_student(folder, job, plans[0][1], data.final, log, best_seed(results))
-        report = {**build(results), "job": describe(job, request, data), "artefact": artefact}
+        fits = {arm.name: [folder.summary(arm.name, seed) for seed in seeds] for arm, _ in plans}
+        results = replace(results, warnings=[*results.warnings, *budget_warnings(fits)])
+        timings = {name: [summary["seconds"] for summary in found] for name, found in fits.items()}
+        tasks = {label: build(collect(folder, plans, data, seeds, label)) for label in job.label[1:]}
+        report = {**build(results), "tasks": tasks, "job": describe(job, request, data), "artefact": artefact}
+        report["timings"] = timings
         write_text(folder.root / "report.html", render(report, folder.root))
         write_json(folder.report, report)
     return folder
 
 
 def _prepare(folder: RunFolder, job: Job, spec: FeatureSpec, data: Data) -> None:
-    """Write what the run is, before anything is trained."""
+    """Write what the run is, before anything is trained.
+
+    Raises:
+        RunError: the folder holds the beginning of a run of another job.
+    """
+    if (folder.root / "job.yaml").exists() and (folder.root / "job.yaml").read_text(encoding="utf-8") != dump_yaml(job):
+        raise RunError(f"{folder.root}: was started with another job; give another --out, or the job of its job.yaml")
     write_text(folder.root / "job.yaml", dump_yaml(job))
     write_text(folder.root / "spec.yaml", dump_yaml(spec))
     prints = {"spec": fingerprint(spec.model_dump(mode="json")), "job": fingerprint(job.model_dump(mode="json"))}
     prints |= {"data": data.final.fingerprint, "tuning_data": data.tuning.fingerprint}
-    write_json(folder.root / "manifest.json", manifest(list(range(job.seeds)), prints))
+    made_with = manifest(list(range(job.seeds)), prints)
+    if (folder.root / "manifest.json").exists():
+        before = json.loads((folder.root / "manifest.json").read_text(encoding="utf-8"))
+        changed = [
+            name for name, value in made_with["fingerprints"].items() if before["fingerprints"].get(name) != value
+        ]
+        if changed:
+            raise RunError(
+                f"{folder.root}: {', '.join(changed)} changed since this run was started; give another --out"
+            )
+    write_json(folder.root / "manifest.json", made_with)
     fitted = folder.root / "fitted"
     if not fitted.exists():
         link_tree(data.final.folder, fitted, only=("manifest.json", "fitted.json", "vocabularies"))
@@ -139,14 +162,16 @@ def _cached(arm: Arm, data: Data, seed: int) -> Path | None:
     return cache_folder("trainings") / key
 
 
-def collect(folder: RunFolder, plans: Sequence[tuple[Arm, Plan]], data: Data, seeds: list[int]) -> Results:
-    """The scores of all trainings, and warnings about the data."""
+def collect(
+    folder: RunFolder, plans: Sequence[tuple[Arm, Plan]], data: Data, seeds: list[int], label: str | None = None
+) -> Results:
+    """The scores of all trainings for the main label, or for another one, and warnings about the data."""
 
     def scores(arm: str, member: str) -> dict[str, list[Scored]]:
         parts = {
             split: [folder.training(arm, s) / "scores" / f"{member}.{split}.parquet" for s in seeds] for split in SPLITS
         }
-        return {split: [read_scores(path) for path in paths] for split, paths in parts.items()}
+        return {split: [read_scores(path, label) for path in paths] for split, paths in parts.items()}
 
     main, *controls = plans
     return Results(
@@ -154,8 +179,8 @@ def collect(folder: RunFolder, plans: Sequence[tuple[Arm, Plan]], data: Data, se
         seeds=seeds,
         members={m.name: scores(MAIN, m.name) for m in main[1].members},
         controls={arm.name: scores(arm.name, plan.student.name) for arm, plan in controls},
-        references=references(data.final, main[1].columns[0]),
-        warnings=column_warnings(data.tuning, main[0].job),
+        references=references(data.final, main[1].columns[0]) if label is None else {},
+        warnings=column_warnings(data.tuning, main[0].job, label or main[1].columns[0]),
     )
 
 
@@ -172,9 +197,9 @@ def references(log: EncodedLog, label: str) -> dict[str, dict[str, Scored]]:
     return found
 
 
-def column_warnings(log: EncodedLog, job: Job) -> list[dict[str, str]]:
+def column_warnings(log: EncodedLog, job: Job, label: str) -> list[dict[str, str]]:
     """Warnings about single columns that nearly are the label, on the validation rows."""
-    label_N = log.labels("valid").select(job.label[0]).collect().to_series().to_numpy()
+    label_N = log.labels("valid").select(label).collect().to_series().to_numpy()
     made = []
     for view, names in (("serving", list(log.spec.serving)), ("post_event", job.privileged)):
         numbers = [name for name in names if log.fitted.columns[name].kind == "float"]
@@ -186,7 +211,20 @@ def column_warnings(log: EncodedLog, job: Job) -> list[dict[str, str]]:
                 if view == "serving"
                 else "a teacher that sees it learns the label itself, and its scores are hard labels"
             )
-            made.append({"cause": cause, "message": f"{name} alone ranks {job.label[0]} with AUC {area:.3f}; {what}"})
+            made.append({"cause": cause, "message": f"{name} alone ranks {label} with AUC {area:.3f}; {what}"})
+    return made
+
+
+def budget_warnings(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
+    """Warnings about trainings that were still improving when their steps ran out."""
+    made = []
+    for name, found in fits.items():
+        cut = sum(summary["kept"][-1] == summary["planned"][-1] for summary in found)
+        if cut > len(found) / 2:
+            what = f"{name}: in {cut} of {len(found)} trainings the last evaluation was the best; allow more epochs"
+            made.append(
+                {"cause": "still_improving", "message": f"{what}, or the comparison is of unfinished trainings"}
+            )
     return made
 
 

@@ -1,4 +1,4 @@
-"""The serving artefact of a run: built from a checkpoint, compared with training on the whole test split, verified bare."""
+"""The serving artefact of a run: built from a checkpoint, compared with training on the test split, verified bare."""
 
 import json
 import statistics
@@ -152,7 +152,8 @@ def export_again(path: Path, out: Path | None, member: str | None, seed: int | N
     known = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["fingerprints"]["data"]
     if data.fingerprint != known:
         raise LogError(
-            f"{path}: the log {log} has changed since this run (fingerprint {data.fingerprint}, was {known}); run the job again"
+            f"{path}: the log {log} has changed since this run (fingerprint {data.fingerprint}, was {known}); "
+            "run the job again"
         )
     chosen = None if member is None else next(m for m in run.plan.members if m.name == member)
     return export_student(run.folder, run.job, run.plan, data, log, run.seed if seed is None else seed, chosen, out)

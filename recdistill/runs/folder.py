@@ -71,6 +71,11 @@ class RunFolder:
         """Whether a training is finished."""
         return (self.training(arm, seed) / DONE).exists()
 
+    def summary(self, arm: str, seed: int) -> dict[str, Any]:
+        """What a finished training says about itself: steps and seconds."""
+        found: dict[str, Any] = json.loads((self.training(arm, seed) / DONE).read_text(encoding="utf-8"))
+        return found
+
     def read_report(self) -> dict[str, Any]:
         """The report.
 

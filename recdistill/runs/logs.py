@@ -18,7 +18,8 @@ def raw_log(job: Job, spec: FeatureSpec, reporter: Reporter) -> tuple[str, Featu
     if not isinstance(job.log, Simulation):
         log_files(job.log)
         return job.log, spec
-    key = fingerprint([job.log.model_dump(), spec.model_dump(mode="json") if job.log.simulate == "spec" else None])
+    made_for = [spec.model_dump(mode="json"), job.label, job.where] if job.log.simulate == "spec" else []
+    key = fingerprint([job.log.model_dump(), made_for])
     path = cache_folder("logs") / f"{job.log.simulate}-{key[:16]}.parquet"
     options: dict[str, Any] = {"rows": job.log.rows, "seed": job.log.seed, "labelled": job.log.labelled}
     if not path.exists():

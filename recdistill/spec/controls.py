@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recdistill.errors import SpecError
-from recdistill.spec.job import Job, NoControls, Sharing, member_names
+from recdistill.spec.job import PRIVILEGED, Job, NoControls, Sharing, member_names
 from recdistill.spec.terms import Argument, Call, Name, ParsedTerm
 
 MAIN = "main"
@@ -77,7 +77,7 @@ def _plain(job: Job) -> Arm:
 
 
 def _shuffled(job: Job) -> Arm:
-    if job.privileged:
+    if any(word == PRIVILEGED or word in job.privileged for member in job.members.values() for word in member.view):
         return Arm("shuffled", job, shuffle_privileged=True)
     phases = []
     changed = 0
@@ -101,10 +101,17 @@ def _with_shuffled_targets(term: ParsedTerm, job: Job) -> ParsedTerm:
     factors = []
     for factor in term.factors:
         if isinstance(factor, Call) and factor.args and _members_of(factor.args[0], job) == {job.student}:
-            targets = [Call("shuffled", (a,)) if _from_others(a, job) else a for a in factor.args[1:]]
+            targets = [_shuffled_signal(a) if _from_others(a, job) else a for a in factor.args[1:]]
             factor = Call(factor.function, (factor.args[0], *targets), factor.kwargs)
         factors.append(factor)
     return ParsedTerm(tuple(factors), term.rows)
+
+
+def _shuffled_signal(signal: Argument) -> Argument:
+    """The signal permuted over the rows; what was live stays live."""
+    if isinstance(signal, Call) and signal.function == "live":
+        return Call("live", (_shuffled_signal(signal.args[0]),))
+    return Call("shuffled", (signal,))
 
 
 def _from_others(argument: Argument, job: Job) -> bool:

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from recdistill.spec.features import Binary, FeatureSpec
 from recdistill.spec.strict import Strict, nearest, refusal
-from recdistill.spec.terms import Name, ParsedTerm, TermSyntaxError, parse_term
+from recdistill.spec.terms import ParsedTerm, TermSyntaxError, names_in, parse_term
 
 SERVING, PRIVILEGED = "serving", "privileged"
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
@@ -390,16 +390,3 @@ def columns_of(view: list[str], spec: FeatureSpec, privileged: list[str]) -> tup
 def member_names(job: Job, term: ParsedTerm) -> list[str]:
     """The members that a term mentions, in order of appearance."""
     return [str(n.path[0]) for n in names_in(term) if n.path[0] in job.members]
-
-
-def names_in(term: ParsedTerm) -> list[Name]:
-    """Every name in a term, in order of appearance."""
-    found: list[Name] = []
-    stack: list[Any] = [term.rows, *reversed(term.factors)]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, Name):
-            found.append(node)
-        elif node is not None and not isinstance(node, float | int | str):
-            stack.extend([*reversed(node.kwargs.values()), *reversed(node.args)])
-    return found

@@ -14,7 +14,7 @@ arguments are checked against what exists when the job is compiled (`recdistill/
 
 import ast
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 ALL = ":"  # the index of ``teacher[:]``, every copy of a member
 Number = TypeVar("Number", int, float)
@@ -188,3 +188,16 @@ def _path(node: ast.expr, text: str) -> list[str | int]:
             return [*_path(inner, text), -_finite(index, text)]
         case _:
             raise TermSyntaxError(f"{text!r}: {ast.unparse(node)!r} is not a name; an index is one integer or [:]")
+
+
+def names_in(term: ParsedTerm) -> list[Name]:
+    """Every name in a term, in order of appearance."""
+    found: list[Name] = []
+    stack: list[Any] = [term.rows, *reversed(term.factors)]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Name):
+            found.append(node)
+        elif node is not None and not isinstance(node, float | int | str):
+            stack.extend([*reversed(node.kwargs.values()), *reversed(node.args)])
+    return found

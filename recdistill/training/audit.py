@@ -36,8 +36,8 @@ class Audit:
 def audit(cast: Cast, phase: Phase, batch: Batch, *, step: int = 0, planned: int = 1000, seed: int = 0) -> list[Audit]:
     """The gradients of every term of a phase on a batch; parameters and tables stay as they are.
 
-    Every member that takes part answers in training mode with gradients, frozen or not, so that a term that reaches a member
-    it must not reach is seen.
+    Every member that takes part answers in training mode with gradients, frozen or not, so that a term that reaches a
+    member it must not reach is seen.
     """
     names = sorted(phase.members)
     everyone = frozenset(names)

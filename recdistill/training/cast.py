@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recdistill.data.batch import Batch
 from recdistill.distill.layout import Layout, MemberLayout, assemble
@@ -67,7 +67,7 @@ class Cast:
                 if theirs != inputs:
                     raise TrainingError(
                         f"members.{member.name}.share.trunk: reads {[f.name for f in inputs.fields]}, but the trunk of "
-                        f"{member.share.trunk!r} reads {[f.name for f in theirs.fields]}; give both the same view and tables"
+                        f"{member.share.trunk!r} reads {[f.name for f in theirs.fields]}; give both the same view"
                     )
             net_inputs = Inputs.plain(trunk.width) if len(trunk.blocks) else inputs
             return Head(trunk, member.net.build(net_inputs, self.labels), member.dropout)
@@ -83,8 +83,8 @@ class Cast:
     ) -> dict[str, Outputs]:
         """The outputs of members, each computed once: trained ones in training mode, the others frozen.
 
-        A member that serves receives the batch without its privileged view. The lower precision is used in training steps
-        only; scores are always computed in float32.
+        A member that serves receives the batch without its privileged view. The lower precision is used in training
+        steps only; scores are always computed in float32.
         """
         outputs = {}
         leaves = {bank: lookup.leaf_BW for bank, lookup in lookups.items()}
@@ -100,16 +100,12 @@ class Cast:
         return torch.autocast(device().type, dtype=torch.bfloat16, enabled=training and self.precision == "bfloat16")
 
     def state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The parameters of members by name: dense ones, and the local rows of the banks they use. Shares their storage."""
+        """The parameters of members by name, in their own storage: dense ones, local rows of their banks."""
         names = list(names)
         dense = {f"{n}.{key}": value for n in names for key, value in self.heads[n].state_dict().items()}
         banks = dict.fromkeys(bank for name in names for bank in self.layout.members[name].banks)
         rows = {f"tables.{b}.{table}": shard for b in banks for table, shard, _ in self.tables.shards(b)}
         return dense | rows
-
-    def dense_parameters(self, name: str) -> list[tuple[str, nn.Parameter]]:
-        """The trained dense parameters of a member."""
-        return list(self.heads[name].named_parameters())
 
 
 def refuse_leak(member: Member, layout: MemberLayout, spec: FeatureSpec) -> None:
@@ -126,8 +122,8 @@ def refuse_leak(member: Member, layout: MemberLayout, spec: FeatureSpec) -> None
     )
     if seen:
         raise VisibilityError(
-            f"members.{member.name}: serves, but reads {seen}, known only after the event; a serving member reads serving "
-            "columns only, so remove them from its view"
+            f"members.{member.name}: serves, but reads {seen}, known only after the event; a serving member reads "
+            "serving columns only, so remove them from its view"
         )
 
 

@@ -37,7 +37,9 @@ def save(cast: Cast, folder: Path) -> None:
         save_distributed(state, storage_writer=HuggingFaceStorageWriter(str(work), save_distributed=True))
     for file in work.glob("*.safetensors"):
         _sort_header(file)
-    (work / "layout.json").write_text(json.dumps({**describe(cast.layout), "trunks": trunks}, indent=1), encoding="utf-8")
+    (work / "layout.json").write_text(
+        json.dumps({**describe(cast.layout), "trunks": trunks}, indent=1), encoding="utf-8"
+    )
     shutil.rmtree(folder, ignore_errors=True)
     work.rename(folder)
 
@@ -67,7 +69,10 @@ def read(folder: Path) -> dict[str, Tensor]:
                     parts.setdefault(key, []).append((offsets, content.get_tensor(key)))
         except (SafetensorError, OSError) as error:
             raise RunError(f"{file}: is not a readable checkpoint ({error}); run the job again") from None
-    whole = {key: torch.cat([t for _, t in sorted(v, key=lambda f: f[0])]) if len(v) > 1 else v[0][1] for key, v in parts.items()}
+    whole = {
+        key: torch.cat([t for _, t in sorted(v, key=lambda f: f[0])]) if len(v) > 1 else v[0][1]
+        for key, v in parts.items()
+    }
     trunks = json.loads((folder / "layout.json").read_text(encoding="utf-8"))["trunks"]
     for member, source in trunks.items():
         shared = {key: value for key, value in whole.items() if key.startswith(f"{source}.trunk.")}
@@ -102,7 +107,7 @@ def _copy(target: Tensor, source: Mapping[str, Tensor], key: str, shown: str | N
 
 
 def _sort_header(file: Path) -> None:
-    """Give a safetensors header one order, so that the same parameters are the same bytes; its length does not change."""
+    """Give a safetensors header one order, so that equal parameters are equal bytes; its length does not change."""
     with file.open("r+b") as handle:
         (size,) = struct.unpack("<Q", handle.read(8))
         header = json.loads(handle.read(size))

@@ -53,6 +53,11 @@ class Event:
 Listener = Callable[[Event], None]
 
 
+def silent(event: Event) -> None:
+    """A listener that does nothing."""
+    del event
+
+
 @dataclass
 class Engine:
     """Trains the members of a cast on the rows of a reader.
@@ -71,7 +76,7 @@ class Engine:
     valid: Reader | None
     settings: TrainSpec
     seed: int
-    listen: Listener = field(default=lambda event: None)
+    listen: Listener = silent
 
     def __post_init__(self) -> None:
         self.rows = self.train.rows()
@@ -106,7 +111,7 @@ class Engine:
         for step, batch in enumerate(self._batches(last)):
             losses = self.step(phase, batch, step, planned, optimizers)
             if step % 50 == 0 or step == last - 1:
-                self._report(index, phase, step, planned, losses)
+                self._report(index, step, planned, losses)
             if watch is not None and watch.is_due(step + 1, last, math.ceil(self.rows / self.settings.batch)):
                 watch.look(step + 1, planned)
                 if watch.exhausted:
@@ -151,22 +156,22 @@ class Engine:
             optimizer.zero_grad(set_to_none=True)
         return losses
 
-    def _report(self, index: int, phase: Phase, step: int, planned: int, losses: dict[str, Tensor]) -> None:
+    def _report(self, index: int, step: int, planned: int, losses: dict[str, Tensor]) -> None:
         values = {words: float(value.detach()) for words, value in losses.items()}
         for words, value in values.items():
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"phase {index}, step {step}: the term {words!r} is {value}; lower the learning rates, or look for extreme "
-                    "values in its columns"
+                    f"phase {index}, step {step}: the term {words!r} is {value}; lower the learning rates, or look for "
+                    "extreme values in its columns"
                 )
         self.listen(Event("step", index, step + 1, planned, values))
 
     def score(
         self, names: list[str], reader: Reader
     ) -> tuple[Scores, NDArray[np.int64], dict[str, NDArray[np.float32]]]:
-        """Logits (rows, labels) of members, row ids and raw labels, in the order of the log; nothing of training changes.
+        """Logits (rows, labels) of members, row ids and raw labels, in the order of the log.
 
-        Logits are corrected for the share of negatives that training left out.
+        Nothing of training changes. Logits are corrected for the share of negatives that training left out.
 
         Raises:
             TrainingError: a member has diverged.
@@ -187,8 +192,8 @@ class Engine:
         for name, values in scores.items():
             if not np.isfinite(values).all():
                 raise TrainingError(
-                    f"{name}: {int((~np.isfinite(values)).any(1).sum())} of {len(values)} scores are NaN or infinite; lower its "
-                    "learning rates, or look for extreme values in its columns"
+                    f"{name}: {int((~np.isfinite(values)).any(1).sum())} of {len(values)} scores are NaN or infinite; "
+                    "lower its learning rates, or look for extreme values in its columns"
                 )
         return scores, np.concatenate(row_ids), {name: np.concatenate(parts) for name, parts in labels.items()}
 

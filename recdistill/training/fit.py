@@ -4,10 +4,12 @@
       metrics.jsonl                    losses and validation metrics of every stage
       checkpoints/final/               parameters of all members
       scores/teacher.test.parquet      row_id, label, group, logit, score; for valid and test
-      fit.json                         steps of each phase, and how long it took; written last
+      fit.json                         steps of each phase (taken; kept and planned on validation), seconds; written
+      last
 
-With ``refit`` the job is trained twice: first on ``train`` to learn from ``valid`` how many steps each phase takes, then on both for
-as many epochs. Validation scores come from the first training, test scores and parameters from the second.
+With ``refit`` the job is trained twice: first on ``train`` to learn from ``valid`` how many steps each phase takes,
+then on both for as many epochs. Validation scores come from the first training, test scores and parameters from the
+second.
 """
 
 import json
@@ -27,7 +29,7 @@ from recdistill.distill.layout import is_embedded, lay_out
 from recdistill.spec.job import TrainSpec
 from recdistill.training import checkpoint
 from recdistill.training.cast import Cast
-from recdistill.training.engine import Engine, Event, Listener
+from recdistill.training.engine import Engine, Event, Listener, silent
 from recdistill.training.runlog import RunLog
 from recdistill.training.sharding import Tables, process_group
 from recdistill.training.warm_start import warm_start
@@ -37,7 +39,7 @@ DONE = "fit.json"
 
 @dataclass(frozen=True)
 class Data:
-    """The encoded logs of a run: the one to tune on, and the one for the final parameters (the same without ``refit``)."""
+    """The encoded logs of a run: to tune on, and for the final parameters (the same one without ``refit``)."""
 
     tuning: EncodedLog
     final: EncodedLog
@@ -62,7 +64,7 @@ class Training:
     shuffle_privileged: bool = False
 
 
-def fit(training: Training, folder: Path, listen: Listener = lambda event: None) -> Cast:
+def fit(training: Training, folder: Path, listen: Listener = silent) -> Cast:
     """Train, score and save; returns the members with their final parameters.
 
     Raises:
@@ -82,7 +84,9 @@ def fit(training: Training, folder: Path, listen: Listener = lambda event: None)
         refit = training.settings.refit
         log.stage = "tune" if refit else "train"
         engine = _engine(training, training.data.tuning, ("train",), folder, heard)
+        planned = [engine.planned_steps(phase) for phase in training.plan.phases]
         steps = [engine.run(i, phase) for i, phase in enumerate(training.plan.phases)]
+        kept = list(steps)
         score_split(engine, _reader(training, training.data.tuning, ("valid",), folder), "valid", folder)
         if refit:
             log.stage = "refit"
@@ -94,13 +98,14 @@ def fit(training: Training, folder: Path, listen: Listener = lambda event: None)
         score_split(engine, _reader(training, training.data.final, ("test",), folder), "test", folder)
         checkpoint.save(engine.cast, folder / "checkpoints" / "final")
     shutil.rmtree(folder / ".shuffled", ignore_errors=True)
-    summary = {"seed": training.seed, "steps": steps, "seconds": round(time.monotonic() - started, 3)}
+    summary = {"seed": training.seed, "steps": steps, "kept": kept, "planned": planned}
+    summary["seconds"] = round(time.monotonic() - started, 3)
     (folder / DONE).write_text(json.dumps(summary), encoding="utf-8")
     return engine.cast
 
 
 def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, warm: bool = True) -> Cast:
-    """The members of a plan with initial parameters, for an encoded log; with ``warm`` those of other runs if asked for."""
+    """The members of a plan with initial parameters; with ``warm`` those of another run for whom the job says so."""
     layout = lay_out(plan.members, log.spec, log.fitted.tables)
     tables = Tables(layout, settings.tables, std=settings.table_std, seed=seed)
     cast = Cast(plan.members, layout, tables, log.spec, labels=plan.labels, precision=settings.precision, seed=seed)

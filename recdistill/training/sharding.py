@@ -1,8 +1,9 @@
 """Embedding tables on TorchRec: one process is world size 1 of the same sharded code.
 
 Rules that keep it exact, each measured (see the tests):
-- Each bank is one EmbeddingBagCollection and is looked up once per step. Its pooled output becomes a detached leaf; the sum of
-  all gradients on the leaf goes back into the tables once, because fused optimizers step inside every backward pass.
+- Each bank is one EmbeddingBagCollection and is looked up once per step. Its pooled output becomes a detached leaf;
+  the sum of all gradients on the leaf goes back into the tables once, because fused optimizers step inside every
+  backward pass.
 - Gradient division is off and losses are divided by global weights, so that the world size changes no gradient.
 - Features are laid out in table order and never change their order, because TorchRec freezes it at the first batch.
 - Rows are initialised by one generator per (table, block of rows), so that the layout over processes changes no value.
@@ -100,7 +101,8 @@ class Tables:
         collections = nn.ModuleDict({name: _collection(bank, optimizer) for name, bank in self.banks.items()})
         sharder = EmbeddingBagCollectionSharder()
         plan = {
-            name: _plan(module, bank, sharder) for (name, module), bank in zip(collections.items(), self.banks.values())
+            name: _plan(module, bank, sharder)
+            for (name, module), bank in zip(collections.items(), self.banks.values(), strict=True)
         }
         self.model = DistributedModelParallel(
             collections, device=device(), plan=ShardingPlan(plan), sharders=[sharder], init_data_parallel=False
@@ -203,7 +205,7 @@ def _collection(bank: Bank, optimizer: TableOptimizer) -> EmbeddingBagCollection
             num_embeddings=rows,
             feature_names=[f.column for f in bank.features if f.table == table],
             pooling=PoolingType.SUM,
-            init_fn=lambda weight: None,  # rows are set by `initialise`
+            init_fn=lambda _: None,  # rows are set by `initialise`
         )
         for table, rows in bank.tables.items()
     ]
@@ -233,7 +235,7 @@ def _plan(module: nn.Module, bank: Bank, sharder: EmbeddingBagCollectionSharder)
 
 
 def initialise(shard: Tensor, name: str, first_row: int, *, std: float, seed: int) -> None:
-    """Draw the rows of a shard; the values depend on seed, table and row alone, not on how rows are spread over processes."""
+    """Draw the rows of a shard; values depend on seed, table and row alone, not on the spread over processes."""
     generator = torch.Generator()
     end = first_row + len(shard)
     for start in range(first_row - first_row % INIT_ROWS, end, INIT_ROWS):

@@ -34,9 +34,10 @@ def warm_start(cast: Cast, member: Member, source: WarmStart, fitted: FittedSpec
         for key, value in cast.heads[member.name].state_dict().items():
             found = parameters.get(f"{source.member}.{key}")
             if found is None or found.shape != value.shape:
+                there = "does not exist" if found is None else f"has {tuple(found.shape)}"
                 raise RunError(
-                    f"members.{member.name}.warm_start: {key} has shape {tuple(value.shape)}, in {source.member!r} of {run} it "
-                    f"{'does not exist' if found is None else f'has {tuple(found.shape)}'}; build both alike"
+                    f"members.{member.name}.warm_start: {key} has shape {tuple(value.shape)}, but in {source.member!r} of "
+                    f"{run} it {there}; build both alike"
                 )
             value.copy_(found)
         theirs = load_fitted(run / "fitted")

@@ -139,9 +139,16 @@ def test_the_engine_names_no_method() -> None:
 
 def test_nothing_in_the_project_names_a_path_of_a_machine() -> None:
     found = []
-    for path in [*PACKAGE.rglob("*"), *(ROOT / "jobs").rglob("*"), *(ROOT / "feature_specs").rglob("*"), *ROOT.glob("*.md")]:
-        if path.is_file() and path.suffix in (".py", ".md", ".yaml", ".j2") and any(
-            word in path.read_text(encoding="utf-8") for word in ("/home/", "/root/", "/work/", "/Users/")
+    for path in [
+        *PACKAGE.rglob("*"),
+        *(ROOT / "jobs").rglob("*"),
+        *(ROOT / "feature_specs").rglob("*"),
+        *ROOT.glob("*.md"),
+    ]:
+        if (
+            path.is_file()
+            and path.suffix in (".py", ".md", ".yaml", ".j2")
+            and any(word in path.read_text(encoding="utf-8") for word in ("/home/", "/root/", "/work/", "/Users/"))
         ):
             found.append(path)
     assert found == []

@@ -115,7 +115,8 @@ def test_a_filter_drops_rows_before_anything_is_learned(simple):
     assert log.labels("test").collect()["row_id"].to_list() == [37, 39]
 
 
-def test_a_group_of_texts_with_codes_survives_several_chunks(simple, small_groups):
+@pytest.mark.usefixtures("small_groups")
+def test_a_group_of_texts_with_codes_survives_several_chunks(simple):
     names = [f"user {i % 37}" for i in range(400)]
     log = simple(range(400), group="g", g=pl.Series(names, dtype=pl.Categorical))
     found = pl.concat([log.labels(split).collect()["group"].cast(pl.String) for split in SPLITS])
@@ -276,14 +277,16 @@ def test_columns_fitted_before_take_raw_columns_of_their_kind_alone(tmp_path, si
 # The same bytes, and no needless work
 
 
-def test_encoding_twice_gives_the_same_bytes(tmp_path, small_groups):
+@pytest.mark.usefixtures("small_groups")
+def test_encoding_twice_gives_the_same_bytes(tmp_path):
     path = write(raw(500), tmp_path / "log.parquet")
     folders = [encode(spec(), path, tmp_path / name).folder for name in ("a", "b", "c/d")]
     assert contents(folders[0]) == contents(folders[1]) == contents(folders[2])
     assert len(contents(folders[0])) > 20
 
 
-def test_several_shards_and_row_groups_are_one_log(tmp_path, small_groups):
+@pytest.mark.usefixtures("small_groups")
+def test_several_shards_and_row_groups_are_one_log(tmp_path):
     path = write(raw(500), tmp_path / "log.parquet")
     cut = encode(spec(), path, tmp_path / "cut")
     groups = [
@@ -453,7 +456,7 @@ class Interruption(BaseException):
     """Like KeyboardInterrupt, no Exception."""
 
 
-def interrupt(rows):
+def interrupt(_):
     raise Interruption
 
 
@@ -487,7 +490,8 @@ def test_an_encoded_log_is_as_readable_as_any_other_folder(tmp_path, mask):
     assert stat.S_IMODE((tmp_path / "made" / "out" / "manifest.json").stat().st_mode) == 0o666 & ~mask
 
 
-def test_progress_counts_every_row_once(tmp_path, small_groups):
+@pytest.mark.usefixtures("small_groups")
+def test_progress_counts_every_row_once(tmp_path):
     seen = []
     encode(spec(), write(raw(333), tmp_path / "log.parquet"), tmp_path / "out", progress=seen.append)
     assert sum(seen) == 333

@@ -87,7 +87,8 @@ def test_seeds_and_splits_have_permutations_of_their_own(log, tmp_path):
     assert sum(first[row] == other[row] for row in first) < 12
 
 
-def test_the_same_rows_in_another_split_are_permuted_differently(make, tmp_path):
+@pytest.mark.usefixtures("make")
+def test_the_same_rows_in_another_split_are_permuted_differently(tmp_path):
     frame = raw(100)
     unscaled = {**COLUMNS_OF_LOGS["post_event"], "dwell_ms": {"type": "numeric", "scale": "none"}}
     places = {}

@@ -302,7 +302,7 @@ def test_post_event_columns_may_come_from_another_folder(log, tmp_path):
 )
 def test_privileged_rows_that_are_not_those_of_the_labels_are_refused(log, tmp_path, change):
     reader = Reader(log, ("train",), ALL, post_event=rewritten(log, tmp_path, change))
-    with pytest.raises(LogError, match="the privileged rows of .* are not those of the labels; encode it again"):
+    with pytest.raises(LogError, match=r"the privileged rows of .* are not those of the labels; encode it again"):
         list(reader.in_order(64))
 
 

@@ -56,7 +56,7 @@ def test_a_log_made_in_chunks_is_one_log(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_simulation_leaves_no_log(tmp_path):
-    def interrupt(rows):
+    def interrupt(_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -141,7 +141,7 @@ def test_the_traces_of_the_label_twin_give_the_label_away(clicked):
 
 
 def exact_posterior(m, dwell_ms, reviews, in_cart):
-    """``P(purchase | m, traces)`` by adaptive quadrature over the mood, with the exact probability of a whole dwell time."""
+    """``P(purchase | m, traces)`` by Simpson's rule over the mood, with the exact probability of a whole dwell time."""
 
     def weight(mood):
         want = m + mood

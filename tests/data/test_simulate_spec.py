@@ -176,6 +176,17 @@ def test_a_row_id_that_can_is_simulated(tmp_path, row_id):
     assert sum(encoded(tmp_path, spec(row_id=row_id)).rows.values()) == 500
 
 
+def test_a_role_column_keeps_its_first_meaning(tmp_path):
+    made = spec(row_id=["request", "at"], group="request", split={"hash": {"key": "at"}})
+    log = simulated(tmp_path, made)
+    assert log["at"].is_sorted()
+    assert log["request"].n_unique() < 100
+    assert (
+        sum(encoded(tmp_path / "more", spec(row_id=["request"], split={"hash": {"key": "request"}})).rows.values())
+        == 500
+    )
+
+
 def test_labels_can_be_learned_and_traces_tell_more(tmp_path):
     log = simulated(tmp_path, rows=8000, seed=1)
     categories = OneHotEncoder(handle_unknown="ignore").fit_transform(log.select("city", "member").to_numpy()).toarray()

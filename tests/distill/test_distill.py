@@ -32,7 +32,11 @@ def batch(rows: int = 6, label: list[float] | None = None, weight: list[float] |
 
 def scene(b: Batch, seed: int = 0) -> Scene:
     logits = {
-        name: Outputs(torch.randn(len(b), 1, generator=torch.Generator().manual_seed(k), requires_grad=True), [], torch.zeros(len(b), 1))
+        name: Outputs(
+            torch.randn(len(b), 1, generator=torch.Generator().manual_seed(k), requires_grad=True),
+            [],
+            torch.zeros(len(b), 1),
+        )
         for k, name in enumerate(("student", "teacher"))
     }
     return Scene(logits, b, seed)
@@ -98,7 +102,9 @@ def test_schedules_count_steps_or_fractions_of_the_phase() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 40), st.integers(0, 5), st.randoms())
-def test_a_shuffled_signal_moves_every_row_and_follows_the_rows_when_they_are_reordered(rows: int, seed: int, random) -> None:
+def test_a_shuffled_signal_moves_every_row_and_follows_the_rows_when_they_are_reordered(
+    rows: int, seed: int, random
+) -> None:
     b = batch(rows, label=[0.0] * rows)
     value = torch.arange(rows, dtype=torch.float32)
     outputs = {"teacher": Outputs(value.unsqueeze(1), [], value.unsqueeze(1))}
@@ -141,7 +147,10 @@ def members() -> list[Member]:
 
 def test_a_layout_gives_every_column_one_table_and_one_place() -> None:
     layout = lay_out(members(), SPEC, ROWS)
-    assert {name: bank.tables for name, bank in layout.banks.items()} == {"student": {"user": 5, "item": 9}, "teacher": {"stars": 4}}
+    assert {name: bank.tables for name, bank in layout.banks.items()} == {
+        "student": {"user": 5, "item": 9},
+        "teacher": {"stars": 4},
+    }
     assert [f.column for f in layout.banks["student"].features] == ["user", "item", "tags"]
     teacher = layout.members["teacher"].inputs
     assert [(f.name, f.start, f.width) for f in teacher.fields] == [
@@ -152,8 +161,17 @@ def test_a_layout_gives_every_column_one_table_and_one_place() -> None:
 def test_assembling_puts_slices_averages_and_numbers_in_their_places() -> None:
     layout = lay_out(members(), SPEC, ROWS)
     bags = {"tags": Jagged(torch.zeros(3, dtype=torch.int64), torch.tensor([2, 1]))}
-    serving = View("serving", torch.zeros(2, 2, dtype=torch.int64), ("user", "item"), torch.tensor([[0.5], [0.7]]), ("price",), bags)
-    after = View("privileged", torch.zeros(1, 2, dtype=torch.int64), ("stars",), torch.tensor([[8.0], [9.0]]), ("dwell",))
+    serving = View(
+        "serving",
+        torch.zeros(2, 2, dtype=torch.int64),
+        ("user", "item"),
+        torch.tensor([[0.5], [0.7]]),
+        ("price",),
+        bags,
+    )
+    after = View(
+        "privileged", torch.zeros(1, 2, dtype=torch.int64), ("stars",), torch.tensor([[8.0], [9.0]]), ("dwell",)
+    )
     b = Batch(torch.arange(2), serving, {}, torch.ones(2), after)
     leaves = {"student": torch.arange(24.0).reshape(2, 12), "teacher": torch.full((2, 4), 3.0)}
     found = assemble(layout.members["teacher"], leaves, b)
@@ -202,7 +220,11 @@ def test_terms_of_several_labels_reach_their_own_logit(small: Small) -> None:
     plan, _, _ = small.plan(
         {
             "label": ["purchase", "click"],
-            "phases.0.terms": ["bce(student.logit, purchase)", "bce(student.logit.click, click)", "bce(teacher.logit, label)"],
+            "phases.0.terms": [
+                "bce(student.logit, purchase)",
+                "bce(student.logit.click, click)",
+                "bce(teacher.logit, label)",
+            ],
         }
     )
     learners = [term.learner for term in plan.phases[0].terms]

@@ -334,9 +334,13 @@ def test_a_twin_of_the_student_gets_no_evidence_and_a_real_teacher_helps():
         assert verdict(dict(zip(["plain", "shuffled"], adjusted, strict=True))) == expected
 
 
-def test_the_verdict_refuses_to_judge_without_plain_or_without_holm():
-    with pytest.raises(MetricError, match=r"^verdict: needs the comparison with plain, but has \['shuffled'\]"):
-        verdict({"shuffled": UP})
+def test_the_verdict_judges_by_the_controls_that_there_are():
+    assert verdict({"shuffled": UP}) == "helps"
+
+
+def test_the_verdict_refuses_to_judge_without_a_control_or_without_holm():
+    with pytest.raises(MetricError, match=r"^verdict: needs the comparison with at least one control"):
+        verdict({})
     with pytest.raises(MetricError, match=r"^verdict: p-values must be adjusted.*\['shuffled'\].*holm_adjusted"):
         verdict({"plain": UP, "shuffled": replace(UP, p_adjusted=None)})
 

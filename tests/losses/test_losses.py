@@ -25,7 +25,10 @@ CASES = {
 
 def inputs(name: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    learner, target = torch.randn(7, generator=generator, dtype=dtype) * 3, torch.randn(7, generator=generator, dtype=dtype) * 3
+    learner, target = (
+        torch.randn(7, generator=generator, dtype=dtype) * 3,
+        torch.randn(7, generator=generator, dtype=dtype) * 3,
+    )
     return learner, torch.sigmoid(target) if name == "bce" else target
 
 
@@ -90,9 +93,13 @@ def test_l2_compares_layers_by_their_mean_over_the_width() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.floats(-20, 20), st.floats(-20, 20), st.floats(0.5, 50))
-def test_the_gradient_of_soft_is_the_difference_of_softened_probabilities_times_t(s: float, t: float, temperature: float) -> None:
+def test_the_gradient_of_soft_is_the_difference_of_softened_probabilities_times_t(
+    s: float, t: float, temperature: float
+) -> None:
     student = torch.tensor([s], dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(soft(student, torch.tensor([t], dtype=torch.float64), temperature=temperature), student)
+    (gradient,) = torch.autograd.grad(
+        soft(student, torch.tensor([t], dtype=torch.float64), temperature=temperature), student
+    )
     expected = temperature * (oracle.sigmoid(s / temperature) - oracle.sigmoid(t / temperature))
     assert float(gradient) == pytest.approx(expected, abs=1e-12)
 

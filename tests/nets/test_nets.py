@@ -11,8 +11,10 @@ from recdistill.nets.inputs import Field, Inputs
 from recdistill.nets.towers import Stack, TwoTower
 
 INPUTS = Inputs(
-    tuple(Field(name, 4 * i, 4, embedded=True) for i, name in enumerate(("user", "item", "city")))
-    + (Field("price", 12, 1, embedded=False),)
+    (
+        *(Field(name, 4 * i, 4, embedded=True) for i, name in enumerate(("user", "item", "city"))),
+        Field("price", 12, 1, embedded=False),
+    )
 )
 OPTIONS = {
     "mlp": {"layers": [6, 5]},
@@ -43,7 +45,9 @@ def test_a_net_answers_one_logit_per_row_and_label(name: str, count: int) -> Non
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("norm", ["none", "layer", "batch"])
 def test_a_scripted_net_equals_the_eager_one(name: str, norm: str) -> None:
-    head = Head(Stack(INPUTS.width, []), Net(name, {**OPTIONS[name], "norm": norm, "dropout": 0.2}).build(INPUTS, 1), 0.1).eval()
+    head = Head(
+        Stack(INPUTS.width, []), Net(name, {**OPTIONS[name], "norm": norm, "dropout": 0.2}).build(INPUTS, 1), 0.1
+    ).eval()
     assert torch.equal(scripted(head)(rows()).logits_BK, head(rows()).logits_BK)
 
 

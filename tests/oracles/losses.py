@@ -10,7 +10,9 @@ def sigmoid(x: float) -> float:
 
 
 def bce(logit_B: np.ndarray, label_B: np.ndarray) -> np.ndarray:
-    return np.array([-y * math.log(sigmoid(s)) - (1 - y) * math.log(sigmoid(-s)) for s, y in zip(logit_B, label_B, strict=True)])
+    return np.array(
+        [-y * math.log(sigmoid(s)) - (1 - y) * math.log(sigmoid(-s)) for s, y in zip(logit_B, label_B, strict=True)]
+    )
 
 
 def soft(student_B: np.ndarray, teacher_B: np.ndarray, temperature: float) -> np.ndarray:
@@ -18,7 +20,7 @@ def soft(student_B: np.ndarray, teacher_B: np.ndarray, temperature: float) -> np
     rows = []
     for s, t in zip(student_B / temperature, teacher_B / temperature, strict=True):
         target, log_p = (sigmoid(t), sigmoid(-t)), (math.log(sigmoid(s)), math.log(sigmoid(-s)))
-        rows.append(-temperature**2 * sum(q * lp for q, lp in zip(target, log_p, strict=True)))
+        rows.append(-(temperature**2) * sum(q * lp for q, lp in zip(target, log_p, strict=True)))
     return np.array(rows)
 
 

@@ -57,13 +57,17 @@ class Lab:
         folder.mkdir(parents=True, exist_ok=True)
         pl.DataFrame(columns).write_parquet(folder / "log.parquet")
         (folder / "spec.yaml").write_text(yaml.safe_dump(dict(spec)))
-        self.raw = assign(read_yaml(JOBS / f"{job}.yaml"), {"spec": str(folder / "spec.yaml"), "where": {}, **overrides}, job)
+        self.raw = assign(
+            read_yaml(JOBS / f"{job}.yaml"), {"spec": str(folder / "spec.yaml"), "where": {}, **overrides}, job
+        )
         self.raw["log"] = str(folder / "log.parquet")
         self.count = 0
 
     def job(self, overrides: Mapping[str, Any] | None = None) -> tuple[Job, EncodedLog]:
         job, spec = parse_job(assign(self.raw, overrides or {}, "lab"), "lab", check=problems_of)
-        return job, encode(spec, str(job.log), self.folder / "encoded" / f"{abs(hash(str(job.where)))}", where=job.where)
+        return job, encode(
+            spec, str(job.log), self.folder / "encoded" / f"{abs(hash(str(job.where)))}", where=job.where
+        )
 
     def plan(self, overrides: Mapping[str, Any] | None = None, arm: str = "main") -> tuple[Plan, Job, EncodedLog, bool]:
         job, log = self.job(overrides)

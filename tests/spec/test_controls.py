@@ -173,8 +173,8 @@ def test_shuffled_has_no_meaning_where_the_student_receives_nothing():
     with pytest.raises(SpecError) as caught:
         signal("bce(student.logit, label)", "soft(teacher.logit, student.logit)")
     assert caught.value.problems == (
-        "shuffled: 'student' receives nothing from another member that could be permuted; drop `shuffled` from controls, or "
-        "write `controls: {none: <reason>}`",
+        "shuffled: 'student' receives nothing from another member that could be permuted; drop `shuffled` from "
+        "controls, or write `controls: {none: <reason>}`",
     )
 
 

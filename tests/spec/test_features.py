@@ -146,15 +146,15 @@ WRONG = {
     "serving reads a post-event raw column": (
         {"serving__peek": {"type": "numeric", "column": "dwell_ms"}},
         [
-            "serving.peek: reads the raw column 'dwell_ms', which post_event.dwell_band declares to be known only after the "
-            "event; remove one of the two"
+            "serving.peek: reads the raw column 'dwell_ms', which post_event.dwell_band declares to be known only "
+            "after the event; remove one of the two"
         ],
     ),
     "serving is a post-event raw column": (
         {"post_event__late": {"type": "id", "column": "user"}},
         [
-            "serving.user: reads the raw column 'user', which post_event.late declares to be known only after the event; remove "
-            "one of the two"
+            "serving.user: reads the raw column 'user', which post_event.late declares to be known only after the "
+            "event; remove one of the two"
         ],
     ),
     "reference is typed": (

@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from recdistill.spec.job import Job, NoControls, Simulation, columns_of, member_names, names_in
-from recdistill.spec.terms import parse_term
+from recdistill.spec.job import Job, NoControls, Simulation, columns_of, member_names
+from recdistill.spec.terms import names_in, parse_term
 from tests.spec.jobs import JOB, changed, job, spec, without
 
 
@@ -173,15 +173,15 @@ WRONG_WITH_SPEC = {
     "student with the privileged view": (
         {"members__student__view": ["serving", "privileged"]},
         [
-            "members.student.view: a serving member may read serving columns only, but 'privileged' is known after the event; "
-            "remove it, or let another member serve"
+            "members.student.view: a serving member may read serving columns only, but 'privileged' is known after the "
+            "event; remove it, or let another member serve"
         ],
     ),
     "student with a post-event column": (
         {"members__student__view": ["price", "dwell_ms"]},
         [
-            "members.student.view: a serving member may read serving columns only, but 'dwell_ms' is known after the event; "
-            "remove it, or let another member serve"
+            "members.student.view: a serving member may read serving columns only, but 'dwell_ms' is known after the "
+            "event; remove it, or let another member serve"
         ],
     ),
     "teacher with an undeclared column": (

@@ -209,13 +209,15 @@ JOB_PLACES = {
 }
 
 
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(("values", "message"), JOB_PLACES.values(), ids=JOB_PLACES)
-def test_a_problem_of_a_job_is_told_with_its_place(folder, values, message):
+def test_a_problem_of_a_job_is_told_with_its_place(values, message):
     problems = problems_of_job(changed(JOB, **values))
     assert any(problem.startswith(message) for problem in problems), problems
 
 
-def test_what_is_missing_is_required(folder):
+@pytest.mark.usefixtures("folder")
+def test_what_is_missing_is_required():
     assert problems_of_spec(without(SPEC, "serving")) == ("serving: is required",)
     assert "phases: is required" in problems_of_job(without(JOB, "phases"))
     assert problems_of_spec({**SPEC, "join": {"side.parquet": {}}}) == ("join.side.parquet.on: is required",)
@@ -249,7 +251,8 @@ def test_all_problems_of_a_spec_come_in_one_message():
     assert str(caught.value).startswith("spec.yaml: 9 problems\n  - ")
 
 
-def test_all_problems_of_a_job_and_between_it_and_its_spec_come_in_one_message(folder):
+@pytest.mark.usefixtures("folder")
+def test_all_problems_of_a_job_and_between_it_and_its_spec_come_in_one_message():
     broken = changed(
         JOB,
         sed=3,
@@ -276,12 +279,15 @@ def test_no_problem_is_told_twice():
     assert len(problems) == len(set(problems)) == 3
 
 
-def test_elements_of_a_list_are_left_out_from_its_end(folder):
+@pytest.mark.usefixtures("folder")
+def test_elements_of_a_list_are_left_out_from_its_end():
     phases = [{"epochs": 1, "terms": ["f(x)"]} for _ in range(12)]
-    broken = [dict(p, epochs=None) if i in (2, 9, 10, 11) else p for i, p in enumerate(phases)]
-    assert problems_of_job(changed(JOB, phases=broken)) == tuple(
-        f"phases.{i}: give either epochs or steps" for i in (2, 9, 10, 11)
-    )
+    phases[10]["terms"] = ["f(x) + 1"]
+    for i in (2, 9, 11):
+        del phases[i]["epochs"]
+    *incomplete, expression = problems_of_job(changed(JOB, phases=phases))
+    assert incomplete == [f"phases.{i}: give either epochs or steps" for i in (2, 9, 11)]
+    assert "'f(x) + 1' is an expression" in expression
 
 
 def test_a_job_with_a_wrong_spec_tells_the_problems_of_the_spec(folder):
@@ -294,19 +300,21 @@ def test_a_job_with_a_wrong_spec_tells_the_problems_of_the_spec(folder):
 
 def test_a_job_whose_spec_is_absent_says_so(folder):
     (folder / "spec.yaml").unlink()
-    with pytest.raises(SpecError, match="spec.yaml: 1 problem\n  - cannot be read: No such file"):
+    with pytest.raises(SpecError, match=r"spec\.yaml: 1 problem\n  - cannot be read: No such file"):
         load_job(folder / "job.yaml")
 
 
-def test_a_further_check_adds_its_problems_to_those_of_the_job(folder):
+@pytest.mark.usefixtures("folder")
+def test_a_further_check_adds_its_problems_to_those_of_the_job():
     with pytest.raises(SpecError) as caught:
         parse_job(changed(JOB, label="bye"), "job.yaml", check=lambda job, spec: [f"{job.student} reads {spec.group}"])
     assert caught.value.problems[1:] == ("student reads user",)
 
 
-def test_a_further_check_sees_no_job_that_could_not_be_built(folder):
+@pytest.mark.usefixtures("folder")
+def test_a_further_check_sees_no_job_that_could_not_be_built():
     with pytest.raises(SpecError):
-        parse_job(without(JOB, "members"), "job.yaml", check=lambda job, spec: pytest.fail("called"))
+        parse_job(without(JOB, "members"), "job.yaml", check=lambda *_: pytest.fail("called"))
 
 
 @pytest.mark.parametrize(
@@ -588,9 +596,10 @@ def test_a_damaged_spec_is_refused_with_nothing_but_a_list_of_problems(data):
         assert made.problems() == []
 
 
+@pytest.mark.usefixtures("folder")
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_damaged_job_is_refused_with_nothing_but_a_list_of_problems(folder, data):
+def test_a_damaged_job_is_refused_with_nothing_but_a_list_of_problems(data):
     raw = damaged(RICH_JOB, data)
     if isinstance(raw.get("spec"), str):
         raw["spec"] = "spec.yaml"

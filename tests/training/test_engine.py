@@ -19,7 +19,11 @@ TWO_PHASES = {
     "members.teacher.share": {},
     "phases": [
         {"steps": 3, "terms": ["bce(teacher.logit, label)"], "stop": {"keep": "last"}},
-        {"steps": 3, "terms": ["bce(student.logit, label)", "soft(student.logit, teacher.logit)"], "stop": {"keep": "last"}},
+        {
+            "steps": 3,
+            "terms": ["bce(student.logit, label)", "soft(student.logit, teacher.logit)"],
+            "stop": {"keep": "last"},
+        },
     ],
 }
 
@@ -41,7 +45,9 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 def test_the_same_seed_twice_gives_the_same_bytes(small: Small, tmp_path: Path) -> None:
     for name in ("a", "b"):
         small.fit(tmp_path / name)
-    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file() and p.name != "fit.json")
+    files = sorted(
+        p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file() and p.name != "fit.json"
+    )
     assert len(files) == 7  # parameters, layout, metrics, two members on two splits
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
@@ -67,7 +73,7 @@ def test_a_phase_moves_the_members_that_it_teaches_and_no_other(small: Small, gr
 
 
 def test_a_frozen_teacher_answers_in_evaluation_mode_and_a_trained_one_does_not(small: Small, group: None) -> None:
-    plan, cast, engine = cast_and_engine(small, {**TWO_PHASES, "members.teacher.dropout": 0.5})
+    _, cast, engine = cast_and_engine(small, {**TWO_PHASES, "members.teacher.dropout": 0.5})
     batch = next(iter(engine.train.in_order(256)))
     for trained, same in ((frozenset(), True), (frozenset({"teacher"}), False)):
         answers = [
@@ -90,7 +96,11 @@ def test_evaluation_leaves_no_trace_on_training(small: Small, group: None) -> No
 
 def test_shared_tables_take_one_exact_step_from_all_terms_together(small: Small, group: None) -> None:
     """Against an independent reference: plain embeddings, plain autograd, plain SGD, on the summed loss."""
-    overrides = {"train.tables": {"sgd": {"lr": 0.5}}, "train.dense": {"sgd": {"lr": 0.1}}, "members.student.dropout": 0.0}
+    overrides = {
+        "train.tables": {"sgd": {"lr": 0.5}},
+        "train.dense": {"sgd": {"lr": 0.1}},
+        "members.student.dropout": 0.0,
+    }
     plan, cast, engine = cast_and_engine(small, overrides)
     batch = next(iter(engine.train.in_order(256)))
     rows = {t: s.clone().requires_grad_() for t, s, _ in cast.tables.shards("student")}
@@ -105,14 +115,18 @@ def test_shared_tables_take_one_exact_step_from_all_terms_together(small: Small,
     hard = torch.nn.functional.binary_cross_entropy_with_logits
     target = torch.sigmoid(teacher.detach())
     total = 0.5 * hard(student[known], label[known]) + hard(teacher[known], label[known]) + 0.5 * hard(student, target)
-    expected = {t: r - 0.5 * g for (t, r), g in zip(rows.items(), torch.autograd.grad(total, list(rows.values())), strict=True)}
+    expected = {
+        t: r - 0.5 * g for (t, r), g in zip(rows.items(), torch.autograd.grad(total, list(rows.values())), strict=True)
+    }
     engine.step(plan.phases[0], batch, step=5, planned=12, optimizers=[])
     for table, shard, _ in cast.tables.shards("student"):
         assert torch.allclose(shard, expected[table], atol=1e-7), table
 
 
 def test_a_term_without_known_labels_moves_nothing_and_is_no_nan(small: Small, group: None) -> None:
-    plan, cast, engine = cast_and_engine(small, {"phases.0.terms": ["bce(student.logit, label)", "bce(teacher.logit, label)"]})
+    plan, cast, engine = cast_and_engine(
+        small, {"phases.0.terms": ["bce(student.logit, label)", "bce(teacher.logit, label)"]}
+    )
     batch = next(iter(engine.train.in_order(64)))
     batch.labels["purchase"].fill_(float("nan"))
     before = snapshot(cast, "student")
@@ -122,7 +136,8 @@ def test_a_term_without_known_labels_moves_nothing_and_is_no_nan(small: Small, g
 
 
 @pytest.mark.parametrize(
-    ("every", "expected"), [(1000, r"the term 'bce\(student.logit, label\).*' is nan"), (6, "student: 600 of 600 scores are NaN")]
+    ("every", "expected"),
+    [(1000, r"the term 'bce\(student.logit, label\).*' is nan"), (6, "student: 600 of 600 scores are NaN")],
 )
 def test_a_diverged_member_stops_the_run_by_name(small: Small, tmp_path: Path, every: int, expected: str) -> None:
     wild = {"train.dense": {"sgd": {"lr": 1e30}}, "train.batch": 64}
@@ -131,7 +146,11 @@ def test_a_diverged_member_stops_the_run_by_name(small: Small, tmp_path: Path, e
 
 
 def test_the_best_checkpoint_is_restored_and_patience_ends_a_phase(small: Small, tmp_path: Path) -> None:
-    overrides = {"phases.0.steps": 400, "phases.0.stop": {"every": 10, "patience": 3}, "train.dense": {"adam": {"lr": 0.05}}}
+    overrides = {
+        "phases.0.steps": 400,
+        "phases.0.stop": {"every": 10, "patience": 3},
+        "train.dense": {"adam": {"lr": 0.05}},
+    }
     small.fit(tmp_path / "a", overrides)
     events = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     losses = {e["step"]: e["values"]["student.logloss"] for e in events if e["kind"] == "evaluation"}
@@ -204,7 +223,7 @@ def test_a_serving_member_never_receives_the_privileged_view(small: Small, group
     """The guard at the batch: even a forged layout finds no privileged view to read from."""
     from dataclasses import replace
 
-    plan, cast, engine = cast_and_engine(small)
+    _, cast, engine = cast_and_engine(small)
     forged = replace(cast.layout.members["student"], privileged_floats=("dwell_ms",))
     cast.layout.members["student"] = forged
     batch = next(iter(engine.train.in_order(32)))

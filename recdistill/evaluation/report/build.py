@@ -96,7 +96,9 @@ def _check_rows(results: Results) -> None:
     for name, scores in systems.items():
         for split, seeds in scores.items():
             if len(seeds) != len(results.seeds) or not same_rows(first[split][0], seeds):
-                raise RunError(f"{name}: its {split} scores are of other rows or seeds than the student's; run the job again")
+                raise RunError(
+                    f"{name}: its {split} scores are of other rows or seeds than the student's; run the job again"
+                )
 
 
 def _comparisons(results: Results) -> dict[tuple[str, str], Comparison]:
@@ -155,17 +157,29 @@ def _warnings(
         made.append({"cause": cause, "message": message})
 
     if len(results.seeds) < ENOUGH_SEEDS:
-        warn("few_seeds", f"{len(results.seeds)} seeds say little about the noise of training; use at least {ENOUGH_SEEDS}")
+        warn(
+            "few_seeds",
+            f"{len(results.seeds)} seeds say little about the noise of training; use at least {ENOUGH_SEEDS}",
+        )
     if not results.controls:
         warn("no_controls", "without controls nothing tells a teacher's knowledge from mere smoothing")
     for name, entry in members.items():
         if np.ptp(results.members[name][JUDGED][0].logit_N) == 0:
-            warn("constant_scores", f"{name} gives every row the same score; lower its learning rates or look at its inputs")
+            warn(
+                "constant_scores",
+                f"{name} gives every row the same score; lower its learning rates or look at its inputs",
+            )
         mean = entry[JUDGED]["pcoc"]["mean"]
         if name == results.student and not 0.8 <= mean <= 1.25:
-            warn("calibration", f"{name} predicts {mean:.2f} times the observed rate; recalibrate before using probabilities")
+            warn(
+                "calibration",
+                f"{name} predicts {mean:.2f} times the observed rate; recalibrate before using probabilities",
+            )
     if teacher is not None and not found[teacher, results.student].delta > 0:
         warn("weak_teacher", f"{teacher} is no better than {results.student}; it has nothing to teach on these rows")
     if teacher is not None and members[teacher][JUDGED]["auc"]["mean"] >= 0.99:
-        warn("teacher_knows_label", f"{teacher} ranks almost perfectly; its privileged columns may be the label in disguise")
+        warn(
+            "teacher_knows_label",
+            f"{teacher} ranks almost perfectly; its privileged columns may be the label in disguise",
+        )
     return made

@@ -117,7 +117,7 @@ def discreet(value: Any) -> Any:
     """The value without places of this machine: of an absolute path or an address only the last part remains.
 
     Example:
-        >>> discreet({"run": "/home/ann/runs/p6", "note": "see /etc/hosts and jobs/a.yaml"})
+        >>> discreet({"run": "/srv/ann/runs/p6", "note": "see /etc/hosts and jobs/a.yaml"})
         {'run': '…/p6', 'note': 'see …/hosts and jobs/a.yaml'}
     """
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Every column type: what the pipeline computes is what the scripted artefact computes, and what the slow oracle computes.
+"""Every column type: what the pipeline computes is what the scripted artefact computes, and what a slow oracle does.
 
 Columns are fitted once per case by the real `fit`; hypothesis then draws raw values, which reach the artefact through
 the very functions that a server copies (`export/bare.py`). Ids must be identical, floats equal up to one unit in the
