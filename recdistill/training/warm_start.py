@@ -36,8 +36,8 @@ def warm_start(cast: Cast, member: Member, source: WarmStart, fitted: FittedSpec
             if found is None or found.shape != value.shape:
                 there = "does not exist" if found is None else f"has {tuple(found.shape)}"
                 raise RunError(
-                    f"members.{member.name}.warm_start: {key} has shape {tuple(value.shape)}, but in {source.member!r} of "
-                    f"{run} it {there}; build both alike"
+                    f"members.{member.name}.warm_start: {key} has shape {tuple(value.shape)}, "
+                    f"but in {source.member!r} of {run} it {there}; build both alike"
                 )
             value.copy_(found)
         theirs = load_fitted(run / "fitted")
