@@ -146,5 +146,5 @@ def _concat_views(views: list[View]) -> View:
         )
         for name in first.bags
     }
-    ids_FB, floats_BN = torch.cat([v.ids_FB for v in views], 1), torch.cat([v.floats_BN for v in views])
+    ids_FB, floats_BN = torch.cat([v.ids_FB.t() for v in views]).t(), torch.cat([v.floats_BN for v in views])
     return View(first.audience, ids_FB, first.id_names, floats_BN, first.float_names, bags)

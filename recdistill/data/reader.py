@@ -111,9 +111,8 @@ class Reader:
         """Rows of an epoch."""
         if self.thinning.negative_keep_rate == 1:
             return sum(self.log.rows[split] for split in self.splits)
-        return sum(
-            len(self._kept(_columns(self._read(*group, "labels", self.selection.labels)))) for group in self.groups
-        )
+        labels = (_columns(self._read(*group, "labels", self.selection.labels)) for group in self.groups)
+        return sum(len(columns["row_id"][self._kept(columns)]) for columns in labels)
 
     def _batches(
         self,
@@ -153,18 +152,18 @@ class Reader:
         row_id = labels["row_id"][kept]
         known = drawn(row_id, "keep_labels", self.thinning.seed) < self.thinning.keep_labels
         raw = {name: torch.from_numpy(np.where(known, labels[name][kept], np.nan)) for name in self.selection.labels}
-        weight = torch.from_numpy(labels["weight"][kept]) if self._weight else torch.ones(len(row_id))
-        return Batch(torch.from_numpy(row_id), serving, raw, weight, privileged)
+        weight = torch.from_numpy(labels["weight"][kept].copy()) if self._weight else torch.ones(len(row_id))
+        return Batch(torch.from_numpy(row_id.copy()), serving, raw, weight, privileged)
 
     @property
     def _weight(self) -> tuple[str, ...]:
         return ("weight",) if self.log.spec.weight else ()
 
-    def _kept(self, labels: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
+    def _kept(self, labels: dict[str, NDArray[Any]]) -> slice | NDArray[np.int64]:
         """The rows of a group that take part: all, or all but the negatives that are thinned out."""
         row_id = labels["row_id"]
         if self.thinning.negative_keep_rate == 1:
-            return np.arange(len(row_id))
+            return slice(None)
         negative = labels[self.selection.labels[0]] == 0
         draw = drawn(row_id, "negative_keep_rate", self.thinning.seed)
         return np.flatnonzero(~negative | (draw < self.thinning.negative_keep_rate))
@@ -175,7 +174,7 @@ class Reader:
         names: tuple[str, ...],
         row_id: NDArray[np.int64],
         group: tuple[str, int, int],
-        kept: NDArray[np.int64],
+        kept: slice | NDArray[np.int64],
     ) -> View:
         table = self._read(*group, "serving" if audience == "serving" else "post_event", names)
         if not np.array_equal(table["row_id"].to_numpy(), row_id):
@@ -185,16 +184,17 @@ class Reader:
         kinds = {name: self.log.fitted.columns[name].kind for name in names}
         id_names = tuple(n for n in names if kinds[n] == "id")
         float_names = tuple(n for n in names if kinds[n] == "float")
-        ids_FB = torch.empty((len(id_names), len(kept)), dtype=torch.int64)
+        ids_FB = np.empty((len(id_names), len(row_id[kept])), np.int32)
         for i, name in enumerate(id_names):
-            ids_FB[i] = torch.from_numpy(table[name].to_numpy()[kept])
-        floats_BN = torch.empty((len(kept), len(float_names)))
+            ids_FB[i] = table[name].to_numpy()[kept]
+        by_row = torch.from_numpy(ids_FB).t().contiguous().t()  # a row's ids side by side, as `take_view` gathers them
+        floats_BN = np.empty((len(row_id[kept]), len(float_names)), np.float32)
         for i, name in enumerate(float_names):
-            floats_BN[:, i] = torch.from_numpy(table[name].to_numpy()[kept])
+            floats_BN[:, i] = table[name].to_numpy()[kept]
         bags = {n: _jagged(table[n]) for n in names if kinds[n] == "bag"}
-        if len(kept) < len(row_id):
+        if not isinstance(kept, slice):
             bags = {n: take_jagged(bag, torch.from_numpy(kept)) for n, bag in bags.items()}
-        return View(audience, ids_FB, id_names, floats_BN, float_names, bags)
+        return View(audience, by_row, id_names, torch.from_numpy(floats_BN), float_names, bags)
 
     def _read(self, split: str, file: int, group: int, view: str, names: tuple[str, ...]) -> pa.Table:
         folder = self.post_event if view == "post_event" and self.post_event is not None else self.log.folder
@@ -227,7 +227,7 @@ def take(batch: Batch, rows: torch.Tensor) -> Batch:
 def take_view(view: View, rows: torch.Tensor) -> View:
     """Some rows of a view, in the order given."""
     bags = {name: take_jagged(bag, rows) for name, bag in view.bags.items()}
-    ids_FB = view.ids_FB.index_select(1, rows)
+    ids_FB = view.ids_FB.t().index_select(0, rows).t().to(torch.int64, memory_format=torch.contiguous_format)
     return View(view.audience, ids_FB, view.id_names, view.floats_BN.index_select(0, rows), view.float_names, bags)
 
 
