@@ -29,10 +29,14 @@ Audience = Literal["serving", "privileged"]
 
 @dataclass(frozen=True)
 class Jagged:
-    """Lists of different lengths: the values of all rows one after the other, int64 (L,), and lengths, int64 (B,)."""
+    """Lists of different lengths: the values of all rows one after the other, int64 (L,), and lengths, int64 (B,).
+
+    Weighted lists have a weight for each value, float32 (L,).
+    """
 
     values_L: Tensor
     lengths_B: Tensor
+    weights_L: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -140,11 +144,12 @@ def concat(parts: list[Batch]) -> Batch:
 
 def _concat_views(views: list[View]) -> View:
     first = views[0]
-    bags = {
-        name: Jagged(
-            torch.cat([v.bags[name].values_L for v in views]), torch.cat([v.bags[name].lengths_B for v in views])
-        )
-        for name in first.bags
-    }
+    bags = {name: _concat_jagged([v.bags[name] for v in views]) for name in first.bags}
     ids_FB, floats_BN = torch.cat([v.ids_FB.t() for v in views]).t(), torch.cat([v.floats_BN for v in views])
     return View(first.audience, ids_FB, first.id_names, floats_BN, first.float_names, bags)
+
+
+def _concat_jagged(bags: list[Jagged]) -> Jagged:
+    weights = [bag.weights_L for bag in bags if bag.weights_L is not None]
+    values_L, lengths_B = torch.cat([bag.values_L for bag in bags]), torch.cat([bag.lengths_B for bag in bags])
+    return Jagged(values_L, lengths_B, torch.cat(weights) if weights else None)

@@ -30,7 +30,8 @@ from recdistill.data.fit import FittedSpec, check_types, fit
 from recdistill.data.log import LEFT_OUT, ROW_ID, SPLIT, SPLITS, log_files, open_log, with_split
 from recdistill.data.transforms.raw import numbers
 from recdistill.errors import LogError
-from recdistill.spec.features import Binary, FeatureSpec
+from recdistill.spec.columns import Binary
+from recdistill.spec.features import FeatureSpec
 
 FORMAT = 2  # raise whenever the same input would encode to something else
 SHARD_ROWS = 32 * GROUP_ROWS
@@ -147,8 +148,8 @@ def _write(
 ) -> dict[str, list[str]]:
     """Write the views of all splits and the fitted columns; returns the columns of each view."""
     views = {
-        "serving": [fitted.columns[name].polars() for name in spec.serving],
-        "post_event": [fitted.columns[name].polars() for name in spec.post_event],
+        "serving": [e for name in spec.serving for e in fitted.columns[name].polars()],
+        "post_event": [e for name in spec.post_event for e in fitted.columns[name].polars()],
         "labels": label_columns(spec, frame.collect_schema()),
     }
     names = {view: [e.meta.output_name() for e in columns] for view, columns in views.items()}

@@ -9,18 +9,14 @@ from urllib.parse import quote
 import polars as pl
 import pyarrow.parquet as pq
 
-from recdistill.data.fit import FittedColumn, FittedSpec
-from recdistill.data.transforms.bag import Bag
-from recdistill.data.transforms.buckets import Buckets
-from recdistill.data.transforms.numeric import Number
-from recdistill.data.transforms.rows import HashedRows, Rows, VocabularyRows
-from recdistill.data.transforms.single import Single
+from recdistill.data.fit import FittedSpec
+from recdistill.data.transforms.catalog import KINDS
+from recdistill.data.transforms.rows import HashedRows, VocabularyRows
 from recdistill.errors import LogError
 from recdistill.spec.features import FeatureSpec
 
 GROUP_ROWS = 65_536  # of a parquet row group, the unit that training shuffles
 
-_KINDS: dict[str, type] = {"single": Single, "bag": Bag, "number": Number, "buckets": Buckets}
 _INTEGERS = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
 _TYPES = {str(t()): t() for t in (pl.String, pl.Boolean, pl.Float16, pl.Float32, pl.Float64, *_INTEGERS)}
 
@@ -93,18 +89,26 @@ class EncodedLog:
 
 
 def save_fitted(fitted: FittedSpec, folder: Path) -> None:
-    """Write fitted columns: scalars as JSON, each vocabulary once as parquet."""
+    """Write fitted columns: scalars as JSON, each vocabulary once and each data frame as parquet."""
     columns: dict[str, dict[str, Any]] = {}
     (folder / "vocabularies").mkdir(parents=True)
     for name, column in fitted.columns.items():
-        kind = next(k for k, t in _KINDS.items() if type(column) is t)
-        state = dict(vars(column)) | {"fitted": kind, "dtype": str(column.dtype)}
-        if isinstance(column, Single | Bag):
-            hashed = isinstance(column.rows, HashedRows)
-            state["rows"] = column.rows.buckets if isinstance(column.rows, HashedRows) else None
-            path = vocabulary_file(folder, column.table)
-            if not hashed and isinstance(column.rows, VocabularyRows) and not path.exists():
-                column.rows.values.rename("value").to_frame().write_parquet(path, statistics=False)
+        state: dict[str, Any] = {"fitted": next(k for k, t in KINDS.items() if type(column) is t)}
+        for key, value in vars(column).items():
+            if isinstance(value, VocabularyRows):
+                path = vocabulary_file(folder, vars(column)["table"])
+                if not path.exists():
+                    value.values.rename("value").to_frame().write_parquet(path, statistics=False)
+                state[key] = {"vocabulary": vars(column)["table"]}
+            elif isinstance(value, HashedRows):
+                state[key] = {"hash": value.buckets}
+            elif isinstance(value, pl.DataType):
+                state[key] = {"dtype": str(value)}
+            elif isinstance(value, pl.DataFrame):
+                value.write_parquet(vocabulary_file(folder, f"{name}.{key}"), statistics=False)
+                state[key] = {"frame": f"{name}.{key}"}
+            else:
+                state[key] = value
         columns[name] = state
     (folder / "fitted.json").write_text(json.dumps(columns, indent=1), encoding="utf-8")
 
@@ -112,26 +116,33 @@ def save_fitted(fitted: FittedSpec, folder: Path) -> None:
 def load_fitted(folder: Path) -> FittedSpec:
     """Read what `save_fitted` has written."""
     states = json.loads((folder / "fitted.json").read_text(encoding="utf-8"))
-    tables: dict[str, Rows] = {}
-    columns: dict[str, FittedColumn] = {}
-    for name, state in states.items():
-        kind = state.pop("fitted")
-        state["dtype"] = _TYPES[state["dtype"]]
-        if kind in ("single", "bag"):
-            table = state["table"]
-            if table not in tables:
-                buckets = state["rows"]
-                path = vocabulary_file(folder, table)
-                tables[table] = (
-                    HashedRows(buckets) if buckets else VocabularyRows(pl.read_parquet(path, glob=False)["value"])
-                )
-            state["rows"] = tables[table]
-        if kind == "number" and state["clip"] is not None:
-            state["clip"] = tuple(state["clip"])
-        if kind == "buckets":
-            state["cuts"] = tuple(state["cuts"])
-        columns[name] = _KINDS[kind](**state)
-    return FittedSpec(columns)
+    vocabularies: dict[str, VocabularyRows] = {}
+
+    def restored(value: Any) -> Any:
+        match value:
+            case {"vocabulary": str() as table}:
+                if table not in vocabularies:
+                    path = vocabulary_file(folder, table)
+                    vocabularies[table] = VocabularyRows(pl.read_parquet(path, glob=False)["value"])
+                return vocabularies[table]
+            case {"hash": int() as buckets}:
+                return HashedRows(buckets)
+            case {"dtype": str() as dtype}:
+                return _TYPES[dtype]
+            case {"frame": str() as name}:
+                return pl.read_parquet(vocabulary_file(folder, name), glob=False)
+            case dict():
+                return {key: restored(inner) for key, inner in value.items()}
+            case list():
+                return tuple(restored(inner) for inner in value)
+        return value
+
+    return FittedSpec(
+        {
+            name: KINDS[state.pop("fitted")](**{key: restored(value) for key, value in state.items()})
+            for name, state in states.items()
+        }
+    )
 
 
 def vocabulary_file(folder: Path, table: str) -> Path:

@@ -79,7 +79,7 @@ def raw_columns(spec: FeatureSpec, where: Mapping[str, Any]) -> list[str]:
         roles.append(spec.split.column)
     if isinstance(spec.split, SplitByHash):
         roles.append(spec.split.hash.key)
-    sources = [spec.source(name) for name in spec.columns]
+    sources = [raw for name in spec.columns for raw in spec.sources(name)]
     return list(dict.fromkeys(name for name in [*roles, *sources] if name is not None))
 
 

@@ -176,7 +176,9 @@ class Reader:
         group: tuple[str, int, int],
         kept: slice | NDArray[np.int64],
     ) -> View:
-        table = self._read(*group, "serving" if audience == "serving" else "post_event", names)
+        folder = "serving" if audience == "serving" else "post_event"
+        channels = [c for c in self.log.views[folder] if c.partition("/")[0] in names and c not in names]
+        table = self._read(*group, folder, (*names, *channels))
         if not np.array_equal(table["row_id"].to_numpy(), row_id):
             raise LogError(
                 f"{self.log.folder}: the {audience} rows of {group} are not those of the labels; encode it again"
@@ -191,7 +193,7 @@ class Reader:
         floats_BN = np.empty((len(row_id[kept]), len(float_names)), np.float32)
         for i, name in enumerate(float_names):
             floats_BN[:, i] = table[name].to_numpy()[kept]
-        bags = {n: _jagged(table[n]) for n in names if kinds[n] == "bag"}
+        bags = {n: _jagged(table, n) for n in names if kinds[n] == "bag"}
         if not isinstance(kept, slice):
             bags = {n: take_jagged(bag, torch.from_numpy(kept)) for n, bag in bags.items()}
         return View(audience, by_row, id_names, torch.from_numpy(floats_BN), float_names, bags)
@@ -210,11 +212,17 @@ def _columns(table: pa.Table) -> dict[str, NDArray[Any]]:
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
-def _jagged(column: pa.ChunkedArray) -> Jagged:
-    lists = column.combine_chunks()
+def _jagged(table: pa.Table, name: str) -> Jagged:
+    """A list column, with its weights if it has a channel of them."""
+    lists = table[name].combine_chunks()
     offsets = np.asarray(lists.offsets, dtype=np.int64)
     values = np.asarray(lists.values, dtype=np.int64)[offsets[0] : offsets[-1]]
-    return Jagged(torch.from_numpy(values), torch.from_numpy(np.diff(offsets)))
+    weights = None
+    if (channel := f"{name}/weights") in table.column_names:
+        weighed = table[channel].combine_chunks()
+        within = np.asarray(weighed.offsets)
+        weights = torch.from_numpy(np.array(weighed.values, dtype=np.float32)[within[0] : within[-1]])
+    return Jagged(torch.from_numpy(values), torch.from_numpy(np.diff(offsets)), weights)
 
 
 def take(batch: Batch, rows: torch.Tensor) -> Batch:
@@ -236,7 +244,8 @@ def take_jagged(bag: Jagged, rows: torch.Tensor) -> Jagged:
     ends = torch.cumsum(bag.lengths_B, 0)
     lengths = bag.lengths_B[rows]
     first = torch.repeat_interleave(ends[rows] - lengths - torch.cumsum(lengths, 0) + lengths, lengths)
-    return Jagged(bag.values_L[first + torch.arange(len(first))], lengths)
+    places = first + torch.arange(len(first))
+    return Jagged(bag.values_L[places], lengths, None if bag.weights_L is None else bag.weights_L[places])
 
 
 def read_ahead(items: Iterator[Item], depth: int = READ_AHEAD) -> Iterator[Item]:

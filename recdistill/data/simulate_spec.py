@@ -16,16 +16,8 @@ from scipy import special
 
 from recdistill.data.transforms.hashing import splitmix64
 from recdistill.errors import LogError
-from recdistill.spec.features import (
-    AnyColumn,
-    Bag,
-    Binary,
-    FeatureSpec,
-    Numeric,
-    SplitByColumn,
-    SplitByHash,
-    Vocabularied,
-)
+from recdistill.spec.columns import AnyColumn, Bag, Binary, Numeric, Vocabularied
+from recdistill.spec.features import FeatureSpec, SplitByColumn, SplitByHash
 
 Floats = NDArray[np.float64]
 SHARES = {"train": 0.8, "valid": 0.1, "test": 0.1}

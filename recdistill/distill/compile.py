@@ -14,7 +14,8 @@ from recdistill.distill.term import SELECTORS, Selector, Term
 from recdistill.errors import RecdistillError, SpecError
 from recdistill.losses.catalog import LOSSES
 from recdistill.nets.catalog import NETS, Net
-from recdistill.spec.features import Binary, FeatureSpec
+from recdistill.spec.columns import Binary
+from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job, MemberSpec, columns_of
 from recdistill.spec.strict import nearest
 from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, TermSyntaxError, parse_term

@@ -18,7 +18,8 @@ from recdistill.data.batch import Batch, View
 from recdistill.distill.member import Member
 from recdistill.errors import VisibilityError
 from recdistill.nets.inputs import Field, Inputs
-from recdistill.spec.features import Bag, FeatureSpec, Numeric, Vocabularied
+from recdistill.spec.columns import Bag, Numeric, Vocabularied
+from recdistill.spec.features import FeatureSpec
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Feature:
     audience: str
     bag: bool
     mean: bool
+    weighted: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def _feature(name: str, spec: FeatureSpec) -> Feature:
     column = spec.columns[name]
     bag = isinstance(column, Bag)
     mean = isinstance(column, Bag) and column.pool == "mean"
-    return Feature(name, spec.table(name), "serving" if name in spec.serving else "privileged", bag, mean)
+    weighted = isinstance(column, Bag) and column.weights is not None
+    return Feature(name, spec.table(name), "serving" if name in spec.serving else "privileged", bag, mean, weighted)
 
 
 def _grouped(features: list[Feature]) -> tuple[Feature, ...]:
@@ -164,7 +167,7 @@ def assemble(layout: MemberLayout, leaves: Mapping[str, Tensor], batch: Batch) -
         leaf = leaves[piece.bank]
         part = leaf if piece.width == leaf.shape[1] else leaf[:, piece.start : piece.start + piece.width]
         if piece.mean_of is not None:
-            part = part / lengths_of(piece.mean_of, batch).unsqueeze(1)
+            part = part / size_of(piece.mean_of, batch).unsqueeze(1)
         parts.append(part)
     if layout.serving_floats:
         parts.append(batch.serving.floats(layout.serving_floats))
@@ -173,9 +176,13 @@ def assemble(layout: MemberLayout, leaves: Mapping[str, Tensor], batch: Batch) -
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def lengths_of(feature: Feature, batch: Batch) -> Tensor:
-    """The lengths of a bag, (B,)."""
-    return view_of(batch, feature.audience).bag(feature.column).lengths_B
+def size_of(feature: Feature, batch: Batch) -> Tensor:
+    """The number of values of each list, or the sum of their weights, (B,)."""
+    bag = view_of(batch, feature.audience).bag(feature.column)
+    if bag.weights_L is None:
+        return bag.lengths_B
+    rows_L = torch.repeat_interleave(torch.arange(len(bag.lengths_B)), bag.lengths_B)
+    return torch.zeros(len(bag.lengths_B)).index_add(0, rows_L, bag.weights_L).clamp(min=1e-12)
 
 
 def view_of(batch: Batch, audience: str) -> View:

@@ -13,10 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.data.fit import FittedSpec
-from recdistill.data.transforms.bag import Bag
-from recdistill.data.transforms.buckets import Buckets
-from recdistill.data.transforms.numeric import Number
-from recdistill.data.transforms.single import Single, keyed_by_text
+from recdistill.data.transforms.raw import keyed_by_text
 from recdistill.distill.layout import Layout
 from recdistill.distill.member import Member
 from recdistill.errors import ExportError, VisibilityError
@@ -101,36 +98,52 @@ class ServingStudent(nn.Module):
         batch = count_rows(numbers, texts, lengths)
         ids: list[Tensor] = []
         for single in self.singles:
-            ids.append(single(numbers, texts, batch))
+            ids.append(single(numbers, texts, lengths, batch))
         values: list[Tensor] = []
         counts: list[Tensor] = []
+        weights: list[Tensor] = []
         for bag in self.bags:
-            value_L, length_B = bag(numbers, texts, lengths, batch)
+            value_L, length_B, weight_L = bag(numbers, texts, lengths, batch)
             values.append(value_L)
             counts.append(length_B)
+            weights.append(weight_L)
         floats: list[Tensor] = []
         for number in self.numbers:
-            floats.append(number(numbers, batch))
+            floats.append(number(numbers, texts, lengths, batch))
         ids_FB = torch.stack(ids) if len(ids) > 0 else torch.zeros((0, batch), dtype=torch.int64)
         floats_BN = torch.stack(floats, 1) if len(floats) > 0 else torch.zeros((batch, 0))
-        return self.encoded(ids_FB, values, counts, floats_BN)
+        return self.encoded(ids_FB, values, counts, weights, floats_BN)
 
     @torch.jit.export
-    def encoded(self, ids_FB: Tensor, values: list[Tensor], lengths: list[Tensor], floats_BN: Tensor) -> Tensor:
+    def encoded(
+        self,
+        ids_FB: Tensor,
+        values: list[Tensor],
+        lengths: list[Tensor],
+        weights: list[Tensor],
+        floats_BN: Tensor,
+    ) -> Tensor:
         """The logits of encoded rows: table rows and scaled numbers as training saw them.
 
         Args:
             ids_FB: table rows of the single-valued columns, int64 (F, B).
             values: table rows of each list column, int64 (L,).
             lengths: lengths of each list column, int64 (B,), at least 1.
+            weights: weights of the elements of each list column, float32 (L,), or empty if all are 1.
             floats_BN: scaled numbers, float32 (B, N).
         """
         vectors_BFD = nn.functional.embedding((ids_FB + self.start_F).t(), self.weight)
         pooled: list[Tensor] = []
         for k in range(len(values)):
             offsets = torch.cumsum(lengths[k], 0) - lengths[k]
-            bag = nn.functional.embedding_bag(values[k] + self.bag_starts[k], self.weight, offsets, mode="sum")
-            pooled.append(bag / lengths[k].unsqueeze(1) if self.means[k] else bag)
+            rows_L = values[k] + self.bag_starts[k]
+            if weights[k].numel() > 0:
+                bag = nn.functional.embedding_bag(
+                    rows_L, self.weight, offsets, mode="sum", per_sample_weights=weights[k]
+                )
+            else:
+                bag = nn.functional.embedding_bag(rows_L, self.weight, offsets, mode="sum")
+            pooled.append(bag / size_of(lengths[k], weights[k]).unsqueeze(1) if self.means[k] else bag)
         parts: list[Tensor] = []
         if self.plain_order and len(pooled) == 0:
             parts.append(vectors_BFD.flatten(1))
@@ -141,6 +154,15 @@ class ServingStudent(nn.Module):
         parts.append(floats_BN)
         logits_BK: Tensor = self.head(torch.cat(parts, 1)).logits_BK + self.correction
         return logits_BK.squeeze(1) if logits_BK.size(1) == 1 else logits_BK
+
+
+def size_of(lengths_B: Tensor, weight_L: Tensor) -> Tensor:
+    """What the sum of a bag is divided by for its mean: the number of its elements or the sum of their weights."""
+    if weight_L.numel() == 0:
+        return lengths_B.to(torch.float32)
+    bag_L = torch.repeat_interleave(torch.arange(lengths_B.numel()), lengths_B)
+    total_B = torch.zeros(lengths_B.numel()).index_add(0, bag_L, weight_L)
+    return torch.clamp(total_B, min=1e-12)
 
 
 def count_rows(numbers: dict[str, Tensor], texts: dict[str, list[str]], lengths: dict[str, Tensor]) -> int:
@@ -206,8 +228,8 @@ def serving_student(
                 "reads serving columns can be exported, so choose another member"
             )
     embedded = [field.name for field in mine.inputs.embedded]
-    singles = [n for n in embedded if isinstance(fitted.columns[n], Single | Buckets)]
-    bags = [n for n in embedded if isinstance(fitted.columns[n], Bag)]
+    singles = [n for n in embedded if fitted.columns[n].kind == "id"]
+    bags = [n for n in embedded if fitted.columns[n].kind == "bag"]
     tables: dict[str, tuple[int, Tensor]] = {}
     starts, rows = [], 0
     for name in [*singles, *bags]:
@@ -221,11 +243,10 @@ def serving_student(
     head = _head(member, mine.inputs, parameters, labels)
     means = [spec.columns[n].pool == "mean" for n in bags]  # type: ignore[union-attr]
     order = [[*singles, *bags].index(name) for name in embedded]
-    numbers = [c for n in mine.serving_floats if isinstance(c := fitted.columns[n], Number)]
     return ServingStudent(
         [fitted.columns[n].torch() for n in singles],
         [fitted.columns[n].torch() for n in bags],
-        [number.torch() for number in numbers],
+        [fitted.columns[n].torch() for n in mine.serving_floats],
         Wiring(starts, order, means),
         weight,
         head,
@@ -262,16 +283,10 @@ def describe_inputs(member: Member, spec: FeatureSpec, fitted: FittedSpec) -> li
     found: dict[str, dict[str, Any]] = {}
     for name in member.serving:
         column = fitted.columns[name]
-        raw = found.setdefault(spec.source(name), {"name": spec.source(name), "feeds": []})
-        raw["feeds"].append({"column": name, "type": spec.columns[name].type, "unknown": _unknown(column)})
-        text = isinstance(column, Single | Bag) and keyed_by_text(column.dtype)
-        raw["kind"] = "text" if text else "float" if column.dtype.is_float() else "integer"
-        raw["list"] = isinstance(column, Bag) and column.separator is None
-        raw["missing"] = {"text": "", "float": "NaN", "integer": "the int64 minimum"}[str(raw["kind"])]
+        for source, dtype in column.raw.items():
+            raw = found.setdefault(source, {"name": source, "feeds": []})
+            raw["feeds"].append({"column": name, "type": spec.columns[name].type, "unknown": column.unknown})
+            raw["kind"] = "text" if keyed_by_text(dtype) else "float" if dtype.is_float() else "integer"
+            raw["list"] = source in column.lists
+            raw["missing"] = {"text": "", "float": "NaN", "integer": "the int64 minimum"}[str(raw["kind"])]
     return list(found.values())
-
-
-def _unknown(column: object) -> str:
-    if isinstance(column, Single | Bag):
-        return "the row for unknown values" if hasattr(column.rows, "values") else "hashed like any other"
-    return "the nearest bucket" if isinstance(column, Buckets) else "scaled like any other"

@@ -104,7 +104,7 @@ def export_student(
 
 def withheld(job: Job, spec: FeatureSpec) -> list[str]:
     """Names that must not appear in the artefact: all that is known only after the event."""
-    return sorted({*spec.post_event, *(spec.source(name) for name in spec.post_event), *job.privileged})
+    return sorted({*spec.post_event, *(raw for name in spec.post_event for raw in spec.sources(name)), *job.privileged})
 
 
 def _parity(student: Any, manifest: dict[str, Any], batches: Any, expected: NDArray[np.float32]) -> float:

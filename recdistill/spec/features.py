@@ -6,92 +6,14 @@ Everything here is checked before any data is read, and all problems of a file a
 """
 
 from datetime import date, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from recdistill.spec.columns import AnyColumn, Binary, Vocabularied
 from recdistill.spec.strict import Strict
 
 Bound = int | float | str | date | datetime  # of a range of the split column
-
-
-class Column(Strict):
-    """What every typed column has: the raw column that it reads (default: its own name)."""
-
-    column: str | None = None
-
-
-class Vocabularied(Column):
-    """A column whose values become rows of an embedding table.
-
-    Attributes:
-        min_count: values seen less often in the training rows fall into the unknown row.
-        hash: number of hash buckets; the table then needs no vocabulary and unseen values share rows.
-        vocabulary: another column whose vocabulary, and so whose table, this column uses.
-    """
-
-    min_count: int = Field(1, ge=1)
-    hash: int | None = Field(None, ge=2)
-    vocabulary: str | None = None
-
-
-class Categorical(Vocabularied):
-    """A value of a closed set, such as a country."""
-
-    type: Literal["categorical"]
-
-
-class Id(Vocabularied):
-    """An entity such as a user or an item; values seen once in training fall into the unknown row by default."""
-
-    type: Literal["id"]
-    min_count: int = Field(2, ge=1)
-
-
-class Bag(Vocabularied):
-    """An unordered list of values per row (or a string with separators), pooled into one vector.
-
-    Attributes:
-        separator: cuts a string column into values.
-        max_length: keeps the last values of longer lists.
-        pool: how the values' vectors become one.
-    """
-
-    type: Literal["list"]
-    separator: str | None = Field(None, min_length=1)
-    max_length: int | None = Field(None, ge=1)
-    pool: Literal["mean", "sum"] = "mean"
-
-
-class Numeric(Column):
-    """A number: clipped, then ``sign(x) log(1 + |x|)``, then scaled; or cut into embedded quantile ``buckets``."""
-
-    type: Literal["numeric"]
-    clip: tuple[float, float] | None = None
-    log: bool = False
-    scale: Literal["standard", "minmax", "none"] = "standard"
-    buckets: int | None = Field(None, ge=2)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Numeric":
-        if self.clip is not None and not self.clip[0] < self.clip[1]:
-            raise ValueError(f"clip needs low < high, found {list(self.clip)}; swap or correct the bounds")
-        if self.buckets is not None and (self.log or self.scale != "standard" or self.clip is not None):
-            raise ValueError("buckets cut the raw values, so clip, log and scale have no effect; remove them")
-        return self
-
-
-class Binary(Column):
-    """0, 1 or null (not known yet). The only type that can be a label."""
-
-    type: Literal["binary"]
-
-
-def _expand(value: Any) -> Any:
-    return {"type": value} if isinstance(value, str) else value
-
-
-AnyColumn = Annotated[Categorical | Id | Bag | Numeric | Binary, Field(discriminator="type"), BeforeValidator(_expand)]
 
 
 def _kind_of_bound(bound: Bound) -> str:
@@ -221,9 +143,14 @@ class FeatureSpec(Strict):
         """All typed columns, serving first."""
         return {**self.serving, **self.post_event}
 
+    def sources(self, name: str) -> list[str]:
+        """The raw columns that a typed column reads, its own first."""
+        column = self.columns[name]
+        return [column.column or name, *column.further]
+
     def source(self, name: str) -> str:
-        """The raw column that a typed column reads."""
-        return self.columns[name].column or name
+        """The first raw column that a typed column reads."""
+        return self.sources(name)[0]
 
     def table(self, name: str) -> str:
         """The embedding table, that is the vocabulary, of a categorical, id, list or bucketed column."""
@@ -238,15 +165,15 @@ class FeatureSpec(Strict):
 def _clashes(spec: FeatureSpec) -> list[str]:
     both = sorted(spec.serving.keys() & spec.post_event.keys())
     found = [f"{name}: declared under serving and under post_event; keep it where it belongs" for name in both]
-    after = {spec.source(name): name for name in spec.post_event}
+    after = {raw: name for name in spec.post_event for raw in spec.sources(name)}
     for name in spec.serving:
-        raw = spec.source(name)
-        if raw in after and name not in both:
-            found.append(
-                f"serving.{name}: reads the raw column {raw!r}, which post_event.{after[raw]} declares to be known "
-                "only after the event; remove one of the two"
-            )
-    sources = {spec.source(name): name for name in spec.columns}
+        for raw in spec.sources(name):
+            if raw in after and name not in both:
+                found.append(
+                    f"serving.{name}: reads the raw column {raw!r}, which post_event.{after[raw]} declares to be known "
+                    "only after the event; remove one of the two"
+                )
+    sources = {raw for name in spec.columns for raw in spec.sources(name)}
     for name in sorted(spec.reference):
         if name in spec.columns or name in sources:
             found.append(f"reference: {name!r} is also a typed column; a reference score is only reported")

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from recdistill.spec.features import Binary, FeatureSpec
+from recdistill.spec.columns import Binary
+from recdistill.spec.features import FeatureSpec
 from recdistill.spec.strict import Strict, nearest, refusal
 from recdistill.spec.terms import ParsedTerm, TermSyntaxError, names_in, parse_term
 
@@ -344,8 +345,8 @@ def _wrong_labels(job: Job, spec: FeatureSpec) -> list[str]:
     for name in job.privileged:
         if name in job.label:
             found.append(f"privileged: {name!r} is the label; a teacher must not read it")
-        elif name in spec.post_event and spec.source(name) in raw_labels:
-            label = raw_labels[spec.source(name)]
+        elif name in spec.post_event and (read := raw_labels.keys() & spec.sources(name)):
+            label = raw_labels[min(read)]
             found.append(
                 f"privileged: {name!r} reads the raw column of the label {label!r}; a teacher must not read it"
             )

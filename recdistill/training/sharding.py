@@ -146,6 +146,8 @@ class Tables:
         """The bank's columns of a batch, complete with offsets so that TorchRec derives nothing."""
         rows = len(batch)
         values, lengths, per_key = [], [], []
+        weights: list[Tensor] = []  # of every value, if some feature of the bank is weighted
+        weighted = any(feature.weighted for feature in bank.features)
         run: list[str] = []
         for i, feature in enumerate(bank.features):
             view = view_of(batch, feature.audience)
@@ -154,6 +156,8 @@ class Tables:
                 values.append(bag.values_L)
                 lengths.append(bag.lengths_B)
                 per_key.append(bag.values_L.numel())
+                if weighted:
+                    weights.append(torch.ones(len(bag.values_L)) if bag.weights_L is None else bag.weights_L)
                 continue
             run.append(feature.column)
             following = bank.features[i + 1] if i + 1 < len(bank.features) else None
@@ -161,6 +165,8 @@ class Tables:
                 values.append(view.ids(tuple(run)).reshape(-1))
                 lengths.append(self._ones(len(run) * rows)[0])
                 per_key += [rows] * len(run)
+                if weighted:
+                    weights.append(torch.ones(len(run) * rows))
                 run = []
         if all(not f.bag for f in bank.features):
             length, offset = self._ones(len(bank.features) * rows)
@@ -173,6 +179,7 @@ class Tables:
         return KeyedJaggedTensor(
             keys=[f.column for f in bank.features],
             values=values[0] if len(values) == 1 else torch.cat(values),
+            weights=torch.cat(weights) if weights else None,
             lengths=length,
             offsets=offset,
             stride=rows,
@@ -209,7 +216,8 @@ def _collection(bank: Bank, optimizer: TableOptimizer) -> EmbeddingBagCollection
         )
         for table, rows in bank.tables.items()
     ]
-    collection = EmbeddingBagCollection(device=torch.device("meta"), tables=tables)
+    weighted = any(feature.weighted for feature in bank.features)
+    collection = EmbeddingBagCollection(device=torch.device("meta"), tables=tables, is_weighted=weighted)
     kind, options = fused(optimizer)
     apply_optimizer_in_backward(kind, collection.parameters(), options)
     return collection

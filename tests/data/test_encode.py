@@ -236,7 +236,12 @@ def test_with_columns_fitted_before_nothing_is_learned_and_all_rows_are_test_row
     assert new.rows == {"train": 0, "valid": 0, "test": 60, "left_out": 0}
     assert new.fitted.columns["price"].scale == old.fitted.columns["price"].scale
     assert new.fitted.columns["tags"].rows.values.equals(old.fitted.columns["tags"].rows.values)
-    direct = pl.read_parquet(path).lazy().select(column.polars() for column in old.fitted.columns.values()).collect()
+    direct = (
+        pl.read_parquet(path)
+        .lazy()
+        .select(e for column in old.fitted.columns.values() for e in column.polars())
+        .collect()
+    )
     assert new.view("test", "serving").drop("row_id").collect().equals(direct.select(*spec().serving))
 
 

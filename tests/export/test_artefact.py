@@ -81,7 +81,7 @@ def test_encoded_ids_are_those_of_training(exported: Exported) -> None:
     reader = Reader(encoded, ("test",), Selection(names))
     expected = torch.cat([batch.serving.ids_FB for batch in reader.in_order(512)], 1)
     numbers, texts, _ = bare.tensors(exported.raw, exported.inputs)
-    found = torch.stack([single(numbers, texts, len(exported.raw)) for single in exported.student.singles])
+    found = torch.stack([single(numbers, texts, {}, len(exported.raw)) for single in exported.student.singles])
     assert torch.equal(found, expected)
 
 
@@ -130,7 +130,7 @@ def test_the_encoded_entry_takes_what_training_saw(exported: Exported) -> None:
     encoded = exported.small.encoded
     names = tuple(f.name for f in exported.layout.members["student"].inputs.embedded)
     batch = next(iter(Reader(encoded, ("test",), Selection((*names, "price"))).in_order(64)))
-    found = exported.loaded.encoded(batch.serving.ids_FB, [], [], batch.serving.floats_BN)
+    found = exported.loaded.encoded(batch.serving.ids_FB, [], [], [], batch.serving.floats_BN)
     expected = exported.loaded.logits(*bare.tensors(exported.raw.slice(0, 64), exported.inputs))
     assert torch.equal(found, expected)
 

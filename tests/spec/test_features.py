@@ -5,7 +5,8 @@ from datetime import date, datetime
 import pytest
 from pydantic import ValidationError
 
-from recdistill.spec.features import Bag, Binary, FeatureSpec, Id, Join, SplitByColumn, SplitByHash, SplitByTime
+from recdistill.spec.columns import Bag, Binary, Id
+from recdistill.spec.features import FeatureSpec, Join, SplitByColumn, SplitByHash, SplitByTime
 from tests.spec.jobs import SPEC, changed, spec
 
 

@@ -3,20 +3,37 @@
 Cuts are made on raw values, so that pipeline and artefact compare the same numbers and agree exactly.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor, nn
 
+from recdistill.data.transforms.column import Fitted, Kind, Learned
 from recdistill.data.transforms.raw import numbers, numbers_tensor
 from recdistill.data.transforms.rows import FIRST, MISSING
 
 
+def summaries(name: str, number: pl.Expr, buckets: int) -> Iterator[pl.Expr]:
+    """The aggregates of raw values that `fit` needs."""
+    yield number.min().alias(f"{name}/min")
+    for k in range(1, buckets):
+        yield number.quantile(k / buckets, "lower").alias(f"{name}/{k}")
+
+
+def fit(name: str, buckets: int, learned: Learned) -> "Buckets":
+    """The fitted column; values that are frequent enough to be several quantiles make fewer buckets."""
+    found = learned.statistics
+    # nothing in the training rows lies below the lowest value, so a bucket there would never be trained
+    cuts = {found[f"{name}/{k}"] for k in range(1, buckets)} - {None, found[f"{name}/min"]}
+    return Buckets(name, *learned.only(name), tuple(sorted(c for c in cuts if c is not None)), table=name)
+
+
 @dataclass(frozen=True)
-class Buckets:
+class Buckets(Fitted):
     """A fitted bucketed column; a value equal to a cut falls into the bucket above it."""
 
     name: str
@@ -24,14 +41,29 @@ class Buckets:
     dtype: pl.DataType
     cuts: tuple[float, ...]
     table: str
-    kind: Literal["id"] = "id"
+    kind: ClassVar[Kind] = "id"
+
+    @property
+    def raw(self) -> dict[str, pl.DataType]:
+        """The raw column."""
+        return {self.source: self.dtype}
+
+    @property
+    def tables(self) -> dict[str, int]:
+        """A table of its own."""
+        return {self.table: self.count}
+
+    @property
+    def unknown(self) -> str:
+        """Every number has a bucket."""
+        return "the nearest bucket"
 
     @property
     def count(self) -> int:
         """Rows of the table, the reserved ones included."""
         return FIRST + len(self.cuts) + 1
 
-    def polars(self) -> pl.Expr:
+    def polars(self) -> list[pl.Expr]:
         """Embedding rows, Int32."""
         cuts = np.array(self.cuts)
 
@@ -42,7 +74,7 @@ class Buckets:
 
         number = numbers(pl.col(self.source), self.dtype, self.name)
         bucket = number.map_batches(rows, return_dtype=pl.Int64, is_elementwise=True)
-        return pl.when(number.is_null()).then(MISSING).otherwise(bucket).cast(pl.Int32).alias(self.name)
+        return [pl.when(number.is_null()).then(MISSING).otherwise(bucket).cast(pl.Int32).alias(self.name)]
 
     def torch(self) -> nn.Module:
         """Embedding rows, int64 (B,), from raw inputs."""
@@ -59,7 +91,13 @@ class BucketModule(nn.Module):
         self.source = source
         self.register_buffer("cuts", cuts_K)
 
-    def forward(self, numbers: dict[str, Tensor], texts: dict[str, list[str]], batch: int) -> Tensor:  # noqa: ARG002
+    def forward(
+        self,
+        numbers: dict[str, Tensor],
+        texts: dict[str, list[str]],  # noqa: ARG002
+        lengths: dict[str, Tensor],  # noqa: ARG002
+        batch: int,
+    ) -> Tensor:
         """Embedding rows, int64 (B,)."""
         if self.source not in numbers:
             return torch.zeros(batch, dtype=torch.int64)

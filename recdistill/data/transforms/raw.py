@@ -15,13 +15,18 @@ NOT_WHOLE = MISSING_INT + 1  # a float key with a fraction: never in a vocabular
 LARGEST_WHOLE = 2.0**53  # floats beyond it no longer tell neighbouring integers apart
 
 
+def keyed_by_text(dtype: pl.DataType) -> bool:
+    """Whether keys of this raw type are texts."""
+    return dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum)
+
+
 def key_type(dtype: pl.DataType, place: str) -> str:
     """``text``, ``float`` or ``integer``: how keys of a raw column travel.
 
     Raises:
         LogError: the column holds something that cannot be a key.
     """
-    if dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum):
+    if keyed_by_text(dtype):
         return "text"
     if dtype.is_float():
         return "float"

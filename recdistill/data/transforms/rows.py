@@ -5,6 +5,7 @@ hashed table has no unknown value, but keeps the row so that every table is laid
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
@@ -22,6 +23,7 @@ class VocabularyRows:
     """Known values in the order of their rows, most frequent first; Int64 or String."""
 
     values: pl.Series
+    unknown: ClassVar[str] = "the row for unknown values"
 
     @property
     def count(self) -> int:
@@ -48,6 +50,7 @@ class HashedRows:
     """``buckets`` rows that all values share by their hash."""
 
     buckets: int
+    unknown: ClassVar[str] = "hashed like any other"
 
     @property
     def count(self) -> int:

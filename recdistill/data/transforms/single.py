@@ -1,18 +1,25 @@
 """Columns of type ``categorical`` and ``id``: one value per row, one embedding row."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 import polars as pl
 import torch
 from torch import Tensor, nn
 
-from recdistill.data.transforms.raw import keys, keys_tensor
+from recdistill.data.transforms.column import Fitted, Kind, Learned
+from recdistill.data.transforms.raw import keyed_by_text, keys, keys_tensor
 from recdistill.data.transforms.rows import Rows, rows_module
 
 
+def fit(name: str, learned: Learned) -> "Single":
+    """The fitted column."""
+    table = learned.spec.table(name)
+    return Single(name, *learned.only(name), learned.rows[table], table)
+
+
 @dataclass(frozen=True)
-class Single:
+class Single(Fitted):
     """A fitted single-valued column."""
 
     name: str
@@ -20,22 +27,32 @@ class Single:
     dtype: pl.DataType
     rows: Rows
     table: str
-    kind: Literal["id"] = "id"
+    kind: ClassVar[Kind] = "id"
 
-    def polars(self) -> pl.Expr:
+    @property
+    def raw(self) -> dict[str, pl.DataType]:
+        """The raw column."""
+        return {self.source: self.dtype}
+
+    @property
+    def tables(self) -> dict[str, int]:
+        """Its table, maybe one that other columns use as well."""
+        return {self.table: self.rows.count}
+
+    @property
+    def unknown(self) -> str:
+        """By vocabulary or by hash."""
+        return self.rows.unknown
+
+    def polars(self) -> list[pl.Expr]:
         """Embedding rows, Int32."""
-        return self.rows.polars(keys(pl.col(self.source), self.dtype, self.name)).alias(self.name)
+        return [self.rows.polars(keys(pl.col(self.source), self.dtype, self.name)).alias(self.name)]
 
     def torch(self) -> nn.Module:
         """Embedding rows, int64 (B,), from raw inputs."""
         text = keyed_by_text(self.dtype)
         module = rows_module(self.rows, text=text)
         return TextSingle(self.source, module) if text else NumberSingle(self.source, module)
-
-
-def keyed_by_text(dtype: pl.DataType) -> bool:
-    """Whether keys of this raw type are texts."""
-    return dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum)
 
 
 class NumberSingle(nn.Module):
@@ -46,7 +63,13 @@ class NumberSingle(nn.Module):
         self.source = source
         self.rows = rows
 
-    def forward(self, numbers: dict[str, Tensor], texts: dict[str, list[str]], batch: int) -> Tensor:  # noqa: ARG002
+    def forward(
+        self,
+        numbers: dict[str, Tensor],
+        texts: dict[str, list[str]],  # noqa: ARG002
+        lengths: dict[str, Tensor],  # noqa: ARG002
+        batch: int,
+    ) -> Tensor:
         """Embedding rows, int64 (B,)."""
         if self.source not in numbers:
             return torch.zeros(batch, dtype=torch.int64)
@@ -62,7 +85,13 @@ class TextSingle(nn.Module):
         self.source = source
         self.rows = rows
 
-    def forward(self, numbers: dict[str, Tensor], texts: dict[str, list[str]], batch: int) -> Tensor:  # noqa: ARG002
+    def forward(
+        self,
+        numbers: dict[str, Tensor],  # noqa: ARG002
+        texts: dict[str, list[str]],
+        lengths: dict[str, Tensor],  # noqa: ARG002
+        batch: int,
+    ) -> Tensor:
         """Embedding rows, int64 (B,)."""
         if self.source not in texts:
             return torch.zeros(batch, dtype=torch.int64)

@@ -101,10 +101,10 @@ class Case:
 
     def _ask(self, numbers, texts, lengths, rows):
         if self.column.kind == "float":
-            return self.script(numbers, rows)
+            return self.script(numbers, texts, lengths, rows)
         if self.column.kind == "bag":
             return self.script(numbers, texts, lengths, rows)
-        return self.script(numbers, texts, rows)
+        return self.script(numbers, texts, lengths, rows)
 
 
 def same_floats(expected, found):
@@ -118,9 +118,10 @@ def same_floats(expected, found):
 
 
 def same_lists(expected, found):
-    values_L, lengths_B = found
+    values_L, lengths_B, weight_L = found
     assert lengths_B.tolist() == [len(bag) for bag in expected]
     assert values_L.tolist() == [row for bag in expected for row in bag]
+    assert weight_L.numel() == 0
 
 
 # Single values
@@ -339,7 +340,7 @@ def test_no_rows_are_encoded_to_no_rows(name, empty):
     raw = train_of(EVERY_TYPE[name][1]).clear()
     assert len(case.pipeline(raw)) == 0
     found = case.artefact(raw)
-    assert [t.numel() for t in found] == [0, 0] if case.column.kind == "bag" else found.numel() == 0
+    assert [t.numel() for t in found] == [0, 0, 0] if case.column.kind == "bag" else found.numel() == 0
 
 
 @pytest.mark.parametrize("name", EVERY_TYPE)
