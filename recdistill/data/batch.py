@@ -6,6 +6,7 @@
       privileged: View   what is known only after the event       -> teachers; absent if nothing is privileged
       labels          raw labels by name, NaN where not known (yet)
       weight_B        row weights
+      group_B         hash of each row's group; absent unless a term compares the rows of a list
 
     View (F id columns, N float columns, and bags: jagged lists)
       ids_FB     [[u1 u2 u3]      one embedding row per column and row, one line per column
@@ -108,6 +109,7 @@ class Batch:
     labels: dict[str, Tensor]
     weight_B: Tensor
     privileged: View | None = None
+    group_B: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.serving.audience != "serving" or (self.privileged and self.privileged.audience != "privileged"):
@@ -126,6 +128,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.row_id_B)
 
+    def groups(self) -> Tensor:
+        """The group of each row, int64 (B,).
+
+        Raises:
+            ShapeError: the batch was read without groups.
+        """
+        if self.group_B is None:
+            raise ShapeError("batch: was read without groups, which a loss over lists needs; ask the reader for them")
+        return self.group_B
+
 
 def concat(parts: list[Batch]) -> Batch:
     """The rows of several batches as one."""
@@ -133,12 +145,14 @@ def concat(parts: list[Batch]) -> Batch:
         return parts[0]
     first = parts[0]
     privileged = [p.privileged for p in parts if p.privileged is not None]
+    groups = [p.group_B for p in parts if p.group_B is not None]
     return Batch(
         torch.cat([p.row_id_B for p in parts]),
         _concat_views([p.serving for p in parts]),
         {name: torch.cat([p.labels[name] for p in parts]) for name in first.labels},
         torch.cat([p.weight_B for p in parts]),
         _concat_views(privileged) if privileged else None,
+        torch.cat(groups) if groups else None,
     )
 
 

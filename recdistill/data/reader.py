@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from recdistill.data.batch import Audience, Batch, Jagged, View, concat
 from recdistill.data.encoded import EncodedLog
-from recdistill.data.transforms.hashing import bucket_of, hash_texts, splitmix64
+from recdistill.data.transforms.hashing import bucket_of, hash_texts, key_hash, splitmix64
 from recdistill.errors import LogError, VisibilityError
 
 Item = TypeVar("Item")
@@ -38,11 +38,13 @@ class Selection:
         serving: serving columns.
         privileged: post-event columns as inputs of teachers.
         labels: raw labels.
+        groups: whether each row's group is read.
     """
 
     serving: tuple[str, ...]
     privileged: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    groups: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ class Reader:
             yield concat(left)
 
     def _load(self, split: str, file: int, group: int) -> Batch:
-        labels = _columns(self._read(split, file, group, "labels", (*self.selection.labels, *self._weight)))
+        table = self._read(split, file, group, "labels", (*self.selection.labels, *self._roles))
+        labels = _columns(table.drop_columns(["group"]) if self.selection.groups else table)
         kept = self._kept(labels)
         serving = self._view("serving", self.selection.serving, labels["row_id"], (split, file, group), kept)
         privileged = None
@@ -152,12 +155,15 @@ class Reader:
         row_id = labels["row_id"][kept]
         known = drawn(row_id, "keep_labels", self.thinning.seed) < self.thinning.keep_labels
         raw = {name: torch.from_numpy(np.where(known, labels[name][kept], np.nan)) for name in self.selection.labels}
-        weight = torch.from_numpy(labels["weight"][kept].copy()) if self._weight else torch.ones(len(row_id))
-        return Batch(torch.from_numpy(row_id.copy()), serving, raw, weight, privileged)
+        weight = torch.from_numpy(labels["weight"][kept].copy()) if self.log.spec.weight else torch.ones(len(row_id))
+        hashes = key_hash(pl.Series(pl.from_arrow(table["group"])))[kept] if self.selection.groups else None
+        groups = None if hashes is None else torch.from_numpy(hashes.copy())
+        return Batch(torch.from_numpy(row_id.copy()), serving, raw, weight, privileged, groups)
 
     @property
-    def _weight(self) -> tuple[str, ...]:
-        return ("weight",) if self.log.spec.weight else ()
+    def _roles(self) -> tuple[str, ...]:
+        """The raw roles that are read."""
+        return (*(["weight"] if self.log.spec.weight else []), *(["group"] if self.selection.groups else []))
 
     def _kept(self, labels: dict[str, NDArray[Any]]) -> slice | NDArray[np.int64]:
         """The rows of a group that take part: all, or all but the negatives that are thinned out."""
@@ -229,7 +235,8 @@ def take(batch: Batch, rows: torch.Tensor) -> Batch:
     """Some rows of a batch, in the order given."""
     labels = {name: label[rows] for name, label in batch.labels.items()}
     privileged = take_view(batch.privileged, rows) if batch.privileged is not None else None
-    return Batch(batch.row_id_B[rows], take_view(batch.serving, rows), labels, batch.weight_B[rows], privileged)
+    groups = batch.group_B[rows] if batch.group_B is not None else None
+    return Batch(batch.row_id_B[rows], take_view(batch.serving, rows), labels, batch.weight_B[rows], privileged, groups)
 
 
 def take_view(view: View, rows: torch.Tensor) -> View:

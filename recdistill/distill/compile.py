@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from recdistill.distill.schedule import SCHEDULES, Schedule
 from recdistill.distill.signal import SIGNALS, Column, Embed, Hidden, Logit, Signal
 from recdistill.distill.term import SELECTORS, Selector, Term
 from recdistill.errors import RecdistillError, SpecError
-from recdistill.losses.catalog import LOSSES
+from recdistill.losses.catalog import LIST, LOSSES
 from recdistill.nets.catalog import NETS, Net
 from recdistill.spec.columns import Binary
 from recdistill.spec.features import FeatureSpec
@@ -155,7 +155,7 @@ def _term(c: _Compiler, text: str, place: str) -> Term | None:
         return None
     words = " ".join(text.split())
     found = tuple(s for s in schedules if s is not None)
-    return Term(words, term.loss, term.learner, term.targets, term.options, scale, found, rows, term.over)
+    return replace(term, words=words, scale=scale, schedules=found, rows=rows)
 
 
 def _schedule(c: _Compiler, call: Call, place: str) -> Schedule | None:
@@ -208,13 +208,19 @@ def _loss(c: _Compiler, call: Call, place: str) -> Term | None:
         return None
     if problem := _tried(loss, len(targets), options):
         c.problems.append(f"{place}: {problem}")
-    return Term(str(call), loss, learner, tuple(targets), options, over=str(over))
+    per_list = LIST in inspect.signature(loss).parameters
+    if per_list and c.spec.group is None:
+        c.problems.append(f"{place}: {call.function} compares the rows of a list; name the spec's `group`")
+    if per_list and over == "batch":
+        c.problems.append(f'{place}: {call.function} has one value per list; over="batch" is for losses of rows')
+    return Term(str(call), loss, learner, tuple(targets), options, over=str(over), per_list=per_list)
 
 
 def _tried(loss: Callable[..., torch.Tensor], targets: int, options: Mapping[str, Any]) -> str | None:
     """Why the loss refuses its options, found by calling it on two rows."""
     try:
-        loss(*(torch.zeros(2) for _ in range(1 + targets)), **options)
+        lists = {LIST: torch.zeros(2, dtype=torch.int64)} if LIST in inspect.signature(loss).parameters else {}
+        loss(*(torch.zeros(2) for _ in range(1 + targets)), **lists, **options)
     except (RecdistillError, TypeError, ValueError) as error:
         return str(error)
     return None
@@ -273,8 +279,9 @@ def _tap(c: _Compiler, member: str, rest: list[str | int], name: Name, place: st
 
 
 def _fits(c: _Compiler, function: Callable[..., Any], call: Call, place: str) -> bool:
-    """Whether a call fits a signature; if not, the problem is noted."""
-    signature = inspect.signature(function)
+    """Whether a call fits a signature, apart from what the engine fills in; if not, the problem is noted."""
+    given = [p for p in inspect.signature(function).parameters.values() if p.name != LIST]
+    signature = inspect.Signature(given)
     try:
         signature.bind(*call.args, **call.kwargs)
     except TypeError as error:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recdistill.distill.schedule import Schedule
 from recdistill.distill.signal import Column, Live, Scene, Signal
+from recdistill.losses.catalog import LIST
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Term:
         schedules: factors that change over the steps of the phase.
         rows: the rows that take part; by default all of them.
         over: what the sum is divided by: the weights of the ``selected`` rows, or of all rows of the ``batch``.
+        per_list: whether the loss returns one value per list instead of one per row.
     """
 
     words: str
@@ -65,6 +67,7 @@ class Term:
     schedules: tuple[Schedule, ...] = ()
     rows: Selector | None = None
     over: str = "selected"
+    per_list: bool = False
 
     def __mul__(self, factor: "float | Schedule") -> "Term":
         if isinstance(factor, Schedule):
@@ -91,10 +94,11 @@ class Term:
             weight *= schedule.weight(step, planned)
         return weight
 
-    def per_row(self, scene: Scene) -> tuple[Tensor, Tensor]:
-        """The loss of each row, and the weight with which the row takes part; both (B,).
+    def losses(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """The loss of each row, and the weight with which the row takes part, both (B,); or of each list, both (G,).
 
-        A row whose target is not known (NaN) takes no part.
+        A row whose target is not known (NaN) takes no part. A list consists of those of its rows that do, and weighs
+        as much as one of them on average.
         """
         targets = [t.value(scene) if isinstance(t, Live) else t.value(scene).detach() for t in self.targets]
         weight_B = scene.batch.weight_B
@@ -105,7 +109,13 @@ class Term:
                 known_B = ~torch.isnan(value)
                 weight_B = weight_B * known_B
                 targets[i] = torch.where(known_B, value, torch.zeros_like(value))
-        return self.loss(self.learner.value(scene), *targets, **self.options), weight_B
+        learner = self.learner.value(scene)
+        if not self.per_list:
+            return self.loss(learner, *targets, **self.options), weight_B
+        rows = torch.nonzero(weight_B > 0).flatten()
+        _, list_R, size_G = torch.unique(scene.batch.groups()[rows], return_inverse=True, return_counts=True)
+        weight_G = torch.zeros(len(size_G)).index_add(0, list_R, weight_B[rows]) / size_G
+        return self.loss(learner[rows], *(t[rows] for t in targets), **{LIST: list_R}, **self.options), weight_G
 
 
 def reduce(loss_B: Tensor, weight_B: Tensor, total: Tensor) -> Tensor:

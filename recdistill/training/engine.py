@@ -261,12 +261,12 @@ def evaluate(engine: Engine, names: list[str], reader: Reader) -> dict[str, floa
 
 
 def term_value(term: Term, scene: Scene) -> Tensor:
-    """The scalar of a term: the weighted sum over its rows by the global weight of what it is divided by."""
-    loss_B, weight_B = term.per_row(scene)
-    total = (scene.batch.weight_B if term.over == "batch" else weight_B).sum()
+    """The scalar of a term: the weighted sum over its rows or lists by the global weight of what it is divided by."""
+    loss, weight = term.losses(scene)
+    total = (scene.batch.weight_B if term.over == "batch" else weight).sum()
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(total)
-    return reduce(loss_B, weight_B, total)
+    return reduce(loss, weight, total)
 
 
 def sum_gradients(optimizer: torch.optim.Optimizer) -> None:

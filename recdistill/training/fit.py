@@ -118,7 +118,8 @@ def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, w
 def selection(plan: Plan, log: EncodedLog) -> Selection:
     """The columns that some member reads, embedded ones in the order of lookup."""
     serving = _read_by(plan, log, "serving")
-    return Selection(serving, _read_by(plan, log, "privileged"), plan.columns)
+    lists = any(term.per_list for phase in plan.phases for term in phase.terms)
+    return Selection(serving, _read_by(plan, log, "privileged"), plan.columns, lists)
 
 
 def _read_by(plan: Plan, log: EncodedLog, audience: str) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def bce_term(**changes: object) -> Term:
 
 def test_rows_whose_label_is_not_known_take_no_part() -> None:
     s = scene(batch())
-    loss, weight = bce_term().per_row(s)
+    loss, weight = bce_term().losses(s)
     assert weight.tolist() == [1, 1, 1, 1, 0, 0]
     expected = bce(s.outputs["student"].logits_BK[:4, 0], s.batch.labels["y"][:4]).mean()
     assert torch.allclose(reduce(loss, weight, weight.sum()), expected)
@@ -56,9 +56,9 @@ def test_rows_whose_label_is_not_known_take_no_part() -> None:
 
 def test_selectors_choose_rows_by_a_column() -> None:
     s = scene(batch())
-    assert bce_term(rows=equals(Column("y"), 1)).per_row(s)[1].tolist() == [1, 0, 1, 0, 0, 0]
+    assert bce_term(rows=equals(Column("y"), 1)).losses(s)[1].tolist() == [1, 0, 1, 0, 0, 0]
     term = Term("soft", soft, Logit("student"), (Logit("teacher"),), rows=present(Column("y")))
-    assert term.per_row(s)[1].tolist() == [1, 1, 1, 1, 0, 0]
+    assert term.losses(s)[1].tolist() == [1, 1, 1, 1, 0, 0]
 
 
 def test_weight_two_is_the_row_twice_and_weight_zero_is_the_row_absent() -> None:
@@ -79,7 +79,7 @@ def test_a_row_that_takes_no_part_cannot_spoil_the_sum() -> None:
 def test_only_the_learner_receives_a_gradient_unless_the_target_is_live() -> None:
     for target, reached in ((Logit("teacher"), False), (Live(Logit("teacher")), True)):
         s = scene(batch())
-        loss, weight = Term("soft", soft, Logit("student"), (target,)).per_row(s)
+        loss, weight = Term("soft", soft, Logit("student"), (target,)).losses(s)
         inputs = [s.outputs[name].logits_BK for name in ("student", "teacher")]
         student, teacher = torch.autograd.grad(reduce(loss, weight, weight.sum()), inputs, allow_unused=True)
         assert bool(student.any())

@@ -16,11 +16,14 @@ from recdistill.losses.catalog import LOSSES
 from recdistill.losses.response import soft
 from tests.oracles import losses as oracle
 
+LISTS = torch.tensor([0, 1, 0, 2, 1, 0, 2])
 CASES = {
     "bce": (oracle.bce, {}),
     "soft": (lambda s, t: oracle.soft(s, t, 3.0), {"temperature": 3.0}),
     "l2": (oracle.l2, {}),
+    "soft_list": (lambda s, t: oracle.soft_list(s, t, LISTS.numpy(), 3.0), {"temperature": 3.0, "list_B": LISTS}),
 }
+PER_ROW = [name for name in CASES if name != "soft_list"]
 
 
 def inputs(name: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -44,7 +47,7 @@ def test_a_loss_equals_its_equation(name: str) -> None:
     assert np.allclose(found.numpy(), reference(learner.numpy(), target.numpy()), rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", PER_ROW)
 def test_a_loss_gives_one_value_per_row_whatever_the_order(name: str) -> None:
     learner, target = inputs(name)
     order = torch.tensor([3, 1, 6, 0, 2, 5, 4])
@@ -59,13 +62,30 @@ def test_a_gradient_agrees_with_differences(name: str) -> None:
     assert torch.autograd.gradcheck(lambda x: LOSSES[name](x, target, **CASES[name][1]), learner.requires_grad_())
 
 
+def test_a_loss_over_lists_gives_one_value_per_list_whatever_the_order() -> None:
+    learner, target = inputs("soft_list")
+    order = torch.tensor([3, 1, 6, 0, 2, 5, 4])
+    found = LOSSES["soft_list"](learner, target, list_B=LISTS)
+    assert found.shape == (3,)
+    assert torch.allclose(LOSSES["soft_list"](learner[order], target[order], list_B=LISTS[order]), found, rtol=1e-12)
+
+
+def test_a_constant_on_the_logits_of_a_list_changes_no_loss_over_lists_but_the_pointwise_one() -> None:
+    learner, target = inputs("soft_list")
+    shifted = target + torch.tensor([5.0, -3.0, 0.5])[LISTS]
+    listwise = [LOSSES["soft_list"](learner, t, list_B=LISTS) for t in (target, shifted)]
+    assert torch.allclose(*listwise, rtol=1e-12)
+    assert not torch.allclose(soft(learner, target), soft(learner, shifted), rtol=0.1)
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_loss_is_finite_at_extremes(name: str, dtype: torch.dtype) -> None:
     learner = torch.tensor([-80.0, -1e-3, 0.0, 80.0], dtype=dtype)
     target = torch.tensor([1.0, 0.0, 0.5, 0.0], dtype=dtype) if name == "bce" else learner.flip(0)
     learner.requires_grad_()
-    found = LOSSES[name](learner, target, **CASES[name][1])
+    options = CASES[name][1] | ({"list_B": torch.tensor([0, 0, 1, 1])} if name == "soft_list" else {})
+    found = LOSSES[name](learner, target, **options)
     (gradient,) = torch.autograd.grad(found.sum(), learner)
     assert bool(torch.isfinite(found).all()) and bool(torch.isfinite(gradient).all())
 

@@ -24,6 +24,16 @@ def soft(student_B: np.ndarray, teacher_B: np.ndarray, temperature: float) -> np
     return np.array(rows)
 
 
+def soft_list(student_B: np.ndarray, teacher_B: np.ndarray, list_B: np.ndarray, temperature: float) -> np.ndarray:
+    """List by list, with shares as plain quotients."""
+    found = []
+    for g in range(int(list_B.max()) + 1):
+        s, t = student_B[list_B == g] / temperature, teacher_B[list_B == g] / temperature
+        share_s, share_t = np.exp(s) / np.exp(s).sum(), np.exp(t) / np.exp(t).sum()
+        found.append(-(temperature**2) * float((share_t * np.log(share_s)).sum()))
+    return np.array(found)
+
+
 def l2(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     flat = [np.ravel(np.atleast_1d(s - t)) for s, t in zip(student, teacher, strict=True)]
     return np.array([sum(d * d for d in row) / len(row) for row in flat])
