@@ -32,12 +32,13 @@ Audience = Literal["serving", "privileged"]
 class Jagged:
     """Lists of different lengths: the values of all rows one after the other, int64 (L,), and lengths, int64 (B,).
 
-    Weighted lists have a weight for each value, float32 (L,).
+    Weighted lists have a weight for each value, float32 (L,); sequences may have a row of time gaps, int64 (L,).
     """
 
     values_L: Tensor
     lengths_B: Tensor
     weights_L: Tensor | None = None
+    gaps_L: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -165,5 +166,6 @@ def _concat_views(views: list[View]) -> View:
 
 def _concat_jagged(bags: list[Jagged]) -> Jagged:
     weights = [bag.weights_L for bag in bags if bag.weights_L is not None]
+    gaps = [bag.gaps_L for bag in bags if bag.gaps_L is not None]
     values_L, lengths_B = torch.cat([bag.values_L for bag in bags]), torch.cat([bag.lengths_B for bag in bags])
-    return Jagged(values_L, lengths_B, torch.cat(weights) if weights else None)
+    return Jagged(values_L, lengths_B, torch.cat(weights) if weights else None, torch.cat(gaps) if gaps else None)

@@ -28,14 +28,17 @@ import pyarrow.parquet as pq
 from recdistill.data.encoded import GROUP_ROWS, EncodedLog, save_fitted
 from recdistill.data.fit import FittedSpec, check_types, fit
 from recdistill.data.log import LEFT_OUT, ROW_ID, SPLIT, SPLITS, log_files, open_log, with_split
+from recdistill.data.replay import histories, with_histories, with_lookups
+from recdistill.data.transforms.bag import unequal
 from recdistill.data.transforms.raw import numbers
 from recdistill.errors import LogError
-from recdistill.spec.columns import Binary
+from recdistill.spec.columns import Bag, Binary
 from recdistill.spec.features import FeatureSpec
 
 FORMAT = 2  # raise whenever the same input would encode to something else
 SHARD_ROWS = 32 * GROUP_ROWS
 CHUNK_ROWS = 2 * GROUP_ROWS
+HISTORIES = "histories"  # a folder for values of history columns, while a log is encoded
 WHOLE_FILE = 256 * 2**20  # files up to this size are fingerprinted by content, larger ones by footer and time stamp
 
 Progress = Callable[[int], None]
@@ -60,7 +63,8 @@ def encode(
         where: raw columns and the value (or values) that a row must have.
         fit_on: the splits whose rows vocabularies and scales are learned from.
         fitted: columns fitted before; nothing is learned then, all rows form the ``test`` split, and an existing log is
-            encoded again.
+            encoded again. History columns are looked up in what was known then; a column of their own name, if the log
+            has one, holds fresher values.
         progress: called with the number of rows after each chunk.
 
     Raises:
@@ -76,13 +80,19 @@ def encode(
     work = out.with_name(f".{out.name}-{secrets.token_hex(4)}")  # with the usual permissions, unlike a temporary folder
     work.mkdir()
     try:
-        frame = open_log(spec, log, where)
+        fresher = list(histories(spec)) if fitted is not None else []
+        frame = open_log(spec, log, where, fitted is None, fresher)
         if fitted is not None:
             check_types(fitted, spec, frame.collect_schema())
         frame = with_split(frame, spec) if fitted is None else frame.with_columns(pl.lit("test").alias(SPLIT))
         rows = _check(frame, spec, log, SPLITS if fitted is None else ("test",))
-        learned = fitted or fit(spec, frame.filter(pl.col(SPLIT).is_in(fit_on)))
+        if fitted is None:
+            frame, snapshots = with_histories(frame, spec, fit_on, sum(rows.values()), work / HISTORIES)
+            learned = fit(spec, frame.filter(pl.col(SPLIT).is_in(fit_on)), snapshots)
+        else:
+            frame, learned = with_lookups(frame, fitted), fitted
         views = _write(work, frame, spec, learned, progress)
+        shutil.rmtree(work / HISTORIES, ignore_errors=True)
         manifest = {
             "format": FORMAT,
             "fingerprint": fingerprint,
@@ -175,18 +185,10 @@ def _check(frame: pl.LazyFrame, spec: FeatureSpec, log: str, required: tuple[str
     Raises:
         LogError: no rows, an empty split, repeated row ids, labels other than 0, 1 and null, or unusable weights.
     """
-    schema = frame.collect_schema()
-    tests = {
-        name: ~_binary(spec, name, schema).is_in([0.0, 1.0])
-        for name, c in spec.columns.items()
-        if isinstance(c, Binary)
-    }
-    if spec.weight:
-        weight = numbers(pl.col(spec.weight), schema[spec.weight], "weight")
-        tests["/weight"] = weight.is_null() | (weight < 0)
+    tests = _tests(spec, frame.collect_schema())
     counts = (pl.col(SPLIT).eq(name).sum().alias(f"/{name}") for name in (*SPLITS, LEFT_OUT))
     unique = pl.col(ROW_ID).n_unique().alias("/unique")
-    query = frame.select(*counts, unique, pl.len().alias("/all"), *(test.sum().alias(n) for n, test in tests.items()))
+    query = frame.select(*counts, unique, pl.len().alias("/all"), *(t.sum().alias(n) for n, (t, _) in tests.items()))
     found = query.collect(engine="streaming").row(0, named=True)
     if not found["/all"]:
         raise LogError(f"{log}: no row is left; check the log and the job's `where`")
@@ -195,14 +197,28 @@ def _check(frame: pl.LazyFrame, spec: FeatureSpec, log: str, required: tuple[str
             f"{log}: {found['/all'] - found['/unique']} of {found['/all']} rows repeat the row id {spec.row_id}; add a "
             "column that tells them apart, or remove the duplicates"
         )
-    for name in tests:
+    for name, (_, expected) in tests.items():
         if found[name]:
-            expected = "finite weights of at least 0" if name == "/weight" else "0, 1 or null (not known yet)"
             raise LogError(f"{log}: {name.removeprefix('/')}: {found[name]} rows hold something else than {expected}")
     rows = {name: int(found[f"/{name}"]) for name in (*SPLITS, LEFT_OUT)}
     if empty := [name for name in required if not rows[name]]:
         raise LogError(f"{log}: the {empty[0]} split has no rows; check `split` in the spec (rows: {rows})")
     return rows
+
+
+def _tests(spec: FeatureSpec, schema: pl.Schema) -> dict[str, tuple[pl.Expr, str]]:
+    """By column, which rows hold what they must not, and what they should hold."""
+    tests = {}
+    for name, column in spec.columns.items():
+        if isinstance(column, Binary):
+            tests[name] = (~_binary(spec, name, schema).is_in([0.0, 1.0]), "0, 1 or null (not known yet)")
+        if isinstance(column, Bag) and column.weighted:
+            expected = f"one weight in {column.weights!r} for each value; cut both lists alike"
+            tests[name] = (unequal(name, column, schema, spec.source(name)), expected)
+    if spec.weight:
+        weight = numbers(pl.col(spec.weight), schema[spec.weight], "weight")
+        tests["/weight"] = (weight.is_null() | (weight < 0), "finite weights of at least 0")
+    return tests
 
 
 def _binary(spec: FeatureSpec, name: str, schema: pl.Schema) -> pl.Expr:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import polars as pl
@@ -18,7 +18,10 @@ from recdistill.spec.features import FeatureSpec
 GROUP_ROWS = 65_536  # of a parquet row group, the unit that training shuffles
 
 _INTEGERS = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
-_TYPES = {str(t()): t() for t in (pl.String, pl.Boolean, pl.Float16, pl.Float32, pl.Float64, *_INTEGERS)}
+_PLAIN = (pl.String(), pl.Boolean(), pl.Float16(), pl.Float32(), pl.Float64(), *(t() for t in _INTEGERS))
+_UNITS: tuple[Literal["ms", "us", "ns"], ...] = ("ms", "us", "ns")
+_TIMES = (pl.Date(), pl.Time(), *map(pl.Datetime, _UNITS), *map(pl.Duration, _UNITS))
+_TYPES = {str(t): t for t in (*_PLAIN, *_TIMES)}
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ def save_fitted(fitted: FittedSpec, folder: Path) -> None:
                 state[key] = {"hash": value.buckets}
             elif isinstance(value, pl.DataType):
                 state[key] = {"dtype": str(value)}
+            elif isinstance(value, tuple) and all(isinstance(inner, pl.DataType) for inner in value):
+                state[key] = [{"dtype": str(inner)} for inner in value]
             elif isinstance(value, pl.DataFrame):
                 value.write_parquet(vocabulary_file(folder, f"{name}.{key}"), statistics=False)
                 state[key] = {"frame": f"{name}.{key}"}

@@ -4,6 +4,7 @@ All statistics are lazy aggregations over the same scan, collected together in o
 second one. None depends on the order in which threads reach the rows, so that fitting again gives the same bits.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,13 +13,15 @@ from numpy.typing import NDArray
 
 from recdistill.data.transforms import catalog, numeric
 from recdistill.data.transforms.bag import Bag as FittedBag
-from recdistill.data.transforms.bag import elements
 from recdistill.data.transforms.column import Fitted, Learned
+from recdistill.data.transforms.elements import elements
+from recdistill.data.transforms.history import Snapshot, raw_number
 from recdistill.data.transforms.raw import NOT_WHOLE, key_type, keyed_by_text, keys, numbers
 from recdistill.data.transforms.rows import FIRST, HashedRows, Rows, VocabularyRows
+from recdistill.data.transforms.sequence import Sequence as FittedSequence
 from recdistill.data.transforms.single import Single
 from recdistill.errors import LogError
-from recdistill.spec.columns import Bag, Numeric, Vocabularied
+from recdistill.spec.columns import Bag, History, Numeric, Sequence, Vocabularied
 from recdistill.spec.features import FeatureSpec
 
 
@@ -34,29 +37,35 @@ class FittedSpec:
         return {name: rows for column in self.columns.values() for name, rows in column.tables.items()}
 
 
-def fit(spec: FeatureSpec, train: pl.LazyFrame) -> FittedSpec:
+def fit(spec: FeatureSpec, train: pl.LazyFrame, snapshots: Mapping[str, Snapshot] | None = None) -> FittedSpec:
     """The fitted columns of a spec, from its training rows.
 
     Args:
         spec: the feature spec.
         train: raw columns of the rows to learn from.
+        snapshots: what is known after the last of them, for each history column.
 
     Raises:
         LogError: a raw column does not suit its type.
     """
-    learned = Learned(spec, element_types(spec, train.collect_schema()))
+    known = snapshots or {}
+    schema = train.collect_schema()
+    lists = frozenset(raw for raw, dtype in schema.items() if isinstance(dtype, pl.List))
+    learned = Learned(spec, element_types(spec, schema), lists, frames={n: s.frame for n, s in known.items()})
     vocabularied = {n: c for n, c in spec.columns.items() if isinstance(c, Vocabularied)}
     owners = [n for n, c in vocabularied.items() if c.vocabulary is None and c.hash is None]
     counts = [_counts(learned, owner, train) for owner in owners]
     summaries = [aggregate for name in spec.columns for aggregate in catalog.summaries(name, learned)]
     summary = train.select(pl.len().alias("__rows__"), *summaries)
-    *counted, summarised = pl.collect_all([*counts, summary], engine="streaming")
+    queries = catalog.queries(learned, train)
+    *found, summarised = pl.collect_all([*counts, *queries.values(), summary], engine="streaming")
+    counted, frames = found[: len(counts)], dict(zip(queries, found[len(counts) :], strict=True))
     rows: dict[str, Rows] = {n: HashedRows(c.hash) for n, c in vocabularied.items() if c.hash is not None}
     for owner, values in zip(owners, counted, strict=True):
         rows[owner] = VocabularyRows(_whole(values[owner], learned))
-    statistics = summarised.row(0, named=True)
+    statistics = summarised.row(0, named=True) | {f"{n}/unseen": s.unseen for n, s in known.items()}
     statistics |= numeric.moments(train, _standardised(learned), statistics)
-    learned = replace(learned, rows=rows, statistics=statistics)
+    learned = replace(learned, rows=rows, statistics=statistics, frames=learned.frames | frames)
     return FittedSpec({name: catalog.fit(name, learned) for name in spec.columns})
 
 
@@ -78,19 +87,26 @@ def check_types(fitted: FittedSpec, spec: FeatureSpec, schema: pl.Schema) -> Non
     for name, raw in element_types(spec, schema).items():
         for source, dtype in raw.items():
             known = fitted.columns[name].raw[source]
-            if key_type(dtype, name) != key_type(known, name) or (dtype == pl.UInt64) != (known == pl.UInt64):
+            if _kind(dtype, name) != _kind(known, name) or (dtype == pl.UInt64) != (known == pl.UInt64):
                 raise LogError(
                     f"{name}: is {dtype} here, but was {known} when it was fitted; cast the column in the log"
                 )
 
 
+def _kind(dtype: pl.DataType, place: str) -> str:
+    """How a raw type travels; a time of another unit would be another number."""
+    return str(dtype) if dtype.is_temporal() else key_type(dtype, place)
+
+
 def _standardised(learned: Learned) -> list[tuple[str, Numeric, pl.Expr]]:
     """The numeric columns that are scaled by mean and deviation, with their raw numbers."""
-    return [
+    plain = [
         (name, column, numbers(pl.col(learned.only(name)[0]), learned.only(name)[1], name))
         for name, column in learned.spec.columns.items()
-        if isinstance(column, Numeric) and column.buckets is None and column.scale == "standard"
+        if isinstance(column, Numeric) and not column.embedded and column.scale == "standard"
     ]
+    past = {name: column for name, column in learned.spec.columns.items() if isinstance(column, History)}
+    return plain + [(n, c.numeric, raw_number(n)) for n, c in past.items() if c.scale == "standard"]
 
 
 def _counts(learned: Learned, owner: str, train: pl.LazyFrame) -> pl.LazyFrame:
@@ -104,7 +120,7 @@ def _counts(learned: Learned, owner: str, train: pl.LazyFrame) -> pl.LazyFrame:
     parts = []
     for name, (source, dtype) in users.items():
         column, frame, raw = learned.spec.columns[name], train, pl.col(source)
-        if isinstance(column, Bag):
+        if isinstance(column, Bag | Sequence):
             frame = train.select(elements(raw, column.separator).alias(owner)).explode(owner)
             raw = pl.col(owner)
         parts.append(frame.select(keys(raw, dtype, name).alias(owner)))
@@ -134,7 +150,8 @@ def same_rows(new: Fitted, old: Fitted) -> NDArray[np.int64]:
     Raises:
         LogError: the columns are of different kinds, so that no row corresponds to another.
     """
-    if isinstance(new, Single | FittedBag) and isinstance(old, Single | FittedBag):
+    keyed = Single | FittedBag | FittedSequence
+    if isinstance(new, keyed) and isinstance(old, keyed):
         alike = keyed_by_text(new.dtype) == keyed_by_text(old.dtype)
         if isinstance(new.rows, VocabularyRows) and isinstance(old.rows, VocabularyRows) and alike:
             known = pl.Series(range(FIRST, old.rows.count), dtype=pl.Int64)
@@ -143,6 +160,7 @@ def same_rows(new: Fitted, old: Fitted) -> NDArray[np.int64]:
             return np.concatenate([np.arange(FIRST), rows])
         if isinstance(new.rows, HashedRows) and new.rows == old.rows:
             return np.arange(new.rows.count)
-    elif type(new) is type(old) and getattr(new, "cuts", None) == getattr(old, "cuts", ()):
-        return np.arange(FIRST + len(getattr(new, "cuts", ())) + 1)
+    elif type(new) is type(old) and new.meaning is not None and new.meaning == old.meaning:
+        (count,) = new.tables.values()
+        return np.arange(count)
     raise LogError(f"warm start: column {new.name!r} is encoded differently in the other run; use the same spec for it")

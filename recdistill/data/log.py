@@ -72,32 +72,46 @@ def _check_files(path: str, columns: Iterable[str]) -> None:
                 )
 
 
-def raw_columns(spec: FeatureSpec, where: Mapping[str, Any]) -> list[str]:
-    """Every raw column that the spec or a row filter reads, once."""
+def raw_columns(spec: FeatureSpec, where: Mapping[str, Any], *, learn: bool = True) -> list[str]:
+    """Every raw column that the spec or a row filter reads, once; unless columns are learned, only what rows need."""
     roles = [*spec.row_id, spec.time, spec.group, spec.weight, spec.scenario, *spec.reference, *where]
     if isinstance(spec.split, SplitByColumn):
         roles.append(spec.split.column)
     if isinstance(spec.split, SplitByHash):
         roles.append(spec.split.hash.key)
-    sources = [raw for name in spec.columns for raw in spec.sources(name)]
+    sources = [raw for name in spec.columns for raw in (spec.sources(name) if learn else spec.given(name))]
     return list(dict.fromkeys(name for name in [*roles, *sources] if name is not None))
 
 
-def open_log(spec: FeatureSpec, path: str, where: Mapping[str, Any] | None = None) -> pl.LazyFrame:
+def open_log(
+    spec: FeatureSpec,
+    path: str,
+    where: Mapping[str, Any] | None = None,
+    learn: bool = True,
+    optional: Iterable[str] = (),
+) -> pl.LazyFrame:
     """The log with its side tables joined and its rows filtered: the raw columns that are needed, and `ROW_ID`.
+
+    Args:
+        spec: the feature spec.
+        path: the log.
+        where: raw columns and the value (or values) that a row must have.
+        learn: whether columns are learned from the log; otherwise what histories are made from may be absent.
+        optional: raw columns that are kept where the log has them.
 
     Raises:
         LogError: columns are missing or ambiguous, or a side table has several rows for a key.
     """
     where = where or {}
     frame = scan(path)
-    needed = raw_columns(spec, where)
+    needed = raw_columns(spec, where, learn=learn)
+    wanted = list(dict.fromkeys([*needed, *optional]))
     origin = dict.fromkeys(frame.collect_schema().names(), path)
     frame = frame.with_row_index("__row__")
     keys = {key for join in spec.join.values() for key in join.keys}
-    _check_files(path, [*needed, *keys])
+    _check_files(path, [*wanted, *keys])
     for table, join in spec.join.items():
-        side = _side_table(table, join, {*needed, *(keys - origin.keys())}, origin)
+        side = _side_table(table, join, {*wanted, *(keys - origin.keys())}, origin)
         frame = _join(frame, side, join, path, table)
         origin |= dict.fromkeys(set(side.collect_schema().names()) - set(join.keys), table)
     if absent := [name for name in needed if name not in origin]:
@@ -106,7 +120,7 @@ def open_log(spec: FeatureSpec, path: str, where: Mapping[str, Any] | None = Non
     schema = frame.collect_schema()
     for key in spec.row_id:
         _check_hashable(schema[key], f"row_id {key!r}")
-    frame = frame.with_columns(_row_id(spec.row_id).alias(ROW_ID)).select(ROW_ID, *needed)
+    frame = frame.with_columns(_row_id(spec.row_id).alias(ROW_ID)).select(ROW_ID, *(n for n in wanted if n in origin))
     for name, value in where.items():
         allowed = _allowed(value, schema[name], name)
         frame = frame.filter(pl.col(name).is_in(allowed, nulls_equal=True))
@@ -259,10 +273,20 @@ def _by_hash(key: str | None, valid: float, test: float) -> pl.Expr:
 
 
 def raw_batches(
-    spec: FeatureSpec, path: str, where: Mapping[str, Any], split: str | None, columns: list[str], rows: int
+    spec: FeatureSpec,
+    path: str,
+    where: Mapping[str, Any],
+    split: str | None,
+    columns: list[str],
+    rows: int,
+    optional: Iterable[str] = (),
 ) -> Iterator[pa.Table]:
-    """Raw rows of a split, or of the whole log, in its order, in tables of ``rows`` rows; the last may be smaller."""
-    frame = open_log(spec, path, where)
+    """Raw rows of a split, or of the whole log, in its order, in tables of ``rows`` rows; the last may be smaller.
+
+    Optional columns are read too, where the log has them.
+    """
+    frame = open_log(spec, path, where, False, optional)
+    columns = [*columns, *(name for name in optional if name in frame.collect_schema())]
     if split is not None:
         frame = with_split(frame, spec).filter(pl.col(SPLIT) == split)
     left: list[pl.DataFrame] = []

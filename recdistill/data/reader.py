@@ -28,6 +28,7 @@ Item = TypeVar("Item")
 
 WINDOW_GROUPS = 4  # row groups whose rows are mixed with each other
 READ_AHEAD = 4  # batches that wait ready
+CHANNELS: dict[str, type[np.generic]] = {"weights": np.float32, "gaps": np.int64}  # of list columns
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class Reader:
         floats_BN = np.empty((len(row_id[kept]), len(float_names)), np.float32)
         for i, name in enumerate(float_names):
             floats_BN[:, i] = table[name].to_numpy()[kept]
-        bags = {n: _jagged(table, n) for n in names if kinds[n] == "bag"}
+        bags = {n: _jagged(table, n) for n in names if kinds[n] in ("bag", "sequence")}
         if not isinstance(kept, slice):
             bags = {n: take_jagged(bag, torch.from_numpy(kept)) for n, bag in bags.items()}
         return View(audience, by_row, id_names, torch.from_numpy(floats_BN), float_names, bags)
@@ -219,16 +220,19 @@ def _columns(table: pa.Table) -> dict[str, NDArray[Any]]:
 
 
 def _jagged(table: pa.Table, name: str) -> Jagged:
-    """A list column, with its weights if it has a channel of them."""
-    lists = table[name].combine_chunks()
+    """A list column with its channels."""
+    values_L, lengths_B = _flat(table[name], np.int64)
+    found = {c: t for c, t in CHANNELS.items() if f"{name}/{c}" in table.column_names}
+    channels = {c: _flat(table[f"{name}/{c}"], t)[0] for c, t in found.items()}
+    return Jagged(values_L, lengths_B, channels.get("weights"), channels.get("gaps"))
+
+
+def _flat(column: pa.ChunkedArray, dtype: type[np.generic]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The elements of all lists, and the lists' lengths."""
+    lists = column.combine_chunks()
     offsets = np.asarray(lists.offsets, dtype=np.int64)
-    values = np.asarray(lists.values, dtype=np.int64)[offsets[0] : offsets[-1]]
-    weights = None
-    if (channel := f"{name}/weights") in table.column_names:
-        weighed = table[channel].combine_chunks()
-        within = np.asarray(weighed.offsets)
-        weights = torch.from_numpy(np.array(weighed.values, dtype=np.float32)[within[0] : within[-1]])
-    return Jagged(torch.from_numpy(values), torch.from_numpy(np.diff(offsets)), weights)
+    values = np.array(lists.values, dtype=dtype)[offsets[0] : offsets[-1]]
+    return torch.from_numpy(values), torch.from_numpy(np.diff(offsets))
 
 
 def take(batch: Batch, rows: torch.Tensor) -> Batch:
@@ -252,7 +256,8 @@ def take_jagged(bag: Jagged, rows: torch.Tensor) -> Jagged:
     lengths = bag.lengths_B[rows]
     first = torch.repeat_interleave(ends[rows] - lengths - torch.cumsum(lengths, 0) + lengths, lengths)
     places = first + torch.arange(len(first))
-    return Jagged(bag.values_L[places], lengths, None if bag.weights_L is None else bag.weights_L[places])
+    weights, gaps = (None if channel is None else channel[places] for channel in (bag.weights_L, bag.gaps_L))
+    return Jagged(bag.values_L[places], lengths, weights, gaps)
 
 
 def read_ahead(items: Iterator[Item], depth: int = READ_AHEAD) -> Iterator[Item]:

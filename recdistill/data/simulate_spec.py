@@ -16,7 +16,7 @@ from scipy import special
 
 from recdistill.data.transforms.hashing import splitmix64
 from recdistill.errors import LogError
-from recdistill.spec.columns import AnyColumn, Bag, Binary, Numeric, Vocabularied
+from recdistill.spec.columns import AnyColumn, Bag, Binary, History, Numeric, Vocabularied
 from recdistill.spec.features import FeatureSpec, SplitByColumn, SplitByHash
 
 Floats = NDArray[np.float64]
@@ -60,16 +60,17 @@ def simulate_spec(
     raw: dict[str, pl.Series] = {}
     for name, column in spec.serving.items():
         source = spec.source(name)
-        if source not in raw:
+        if source not in raw and not isinstance(column, History):
             raw[source], effect = _column(name, column, rows, rng)
             utility += effect / np.sqrt(len(spec.serving))
     mood = rng.normal(0, 0.7, rows)
     want = 1.5 * utility + mood
     for name, column in spec.post_event.items():
         source = spec.source(name)
-        if source not in raw:
+        if source not in raw and not isinstance(column, History):
             raw[source] = _trace(column, want, rng)
     raw |= _roles(spec, rows, rng, raw)
+    raw |= _of_histories(spec, want, rng, raw)
     for name, value in (where or {}).items():
         raw[name] = pl.Series([value[0] if isinstance(value, list) else value] * rows)
     if labelled < 1:
@@ -155,6 +156,21 @@ def _roles(
     if spec.weight is not None and spec.weight not in taken:
         made[spec.weight] = pl.Series(rng.uniform(0.5, 2, rows))
     made |= {name: pl.Series(rng.random(rows)) for name in spec.reference}
+    return made
+
+
+def _of_histories(
+    spec: FeatureSpec, want: Floats, rng: np.random.Generator, raw: Mapping[str, pl.Series]
+) -> dict[str, pl.Series]:
+    """What history columns are made from and no other column reads: outcomes, keys and sessions."""
+    histories = [column for column in spec.columns.values() if isinstance(column, History)]
+    outcomes = {column.of for column in histories}
+    made: dict[str, pl.Series] = {}
+    for source in dict.fromkeys(source for column in histories for source in column.sources("")):
+        if source in outcomes and source not in raw:
+            made[source] = _trace(Binary(type="binary"), want, rng)
+        elif source not in raw:
+            made[source] = pl.Series(rng.integers(0, max(2, len(want) // 20), len(want)))
     return made
 
 

@@ -13,7 +13,8 @@ from recdistill.distill.signal import SIGNALS, Column, Embed, Hidden, Logit, Sig
 from recdistill.distill.term import SELECTORS, Selector, Term
 from recdistill.errors import RecdistillError, SpecError
 from recdistill.losses.catalog import LIST, LOSSES
-from recdistill.nets.catalog import NETS, Net
+from recdistill.nets.catalog import NETS, Net, wrong_options
+from recdistill.nets.sequences import POOLS
 from recdistill.spec.columns import Binary
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job, MemberSpec, columns_of
@@ -105,6 +106,8 @@ def _member(c: _Compiler, name: str, member: MemberSpec) -> Member | None:
     serving, privileged = columns_of(member.view, c.spec, c.job.privileged)
     if not serving and not privileged:
         c.problems.append(f"members.{name}.view: names no column")
+    c.problems += _wrong_widths(c, name, member, [*serving, *privileged])
+    c.problems += _wrong_pools(c, name, member, [*serving, *privileged])
     if member.serve and privileged:
         return None  # reported with the job's views
     return Member(
@@ -114,12 +117,43 @@ def _member(c: _Compiler, name: str, member: MemberSpec) -> Member | None:
         tuple(privileged),
         serve=member.serve,
         dim=member.dim,
+        dims=member.dims,
+        pool=member.pool,
         dropout=member.dropout,
         trunk=tuple(member.trunk),
         share=member.share,
         dense=member.dense,
         warm_start=member.warm_start,
     )
+
+
+def _wrong_widths(c: _Compiler, name: str, member: MemberSpec, columns: list[str]) -> list[str]:
+    found = []
+    for column in member.dims:
+        place = f"members.{name}.dims.{column}"
+        if column not in columns:
+            found.append(f"{place}: the member reads no such column; {nearest(column, columns)}")
+        elif not c.spec.columns[column].embedded:
+            found.append(f"{place}: {column!r} is a plain number, which has no embedding; remove it")
+        elif c.spec.table(column) != column:
+            found.append(f"{place}: {column!r} is looked up in the table of {c.spec.table(column)!r}; name that one")
+        elif member.share.tables is not None and column not in member.share.own:
+            found.append(f"{place}: the table belongs to {member.share.tables!r}; set its width there")
+    return found
+
+
+def _wrong_pools(c: _Compiler, name: str, member: MemberSpec, columns: list[str]) -> list[str]:
+    found = []
+    sequences = [column for column in columns if c.spec.columns[column].type == "sequence"]
+    for column, ((pool, options),) in ((column, described.items()) for column, described in member.pool.items()):
+        place = f"members.{name}.pool.{column}"
+        if column not in sequences:
+            found.append(f"{place}: the member reads no such sequence; {nearest(column, sequences)}")
+        elif pool not in POOLS:
+            found.append(f"{place}: unknown pooling {pool!r}; {nearest(pool, POOLS)}")
+        else:
+            found += [f"{place}: {problem}" for problem in wrong_options(pool, POOLS[pool], options or {})]
+    return found
 
 
 def _phase(c: _Compiler, index: int) -> Phase | None:

@@ -1,77 +1,134 @@
 """Which table each column of each member is looked up in, and where its vector lies in the member's input.
 
-Tables are grouped into banks, one per member that owns tables. A bank is looked up once per step; the pooled vectors
-become one detached leaf (B, W), and every member, term and micro-batch works on slices of that leaf.
+Tables are grouped into banks: one per member that owns tables, and one more for its tables that an ordered sequence
+is looked up in. A bank is looked up once per step; its vectors become one detached leaf, and every member, term and
+micro-batch works on slices of that leaf.
 
-    bank 'student'   | user_id 16 | item_id 16 | tags 16 |       leaf (B, 48)
-    bank 'teacher'   | dwell buckets 16 |                        leaf (B, 16)
-    teacher's input  | user_id | item_id | tags | dwell buckets | price | dwell |
+    bank 'student'          | user_id 16 | city 16 | tags 16 |      leaf (B, 48), one line per row
+    bank 'student-tokens'   | item_id 16: B items, then T clicks |  leaf (B + T, 16), one line per value
+    bank 'teacher'          | dwell buckets 16 |                    leaf (B, 16)
+    teacher's input         | user_id | city | tags | item_id | dwell buckets | price | dwell | pooled clicks |
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recdistill.data.batch import Batch, View
 from recdistill.distill.member import Member
 from recdistill.errors import VisibilityError
 from recdistill.nets.inputs import Field, Inputs
-from recdistill.spec.columns import Bag, Numeric, Vocabularied
+from recdistill.nets.sequences import build_pool, padded
+from recdistill.spec.columns import Bag, Text
+from recdistill.spec.columns import Sequence as SequenceColumn
 from recdistill.spec.features import FeatureSpec
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One column looked up in a bank."""
+    """One lookup of a column in a bank.
+
+    Attributes:
+        column: the typed column.
+        table: the table.
+        audience: the view that holds it.
+        form: ``single``, ``bag`` (pooled), ``sequence`` (not pooled), or ``gaps``, the time gaps of a sequence.
+        mean: whether a bag is averaged.
+        weighted: whether the values of a bag have weights.
+    """
 
     column: str
     table: str
     audience: str
-    bag: bool
-    mean: bool
+    form: str = "single"
+    mean: bool = False
     weighted: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its name among the features of a bank."""
+        return f"{self.column}/gaps" if self.form == "gaps" else self.column
 
 
 @dataclass(frozen=True)
 class Bank:
-    """The tables of one member: features in lookup order (those of one table stand together), and the tables' rows."""
+    """Tables of one member that are looked up together.
+
+    Attributes:
+        owner: the member.
+        features: in lookup order; those of one table stand together.
+        tables: rows of each table.
+        dims: width of each table.
+        tokens: whether vectors are not pooled, because a sequence is among the features.
+    """
 
     owner: str
-    dim: int
     features: tuple[Feature, ...]
     tables: dict[str, int]
+    dims: dict[str, int]
+    tokens: bool = False
 
-    def place(self, column: str) -> int:
-        """Where the vector of a column starts in the leaf."""
-        return [f.column for f in self.features].index(column) * self.dim
+    def columns(self, feature: Feature) -> tuple[int, int]:
+        """Where the vectors of a feature start in the leaf, and how wide they are."""
+        if self.tokens:
+            before = list(self.tables)[: list(self.tables).index(feature.table)]
+        else:
+            before = [f.table for f in self.features[: self.features.index(feature)]]
+        return sum(self.dims[table] for table in before), self.dims[feature.table]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of a bank's leaf in a member's input; a mean-pooled bag stands alone and is divided by its length."""
+    """A run of a bank's leaf in a member's input.
+
+    Attributes:
+        bank: the bank.
+        start, width: columns of its leaf.
+        feature: what is looked up, where one feature stands alone: in a bank of tokens, or a bag to be averaged.
+    """
 
     bank: str
     start: int
     width: int
-    mean_of: Feature | None = None
+    feature: Feature | None = None
+
+
+@dataclass(frozen=True)
+class SequencePiece:
+    """An ordered sequence in a member's input: its tokens, and those of its time gaps, which are added to them."""
+
+    column: str
+    audience: str
+    tokens: Piece
+    gaps: Piece | None
 
 
 @dataclass(frozen=True)
 class MemberLayout:
-    """A member's input: pieces of leaves, then plain numbers."""
+    """A member's input: pieces of leaves, plain numbers, and pooled sequences.
+
+    Attributes:
+        pieces: of the leaves, in order.
+        serving_floats, privileged_floats: plain numbers, after the pieces.
+        sequences: what the member's head pools itself; the vectors come last.
+        inputs: the fields of the whole vector.
+        banks: the banks that are looked up.
+    """
 
     pieces: tuple[Piece, ...]
     serving_floats: tuple[str, ...]
     privileged_floats: tuple[str, ...]
+    sequences: tuple[SequencePiece, ...]
     inputs: Inputs
     banks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Banks by owner, and the input of each member."""
+    """Banks by name, and the input of each member."""
 
     banks: dict[str, Bank]
     members: dict[str, MemberLayout]
@@ -86,17 +143,23 @@ def lay_out(members: Sequence[Member], spec: FeatureSpec, rows: Mapping[str, int
         rows: rows of each table.
     """
     homes = {member.name: _homes(member, members, spec) for member in members}
-    banks = {}
+    banks: dict[str, Bank] = {}
     for member in members:
         own = [column for column, owner in homes[member.name].items() if owner == member.name]
-        if own:
-            features = _grouped([_feature(column, spec) for column in own])
-            banks[member.name] = Bank(member.name, member.dim, features, {f.table: rows[f.table] for f in features})
+        features = [feature for column in own for feature in _features(column, spec)]
+        unpooled = {f.table for f in features if f.form in ("sequence", "gaps")}
+        for tokens in (False, True):
+            chosen = _grouped([f for f in features if (f.table in unpooled) == tokens])
+            if chosen:
+                tables = {f.table: rows[f.table] for f in chosen}
+                dims = {table: member.dims.get(table.removesuffix("/gaps"), member.dim) for table in tables}
+                name = f"{member.name}-tokens" if tokens else member.name
+                banks[name] = Bank(member.name, chosen, tables, dims, tokens)
     return Layout(banks, {m.name: _member_layout(m, homes[m.name], banks, spec) for m in members})
 
 
 def _homes(member: Member, members: Sequence[Member], spec: FeatureSpec) -> dict[str, str]:
-    """The member in whose bank each embedded column is looked up."""
+    """The member among whose tables each embedded column is looked up."""
     embedded = [c for c in (*member.serving, *member.privileged) if is_embedded(spec, c)]
     source = next((m for m in members if m.name == member.share.tables), None)
     shared = {*source.serving, *source.privileged} - {*member.share.own} if source else set()
@@ -105,57 +168,96 @@ def _homes(member: Member, members: Sequence[Member], spec: FeatureSpec) -> dict
 
 def is_embedded(spec: FeatureSpec, name: str) -> bool:
     """Whether a column is looked up in a table."""
-    column = spec.columns[name]
-    return isinstance(column, Vocabularied) or (isinstance(column, Numeric) and column.buckets is not None)
+    return spec.columns[name].embedded
 
 
-def _feature(name: str, spec: FeatureSpec) -> Feature:
+def _features(name: str, spec: FeatureSpec) -> list[Feature]:
     column = spec.columns[name]
-    bag = isinstance(column, Bag)
-    mean = isinstance(column, Bag) and column.pool == "mean"
-    weighted = isinstance(column, Bag) and column.weights is not None
-    return Feature(name, spec.table(name), "serving" if name in spec.serving else "privileged", bag, mean, weighted)
+    table, audience = spec.table(name), "serving" if name in spec.serving else "privileged"
+    if isinstance(column, SequenceColumn):
+        gaps = [Feature(name, f"{name}/gaps", audience, "gaps")] if column.times is not None else []
+        return [Feature(name, table, audience, "sequence"), *gaps]
+    if isinstance(column, Bag | Text):
+        return [Feature(name, table, audience, "bag", column.pool == "mean", column.weighted)]
+    return [Feature(name, table, audience)]
 
 
 def _grouped(features: list[Feature]) -> tuple[Feature, ...]:
     """Features of one table next to each other, single-valued columns first, so that lookups need no reordering."""
-    tables = list(dict.fromkeys(f.table for f in sorted(features, key=lambda f: f.bag)))
-    return tuple(sorted(features, key=lambda f: (tables.index(f.table), f.bag)))
+    tables = list(dict.fromkeys(f.table for f in sorted(features, key=lambda f: f.form != "single")))
+    return tuple(sorted(features, key=lambda f: (tables.index(f.table), f.form != "single")))
 
 
 def _member_layout(member: Member, homes: dict[str, str], banks: dict[str, Bank], spec: FeatureSpec) -> MemberLayout:
+    used = [n for owner in dict.fromkeys(homes.values()) for n in (owner, f"{owner}-tokens") if n in banks]
+    mine = [(n, f) for n in used for f in banks[n].features if homes.get(f.column) == banks[n].owner]
     pieces: list[Piece] = []
     fields: list[Field] = []
-    start = 0
-    used = tuple(dict.fromkeys(homes.values()))
-    for name in used:
-        bank = banks[name]
-        for feature in bank.features:
-            if homes.get(feature.column) != name:
-                continue
-            fields.append(Field(feature.column, start, bank.dim, embedded=True))
-            start += bank.dim
-            _append(pieces, Piece(name, bank.place(feature.column), bank.dim, feature if feature.mean else None))
+
+    def add(column: str, width: int, *, embedded: bool) -> None:
+        fields.append(Field(column, sum(f.width for f in fields), width, embedded))
+
+    for name, feature in mine:
+        if feature.form in ("single", "bag"):
+            alone = banks[name].tokens or feature.mean
+            _append(pieces, Piece(name, *banks[name].columns(feature), feature if alone else None))
+            add(feature.column, banks[name].dims[feature.table], embedded=True)
     floats = [c for c in (*member.serving, *member.privileged) if not is_embedded(spec, c)]
     for column in floats:
-        fields.append(Field(column, start, 1, embedded=False))
-        start += 1
+        add(column, 1, embedded=False)
+    sequences = []
+    for name, feature in mine:
+        if feature.form == "sequence":
+            gaps = next((f for _, f in mine if f.form == "gaps" and f.column == feature.column), None)
+            tokens = Piece(name, *banks[name].columns(feature), feature)
+            added = None if gaps is None else Piece(name, *banks[name].columns(gaps), gaps)
+            sequences.append(SequencePiece(feature.column, feature.audience, tokens, added))
+            add(feature.column, tokens.width, embedded=True)
     serving = tuple(c for c in floats if c in member.serving)
-    return MemberLayout(tuple(pieces), serving, tuple(floats[len(serving) :]), Inputs(tuple(fields)), used)
+    privileged = tuple(floats[len(serving) :])
+    banks_used = tuple(dict.fromkeys(name for name, _ in mine))
+    return MemberLayout(tuple(pieces), serving, privileged, tuple(sequences), Inputs(tuple(fields)), banks_used)
+
+
+def pools_of(member: Member, layout: MemberLayout) -> list[nn.Module]:
+    """The poolings of a member's sequences, in order, with parameters drawn from PyTorch's generator."""
+    flat = Inputs(layout.inputs.fields[: len(layout.inputs.fields) - len(layout.sequences)])
+    return [build_pool(member.pool.get(s.column, {"mean": {}}), flat, s.tokens.width) for s in layout.sequences]
 
 
 def _append(pieces: list[Piece], piece: Piece) -> None:
     """Add a piece, joined to the one before where both are one run of the same leaf."""
     last = pieces[-1] if pieces else None
     joined = last is not None and last.bank == piece.bank and last.start + last.width == piece.start
-    if last is not None and joined and last.mean_of is None and piece.mean_of is None:
+    if last is not None and joined and last.feature is None and piece.feature is None:
         pieces[-1] = Piece(last.bank, last.start, last.width + piece.width)
     else:
         pieces.append(piece)
 
 
-def assemble(layout: MemberLayout, leaves: Mapping[str, Tensor], batch: Batch) -> Tensor:
-    """A member's input vectors, (B, E): slices of leaves, bags divided by their lengths, plain numbers.
+class Leaf(Protocol):
+    """The looked-up vectors of a bank, on which members work.
+
+    Attributes:
+        leaf_BW: one line per row, or in a bank of tokens one line per value.
+        spans: in a bank of tokens, the lines of each feature, by name.
+    """
+
+    leaf_BW: Tensor
+    spans: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """What a member's head receives: (B, E) without sequences; of each of those tokens (B, L, D), lengths (B,)."""
+
+    flat_BE: Tensor
+    tokens: list[Tensor]
+    lengths: list[Tensor]
+
+
+def assemble(layout: MemberLayout, leaves: Mapping[str, Leaf], batch: Batch) -> Assembled:
+    """A member's input: slices of leaves, bags divided by their sizes, plain numbers, tokens of sequences.
 
     A member without privileged columns is never given the privileged view.
 
@@ -164,16 +266,33 @@ def assemble(layout: MemberLayout, leaves: Mapping[str, Tensor], batch: Batch) -
     """
     parts = []
     for piece in layout.pieces:
-        leaf = leaves[piece.bank]
-        part = leaf if piece.width == leaf.shape[1] else leaf[:, piece.start : piece.start + piece.width]
-        if piece.mean_of is not None:
-            part = part / size_of(piece.mean_of, batch).unsqueeze(1)
+        part = _slice(piece, leaves[piece.bank])
+        if piece.feature is not None and piece.feature.mean:
+            part = part / size_of(piece.feature, batch).unsqueeze(1)
         parts.append(part)
     if layout.serving_floats:
         parts.append(batch.serving.floats(layout.serving_floats))
     if layout.privileged_floats:
         parts.append(view_of(batch, "privileged").floats(layout.privileged_floats))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    tokens, lengths = [], []
+    for sequence in layout.sequences:
+        values_TD = _slice(sequence.tokens, leaves[sequence.tokens.bank])
+        if sequence.gaps is not None:
+            values_TD = values_TD + _slice(sequence.gaps, leaves[sequence.gaps.bank])
+        lengths_B = view_of(batch, sequence.audience).bag(sequence.column).lengths_B
+        tokens.append(padded(values_TD, lengths_B))
+        lengths.append(lengths_B)
+    flat = parts[0] if len(parts) == 1 else torch.cat(parts, 1) if parts else torch.zeros(len(batch), 0)
+    return Assembled(flat, tokens, lengths)
+
+
+def _slice(piece: Piece, leaf: Leaf) -> Tensor:
+    """The vectors of a piece."""
+    vectors = leaf.leaf_BW
+    if leaf.spans and piece.feature is not None:
+        first, end = leaf.spans[piece.feature.name]
+        vectors = vectors[first:end]
+    return vectors if piece.width == vectors.shape[1] else vectors[:, piece.start : piece.start + piece.width]
 
 
 def size_of(feature: Feature, batch: Batch) -> Tensor:

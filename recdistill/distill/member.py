@@ -1,10 +1,13 @@
 """Members and phases as the engine sees them: names resolved, columns listed, nothing left to look up."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from recdistill.distill.term import Term
 from recdistill.nets.catalog import Net
-from recdistill.spec.job import DenseOptimizer, Sharing, StopRule, WarmStart
+from recdistill.spec.job import Sharing, WarmStart
+from recdistill.spec.train import DenseOptimizer, StopRule
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,9 @@ class Member:
         serving: the serving columns that it reads.
         privileged: the post-event columns that it reads; always empty for a member that serves.
         serve: whether it is the student that is exported.
-        dim: width of its embeddings.
+        dim: width of its embeddings,
+        dims: of some columns another width.
+        pool: how each sequence becomes one vector; by default by its mean.
         dropout: share of its input vector dropped while training.
         trunk: widths of its first layers, which others may share.
         share: what it takes from other members.
@@ -31,6 +36,8 @@ class Member:
     privileged: tuple[str, ...] = ()
     serve: bool = False
     dim: int = 16
+    dims: Mapping[str, int] = field(default_factory=dict)
+    pool: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     dropout: float = 0.0
     trunk: tuple[int, ...] = ()
     share: Sharing = field(default_factory=Sharing)

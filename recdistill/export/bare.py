@@ -61,9 +61,26 @@ def tensors(columns: Any, inputs: list[dict[str, Any]]) -> tuple[dict[str, Any],
                 np.array(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
             )
         else:
-            whole = column.cast(pa.int64(), safe=False).fill_null(MISSING_INTEGER)
+            whole = _integers(column, entry).cast(pa.int64(), safe=False).fill_null(MISSING_INTEGER)
             numbers[name] = torch.from_numpy(np.array(whole))
     return numbers, texts, lengths
+
+
+def _integers(column: Any, entry: dict[str, Any]) -> Any:
+    """Integers as they are; dates and times as the number of their units since 1970, in UTC.
+
+    Raises:
+        ValueError: the student takes integers here, so that the unit of times is not known.
+    """
+    import pyarrow as pa
+
+    if not (pa.types.is_date(column.type) or pa.types.is_timestamp(column.type)):
+        return column
+    if "unit" not in entry:
+        raise ValueError(f"{entry['name']}: the student takes integers, found {column.type}; cast the column")
+    if entry["unit"] == "day":
+        return column.cast(pa.date32()).cast(pa.int32())
+    return column.cast(pa.timestamp(entry["unit"]))
 
 
 def words(archive: Path) -> tuple[set[bytes], set[bytes]]:

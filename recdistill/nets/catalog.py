@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from recdistill.nets.inputs import Inputs, Outputs
@@ -28,34 +29,51 @@ class Net:
 
     def problems(self) -> list[str]:
         """What is wrong with the options, one sentence each."""
-        parameters = {
-            n: p for n, p in inspect.signature(NETS[self.name]).parameters.items() if p.kind is p.KEYWORD_ONLY
-        }
-        missing = [n for n, p in parameters.items() if p.default is p.empty and n not in self.options]
-        unknown = [n for n in self.options if n not in parameters]
-        return [f"{self.name} needs {n!r}" for n in missing] + [
-            f"{self.name} has no option {n!r}; known: {', '.join(parameters)}" for n in unknown
-        ]
+        return wrong_options(self.name, NETS[self.name], self.options)
 
     def build(self, inputs: Inputs, labels: int) -> nn.Module:
         """The module, with parameters drawn from PyTorch's generator."""
         return NETS[self.name](inputs, labels, **self.options)
 
 
+def wrong_options(name: str, module: Callable[..., nn.Module], options: dict[str, Any]) -> list[str]:
+    """What is wrong with the options of a module, which are its keyword parameters; one sentence each."""
+    parameters = {n: p for n, p in inspect.signature(module).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
+    unknown = [n for n in options if n not in parameters]
+    return [f"{name} needs {n!r}" for n in missing] + [
+        f"{name} has no option {n!r}; known: {', '.join(parameters) or 'none'}" for n in unknown
+    ]
+
+
 class Head(nn.Module):
-    """What a member computes after the lookup: dropout on the input vector, its trunk, its net.
+    """What a member computes after the lookup: sequences pooled, dropout on the input vector, its trunk, its net.
 
     A trunk may belong to several heads; it is one module, registered in each of them.
     """
 
-    def __init__(self, trunk: Stack, net: nn.Module, dropout: float = 0.0) -> None:
+    def __init__(self, pools: list[nn.Module], trunk: Stack, net: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
+        self.pools = nn.ModuleList(pools)
         self.dropout = nn.Dropout(dropout)
         self.trunk = trunk
         self.net = net
 
-    def forward(self, embed_BE: Tensor) -> Outputs:
-        """The outputs of each row; the trunk's layers come first among the hidden ones."""
+    def forward(self, flat_BE: Tensor, tokens: list[Tensor], lengths: list[Tensor]) -> Outputs:
+        """The outputs of each row; the trunk's layers come first among the hidden ones.
+
+        Args:
+            flat_BE: the input vector without the sequences.
+            tokens: of each sequence, (B, L, D).
+            lengths: of each sequence, (B,).
+        """
+        parts = [flat_BE]
+        attention: list[Tensor] = []
+        for k, pool in enumerate(self.pools):
+            vector_BD, weight_BL = pool(flat_BE, tokens[k], lengths[k])
+            parts.append(vector_BD)
+            attention.append(weight_BL)
+        embed_BE = torch.cat(parts, 1) if len(parts) > 1 else flat_BE
         layers = self.trunk(self.dropout(embed_BE))
         out = self.net(layers[-1])
-        return Outputs(out.logits_BK, layers[1:] + out.hidden, embed_BE)
+        return Outputs(out.logits_BK, layers[1:] + out.hidden, embed_BE, attention)

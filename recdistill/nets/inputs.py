@@ -45,8 +45,10 @@ class Outputs(NamedTuple):
         logits_BK: one logit per row and label, (B, K).
         hidden: the hidden layers, first to last, each (B, H).
         embed_BE: the input vector.
+        attention: the weights of the tokens of each sequence, (B, L), in the order of the fields.
     """
 
     logits_BK: Tensor
     hidden: list[Tensor]
     embed_BE: Tensor
+    attention: list[Tensor]

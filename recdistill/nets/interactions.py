@@ -38,7 +38,7 @@ class DeepFM(nn.Module):
         pairs_B = 0.5 * (vectors_BFD.sum(1).square() - vectors_BFD.square().sum(1)).sum(1)
         layers = self.stack(embed_BE)
         logits_BK = self.first_order(embed_BE) + self.out(layers[-1]) + pairs_B.unsqueeze(1)
-        return Outputs(logits_BK, layers[1:], embed_BE)
+        return Outputs(logits_BK, layers[1:], embed_BE, [])
 
 
 class CrossLayer(nn.Module):
@@ -85,4 +85,4 @@ class DcnV2(nn.Module):
         for layer in self.cross:
             crossed_BE = layer(embed_BE, crossed_BE)
         layers = self.stack(embed_BE)
-        return Outputs(self.out(torch.cat([crossed_BE, layers[-1]], 1)), layers[1:], embed_BE)
+        return Outputs(self.out(torch.cat([crossed_BE, layers[-1]], 1)), layers[1:], embed_BE, [])

@@ -60,7 +60,7 @@ class Mlp(nn.Module):
     def forward(self, embed_BE: Tensor) -> Outputs:
         """Logits and hidden layers of each row."""
         layers = self.stack(embed_BE)
-        return Outputs(self.out(layers[-1]), layers[1:], embed_BE)
+        return Outputs(self.out(layers[-1]), layers[1:], embed_BE, [])
 
 
 class TwoTower(nn.Module):
@@ -111,7 +111,7 @@ class TwoTower(nn.Module):
         """Logits of each row; the hidden taps are the two vectors, user first."""
         user_BD, item_BD = self.user_vector(embed_BE), self.item_vector(embed_BE)
         logits_BK = (user_BD * item_BD).sum(1, keepdim=True) + self.bias
-        return Outputs(logits_BK, [user_BD, item_BD], embed_BE)
+        return Outputs(logits_BK, [user_BD, item_BD], embed_BE, [])
 
 
 def places(inputs: Inputs, names: set[str]) -> Tensor:

@@ -52,10 +52,10 @@ def lookup() -> str:
 
     from recdistill.data.batch import Batch, View
     from recdistill.distill.layout import Bank, Feature, Layout
-    from recdistill.spec.job import TableOptimizer, TableStep
+    from recdistill.spec.train import TableOptimizer, TableStep
     from recdistill.training.sharding import Tables, process_group
 
-    bank = Bank("doctor", 4, (Feature("id", "id", "serving", bag=False, mean=False),), {"id": 10})
+    bank = Bank("doctor", (Feature("id", "id", "serving"),), {"id": 10}, {"id": 4})
     with process_group():
         optimizer = TableOptimizer(rowwise_adagrad=TableStep())
         tables = Tables(Layout({"doctor": bank}, {}), optimizer, std=0.1, seed=0)

@@ -24,7 +24,7 @@ from recdistill.export.serving import describe_inputs, serving_student
 from recdistill.runs.console import Reporter
 from recdistill.runs.folder import RunFolder
 from recdistill.runs.logs import encoded, raw_log
-from recdistill.runs.rescore import Finished
+from recdistill.runs.rescore import Finished, required
 from recdistill.spec.controls import MAIN
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
@@ -76,7 +76,7 @@ def export_student(
         "seed": seed,
         "fingerprints": {"data": log.fingerprint},
     }
-    batches = raw_batches(spec, raw_log, job.where, "test", [entry["name"] for entry in inputs], EVALUATION_BATCH)
+    batches = raw_batches(spec, raw_log, job.where, "test", required(inputs), EVALUATION_BATCH)
     first = next(batches)
     artefact.write(student, out, manifest=described, golden=first, withheld=withheld(job, spec))
     loaded, manifest = artefact.load(out)
@@ -104,7 +104,9 @@ def export_student(
 
 def withheld(job: Job, spec: FeatureSpec) -> list[str]:
     """Names that must not appear in the artefact: all that is known only after the event."""
-    return sorted({*spec.post_event, *(raw for name in spec.post_event for raw in spec.sources(name)), *job.privileged})
+    after = {raw for name in spec.post_event for raw in spec.sources(name)}
+    served = {raw for name in spec.serving for raw in spec.given(name)}  # among them keys of post-event histories
+    return sorted({*spec.post_event, *(after - served), *job.privileged})
 
 
 def _parity(student: Any, manifest: dict[str, Any], batches: Any, expected: NDArray[np.float32]) -> float:

@@ -71,8 +71,8 @@ def _tables(layout: Layout, optimizer: str) -> Table:
     total = 0.0
     for name, bank in layout.banks.items():
         for each, rows in bank.tables.items():
-            size = rows * BYTES[optimizer](bank.dim) / 2**20
+            size = rows * BYTES[optimizer](bank.dims[each]) / 2**20
             total += size
-            table.add_row(name, each, f"{rows:,}", str(bank.dim), f"{size:,.2f}")
+            table.add_row(name, each, f"{rows:,}", str(bank.dims[each]), f"{size:,.2f}")
     table.add_row("", "all", "", "", f"{total:,.2f}", style="bold")
     return table

@@ -114,11 +114,12 @@ def score_artefact(folder: Path, log: str, out: Path, spec: FeatureSpec) -> int:
     """
     student, manifest = artefact.load(folder)
     serving = _without_roles(spec).model_copy(update={"post_event": {}})
-    columns = [ROW_ID, *dict.fromkeys([*spec.row_id, *(entry["name"] for entry in manifest["inputs"])])]
+    columns = [ROW_ID, *dict.fromkeys([*spec.row_id, *required(manifest["inputs"])])]
+    optional = fresher(manifest["inputs"])
     work = out.with_name(f".{out.name}")
     writer: pq.ParquetWriter | None = None
     rows = 0
-    for raw in raw_batches(serving, log, {}, None, columns, EVALUATION_BATCH):
+    for raw in raw_batches(serving, log, {}, None, columns, EVALUATION_BATCH, optional):
         logits = artefact.score(student, manifest, raw, EVALUATION_BATCH).numpy().reshape(len(raw), -1)
         keys = raw.select([ROW_ID, *spec.row_id]).rename_columns(["row_id", *spec.row_id])
         table = _with_scores(keys, logits, manifest["outputs"])
@@ -135,8 +136,19 @@ def score_artefact(folder: Path, log: str, out: Path, spec: FeatureSpec) -> int:
 def plain_spec(folder: Path) -> FeatureSpec:
     """The spec of a log that holds the artefact's inputs itself, without side tables; a row's number is its id."""
     _, manifest = artefact.load(folder)
-    columns = {entry["name"]: {"type": "list" if entry["list"] else "categorical"} for entry in manifest["inputs"]}
+    needed = [entry for entry in manifest["inputs"] if entry["name"] in required(manifest["inputs"])]
+    columns = {entry["name"]: {"type": "list" if entry["list"] else "categorical"} for entry in needed}
     return FeatureSpec.model_validate({"serving": columns})
+
+
+def required(inputs: list[dict[str, Any]]) -> list[str]:
+    """The inputs of an artefact that a log must hold."""
+    return [entry["name"] for entry in inputs if not entry.get("optional")]
+
+
+def fresher(inputs: list[dict[str, Any]]) -> list[str]:
+    """Those that it may hold: values of history columns, fresher than those in the artefact."""
+    return [entry["name"] for entry in inputs if entry.get("optional")]
 
 
 def _without_roles(spec: FeatureSpec) -> FeatureSpec:
@@ -179,7 +191,8 @@ def evaluate_run(path: Path, log: str) -> dict[str, Any]:
             for name, found in per_member.items():
                 found.append(_scored(row_id_N, labels[label], logits[name][:, 0], group_N))
         student, manifest = artefact.load(run.folder.student)
-        raw = raw_batches(spec, log, run.job.where, None, [e["name"] for e in manifest["inputs"]], EVALUATION_BATCH)
+        inputs = manifest["inputs"]
+        raw = raw_batches(spec, log, run.job.where, None, required(inputs), EVALUATION_BATCH, fresher(inputs))
         parts = [artefact.score(student, manifest, b, EVALUATION_BATCH).numpy().reshape(len(b), -1)[:, 0] for b in raw]
         served = _scored(row_id_N, labels[label], np.concatenate(parts), group_N)
     result: dict[str, Any] = plain_json(

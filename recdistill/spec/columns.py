@@ -1,10 +1,16 @@
 """The types of columns, as a feature spec declares them."""
 
+import math
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from recdistill.spec.strict import Strict
+from recdistill.spec.strict import Strict, nearest
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 class Column(Strict):
@@ -16,6 +22,19 @@ class Column(Strict):
     def further(self) -> list[str]:
         """Raw columns that it reads besides."""
         return []
+
+    def sources(self, name: str) -> list[str]:
+        """The raw columns that it reads as the typed column ``name``, its own first."""
+        return [self.column or name, *self.further]
+
+    def given(self, name: str) -> list[str]:
+        """Those of them that tell something of the row itself: what a caller of the artefact hands over."""
+        return self.sources(name)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is looked up in an embedding table; otherwise it is a number."""
+        return False
 
 
 class Vocabularied(Column):
@@ -30,6 +49,11 @@ class Vocabularied(Column):
     min_count: int = Field(1, ge=1)
     hash: int | None = Field(None, ge=2)
     vocabulary: str | None = None
+
+    @property
+    def embedded(self) -> bool:
+        """Always."""
+        return True
 
 
 class Categorical(Vocabularied):
@@ -66,22 +90,237 @@ class Bag(Vocabularied):
         """The weights."""
         return [] if self.weights is None else [self.weights]
 
+    @property
+    def weighted(self) -> bool:
+        """Whether the values of a bag have weights."""
+        return self.weights is not None
+
+
+class Text(Column):
+    """A text as a bag of its words, by hash.
+
+    Words are the longest runs of ASCII letters, ASCII digits and characters beyond ASCII; everything else separates.
+
+    Attributes:
+        hash: number of hash buckets.
+        ngrams: up to how many neighbouring words are hashed together, besides each word by itself.
+        max_length: keeps the first words of longer texts.
+        lower: whether A to Z count as a to z; letters beyond ASCII stay as they are.
+        idf: whether rare words weigh more, as the training rows show it.
+        pool: how the words' vectors become one.
+    """
+
+    type: Literal["text"]
+    hash: int = Field(65_536, ge=2)
+    ngrams: int = Field(1, ge=1, le=5)
+    max_length: int | None = Field(None, ge=1)
+    lower: bool = True
+    idf: bool = False
+    pool: Literal["mean", "sum"] = "mean"
+
+    @property
+    def embedded(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the words have weights."""
+        return self.idf
+
+
+class Cross(Column):
+    """The values of several raw columns taken together, by hash; order matters."""
+
+    type: Literal["cross"]
+    of: list[str] = Field(min_length=2)
+    hash: int = Field(ge=2)
+
+    @property
+    def embedded(self) -> bool:
+        """Always."""
+        return True
+
+    def sources(self, name: str) -> list[str]:  # noqa: ARG002
+        """The raw columns that are crossed."""
+        return self.of
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Cross":
+        if self.column is not None:
+            raise ValueError(f"a cross reads the raw columns in `of`, but `column` names {self.column!r}; remove it")
+        if twice := sorted({raw for raw in self.of if self.of.count(raw) > 1}):
+            raise ValueError(f"`of` names {twice[0]!r} twice; once tells all that it knows")
+        return self
+
+
+class DatePart(Column):
+    """A part of a point in time, as clocks and calendars of a time zone show it: hours from 0, Mondays are 0.
+
+    Attributes:
+        part: which part.
+        unit: of a raw column of integers, counted from 1970 in UTC; columns of times bring their own.
+        zone: a name of the time zone database. Raw times without a zone are in UTC.
+    """
+
+    type: Literal["date_part"]
+    part: Literal["hour", "weekday", "day", "month", "hour_of_week"]
+    unit: Literal["s", "ms", "us"] = "ms"
+    zone: str = "UTC"
+
+    @property
+    def embedded(self) -> bool:
+        """Always."""
+        return True
+
+    @field_validator("zone")
+    @classmethod
+    def _known_zone(cls, zone: str) -> str:
+        try:
+            ZoneInfo(zone)
+        except (LookupError, ValueError, OSError):
+            raise ValueError(f"{zone!r} is no time zone; {_nearest_zone(zone)}") from None
+        return zone
+
+
+def _nearest_zone(zone: str) -> str:
+    hint = nearest(zone, sorted(available_timezones()))
+    return hint if hint.startswith("did you mean") else "give a name such as Asia/Shanghai"
+
+
+class Missing(Column):
+    """1 where the raw column is missing, otherwise 0; a list is missing if it holds no value."""
+
+    type: Literal["missing"]
+
+
+class Sequence(Vocabularied):
+    """An ordered list of values per row, oldest first; every member says how it pools the vectors.
+
+    Attributes:
+        separator: cuts a string column into values.
+        max_length: how many values are kept.
+        side: which ones: the ``last`` (most recent) or the ``first``.
+        times: a raw column with a list of times, one per value, in the unit of the spec's ``time``; the gap between the
+            row and each value then becomes a second channel, by powers of two.
+    """
+
+    type: Literal["sequence"]
+    separator: str | None = Field(None, min_length=1)
+    max_length: int = Field(50, ge=1)
+    side: Literal["last", "first"] = "last"
+    times: str | None = None
+
+    @property
+    def further(self) -> list[str]:
+        """The times."""
+        return [] if self.times is None else [self.times]
+
 
 class Numeric(Column):
-    """A number: clipped, then ``sign(x) log(1 + |x|)``, then scaled; or cut into embedded quantile ``buckets``."""
+    """A number: clipped, then ``sign(x) log(1 + |x|)``, then scaled; or cut into embedded buckets.
+
+    Attributes:
+        clip: the smallest and the largest value.
+        log: whether to compress.
+        scale: how to scale.
+        buckets: number of quantiles of the training values to cut at, or
+        edges: where to cut; a value on an edge lies above it.
+    """
 
     type: Literal["numeric"]
     clip: tuple[float, float] | None = None
     log: bool = False
     scale: Literal["standard", "minmax", "none"] = "standard"
     buckets: int | None = Field(None, ge=2)
+    edges: list[float] | None = Field(None, min_length=1)
+
+    @property
+    def embedded(self) -> bool:
+        """If it is cut."""
+        return self.buckets is not None or self.edges is not None
 
     @model_validator(mode="after")
     def _consistent(self) -> "Numeric":
         if self.clip is not None and not self.clip[0] < self.clip[1]:
             raise ValueError(f"clip needs low < high, found {list(self.clip)}; swap or correct the bounds")
-        if self.buckets is not None and (self.log or self.scale != "standard" or self.clip is not None):
-            raise ValueError("buckets cut the raw values, so clip, log and scale have no effect; remove them")
+        if self.embedded and (self.log or self.scale != "standard" or self.clip is not None):
+            what = "edges" if self.buckets is None else "buckets"
+            raise ValueError(f"{what} cut the raw values, so clip, log and scale have no effect; remove them")
+        if self.edges is None:
+            return self
+        if self.buckets is not None:
+            raise ValueError("buckets are cut at quantiles, edges where you say; keep one of the two")
+        pairs = zip(self.edges, [*self.edges[1:], math.inf], strict=True)
+        if not math.isfinite(self.edges[0]) or not all(low < high for low, high in pairs):
+            raise ValueError(f"edges must be finite and rise strictly, found {self.edges}; sort them, each one once")
+        return self
+
+
+class History(Column):
+    """A number from past rows of the log that share the row's keys: how many there were, or how they turned out.
+
+    Attributes:
+        keys: raw columns; rows that agree in all of them share a history.
+        of: a raw column of numbers, usually a label; only rows count in which it is known.
+        value: ``count`` of past rows (with ``of`` its sum), or ``rate``, the mean of ``of``; a rate by default if
+            ``of`` is given.
+        prior: how many rows of average outcome every rate starts from (10 by default).
+        half_life: after which a row counts half, in the unit of the spec's ``time`` (days for dates, seconds for
+            dates with a time of day).
+        session: a raw column; rows of the same keys and session do not count.
+        log: whether to compress; by default for counts.
+        scale: how to scale.
+    """
+
+    type: Literal["history"]
+    keys: Annotated[list[str], BeforeValidator(_listed)] = Field(min_length=1)
+    of: str | None = None
+    value: Literal["count", "rate"] | None = None
+    prior: float | None = Field(None, gt=0, allow_inf_nan=False)
+    half_life: float | None = Field(None, gt=0, allow_inf_nan=False)
+    session: str | None = None
+    log: bool | None = None
+    scale: Literal["standard", "minmax", "none"] = "standard"
+
+    @property
+    def rate(self) -> bool:
+        """Whether it is a rate; otherwise it is a count."""
+        return self.value == "rate" if self.value is not None else self.of is not None
+
+    @property
+    def prior_rows(self) -> float:
+        """How many rows of average outcome a rate starts from."""
+        return 10.0 if self.prior is None else self.prior
+
+    @property
+    def numeric(self) -> Numeric:
+        """How the number is compressed and scaled."""
+        return Numeric(type="numeric", log=not self.rate if self.log is None else self.log, scale=self.scale)
+
+    def sources(self, name: str) -> list[str]:  # noqa: ARG002
+        """The keys, what is counted, and the session."""
+        further = [raw for raw in (self.of, self.session) if raw is not None]
+        return list(dict.fromkeys([*self.keys, *further]))
+
+    def given(self, name: str) -> list[str]:  # noqa: ARG002
+        """The keys: everything else is read from past rows alone."""
+        return self.keys
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "History":
+        if self.column is not None:
+            raise ValueError(f"a history reads `keys` and `of`, but `column` names {self.column!r}; remove it")
+        if twice := sorted({raw for raw in self.keys if self.keys.count(raw) > 1}):
+            raise ValueError(f"`keys` names {twice[0]!r} twice; once tells all that it knows")
+        if self.rate and self.of is None:
+            raise ValueError("a rate needs `of`, the raw column whose mean it is; add it, or count rows")
+        if self.prior is not None and not self.rate:
+            raise ValueError("prior smooths a rate and has no effect on a count; remove it, or write `value: rate`")
+        if self.of is not None and self.of in (*self.keys, self.session):
+            raise ValueError(f"`of` is {self.of!r}, a key or the session too, so that a row would tell its own outcome")
+        if self.session is not None and self.session in self.keys:
+            raise ValueError(f"session {self.session!r} is a key too, so that no row would count; remove one of them")
         return self
 
 
@@ -95,4 +334,8 @@ def _expand(value: Any) -> Any:
     return {"type": value} if isinstance(value, str) else value
 
 
-AnyColumn = Annotated[Categorical | Id | Bag | Numeric | Binary, Field(discriminator="type"), BeforeValidator(_expand)]
+AnyColumn = Annotated[
+    Categorical | Id | Bag | Sequence | Text | Cross | DatePart | Numeric | History | Missing | Binary,
+    Field(discriminator="type"),
+    BeforeValidator(_expand),
+]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from recdistill.spec.columns import AnyColumn, Binary, Vocabularied
+from recdistill.spec.columns import AnyColumn, Binary, History, Sequence, Vocabularied
 from recdistill.spec.strict import Strict
 
 Bound = int | float | str | date | datetime  # of a range of the split column
@@ -146,7 +146,12 @@ class FeatureSpec(Strict):
     def sources(self, name: str) -> list[str]:
         """The raw columns that a typed column reads, its own first."""
         column = self.columns[name]
-        return [column.column or name, *column.further]
+        gaps = isinstance(column, Sequence) and column.times is not None and self.time is not None
+        return [*column.sources(name), *([str(self.time)] if gaps else [])]
+
+    def given(self, name: str) -> list[str]:
+        """Those of them that a row itself must hold; a history column also reads others, of past rows alone."""
+        return self.columns[name].given(name)
 
     def source(self, name: str) -> str:
         """The first raw column that a typed column reads."""
@@ -159,15 +164,15 @@ class FeatureSpec(Strict):
 
     def problems(self) -> list[str]:
         """What is wrong across fields, one sentence each; empty if nothing is."""
-        return [*_clashes(self), *_vocabularies(self), *_split_needs(self)]
+        return [*_clashes(self), *_histories(self), *_vocabularies(self), *_split_needs(self), *_time_needs(self)]
 
 
 def _clashes(spec: FeatureSpec) -> list[str]:
     both = sorted(spec.serving.keys() & spec.post_event.keys())
     found = [f"{name}: declared under serving and under post_event; keep it where it belongs" for name in both]
-    after = {raw: name for name in spec.post_event for raw in spec.sources(name)}
+    after = _known_after(spec)
     for name in spec.serving:
-        for raw in spec.sources(name):
+        for raw in spec.given(name):
             if raw in after and name not in both:
                 found.append(
                     f"serving.{name}: reads the raw column {raw!r}, which post_event.{after[raw]} declares to be known "
@@ -178,6 +183,39 @@ def _clashes(spec: FeatureSpec) -> list[str]:
         if name in spec.columns or name in sources:
             found.append(f"reference: {name!r} is also a typed column; a reference score is only reported")
     return [*found, *_reserved(spec)]
+
+
+def _known_after(spec: FeatureSpec) -> dict[str, str]:
+    """Raw columns that are known only after the event, and the post-event columns that say so.
+
+    History columns say nothing: they stand there because they are dear to compute, or of somebody's choice.
+    """
+    columns = {name: column for name, column in spec.post_event.items() if not isinstance(column, History)}
+    return {raw: name for name, column in columns.items() for raw in column.sources(name)}
+
+
+def _histories(spec: FeatureSpec) -> list[str]:
+    found = []
+    roles = [*spec.row_id, spec.time, spec.group, spec.weight, spec.scenario]
+    raw = {*roles, *(source for name in spec.columns for source in spec.sources(name))}
+    after = _known_after(spec)
+    for name, column in spec.columns.items():
+        if not isinstance(column, History):
+            continue
+        place = f"{'serving' if name in spec.serving else 'post_event'}.{name}"
+        if spec.time is None:
+            found.append(f"{place}: a history needs to know which rows are past; add `time: <column>`")
+        if name in raw:
+            found.append(
+                f"{place}: {name!r} is a raw column that the spec reads, but under this name a caller may pass a "
+                "fresher value; call the history something else"
+            )
+        if column.session in after:
+            found.append(
+                f"{place}.session: {column.session!r} is known only after the event (post_event."
+                f"{after[str(column.session)]}), so that a row would tell its own outcome; name another column"
+            )
+    return found
 
 
 def _reserved(spec: FeatureSpec) -> list[str]:
@@ -217,3 +255,11 @@ def _split_needs(spec: FeatureSpec) -> list[str]:
     if isinstance(spec.split, SplitByTime) and spec.time is None:
         return ["split.time: needs a time column; add `time: <column>` or split by column or hash"]
     return []
+
+
+def _time_needs(spec: FeatureSpec) -> list[str]:
+    return [
+        f"{name}.times: gaps are counted from the row's time; add `time: <column>`, or remove `times`"
+        for name, column in spec.columns.items()
+        if isinstance(column, Sequence) and column.times is not None and spec.time is None
+    ]

@@ -9,6 +9,7 @@ from recdistill.spec.columns import Binary
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.strict import Strict, nearest, refusal
 from recdistill.spec.terms import ParsedTerm, TermSyntaxError, names_in, parse_term
+from recdistill.spec.train import DenseOptimizer, StopRule, TrainSpec
 
 SERVING, PRIVILEGED = "serving", "privileged"
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
@@ -18,11 +19,12 @@ class Simulation(Strict):
     """A log made on the spot (`recdistill/data/simulate.py`) instead of a file.
 
     Attributes:
-        simulate: ``marketplace``, the embedded log with known best scores, or ``spec``, rows of any feature spec. rows:
-        number of rows. seed: of the generator; the same seed makes the same bytes. labelled: share of the training rows
-        whose label is known already; the others carry null. privileged: what the post-click columns tell: real
-        information, noise, nothing beyond the serving columns, or the
-            label in disguise.
+        simulate: ``marketplace``, the embedded log with known best scores, or ``spec``, rows of any feature spec.
+        rows: number of rows.
+        seed: of the generator; the same seed makes the same bytes.
+        labelled: share of the training rows whose label is known already; the others carry null.
+        privileged: what the post-click columns tell: real information, noise, nothing beyond the serving columns, or
+            the label in disguise.
     """
 
     simulate: Literal["marketplace", "spec"]
@@ -57,76 +59,15 @@ class Sharing(Strict):
     trunk: str | None = None
 
 
-class Adam(Strict):
-    """Adam; ``weight_decay`` is an L2 penalty (decoupled in ``adamw``)."""
-
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-
-
-class Sgd(Strict):
-    """Plain gradient steps."""
-
-    lr: float = Field(1e-2, gt=0)
-    momentum: float = Field(0.0, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-
-
-class DenseOptimizer(Strict):
-    """One optimizer for dense parameters, named by its key."""
-
-    adam: Adam | None = None
-    adamw: Adam | None = None
-    sgd: Sgd | None = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> "DenseOptimizer":
-        if sum(v is not None for v in (self.adam, self.adamw, self.sgd)) != 1:
-            raise refusal("name exactly one of adam, adamw, sgd")
-        return self
-
-
-class TableStep(Strict):
-    """Options of the fused optimizers, which move embedding rows inside the backward pass; only touched rows move.
-
-    Attributes:
-        lr: learning rate.
-        eps: added to the root of the accumulated squares (not used by ``sgd``).
-        l2: weight of the penalty ``l2 / 2 * |vector|^2`` on the looked-up vectors, averaged over the rows of a batch.
-    """
-
-    lr: float = Field(0.02, gt=0)
-    eps: float = Field(1e-8, gt=0)
-    l2: float = Field(0.0, ge=0)
-
-
-class TableOptimizer(Strict):
-    """One optimizer for embedding tables, named by its key."""
-
-    rowwise_adagrad: TableStep | None = None
-    adagrad: TableStep | None = None
-    sgd: TableStep | None = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> "TableOptimizer":
-        if sum(v is not None for v in (self.rowwise_adagrad, self.adagrad, self.sgd)) != 1:
-            raise refusal("name exactly one of rowwise_adagrad, adagrad, sgd")
-        return self
-
-    @property
-    def step(self) -> TableStep:
-        """The options of the one that is named."""
-        return next(v for v in (self.rowwise_adagrad, self.adagrad, self.sgd) if v is not None)
-
-
 class WarmStart(Strict):
     """Parameters to begin with: those of a member of a finished run (of its best seed, or of the one given)."""
 
     run: str
     member: str
     seed: int | None = None
+
+
+Width = Annotated[int, Field(ge=4, multiple_of=4)]  # what the embedding kernels take
 
 
 class MemberSpec(Strict):
@@ -137,6 +78,9 @@ class MemberSpec(Strict):
         view: which columns it reads: ``serving``, ``privileged``, or names of columns.
         serve: whether it is the student that is exported.
         dim: width of its embeddings, a multiple of 4.
+        dims: columns whose embeddings have another width; a column that borrows a table has the width of its owner.
+        pool: how a sequence becomes one vector, ``{column: {name: options}}``: ``mean`` (the default),
+            ``target_attention`` or ``self_attention``.
         dropout: share of its embedding outputs dropped while training.
         trunk: widths of first layers that other members may share.
         share: what it takes from other members.
@@ -147,28 +91,14 @@ class MemberSpec(Strict):
     net: Annotated[dict[str, Any], BeforeValidator(_one_key)] = Field(min_length=1, max_length=1)
     view: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = [SERVING]
     serve: bool = False
-    dim: int = Field(16, ge=4, multiple_of=4)
+    dim: Width = 16
+    dims: dict[str, Width] = {}
+    pool: dict[str, Annotated[dict[str, Any], BeforeValidator(_one_key)]] = {}
     dropout: float = Field(0.0, ge=0, lt=1)
     trunk: list[int] = []
     share: Sharing = Sharing()
     dense: DenseOptimizer | None = None
     warm_start: WarmStart | None = None
-
-
-class StopRule(Strict):
-    """When a phase ends early, and which of its checkpoints it keeps.
-
-    Attributes:
-        monitor: validation metric that must improve.
-        every: evaluate after so many steps; by default at the end of each epoch.
-        patience: stop after so many evaluations without improvement; by default a phase runs to its end.
-        keep: ``best`` returns to the best checkpoint at the end of the phase, ``last`` does not.
-    """
-
-    monitor: Literal["logloss", "auc"] = "logloss"
-    every: int | None = Field(None, ge=1)
-    patience: int | None = Field(None, ge=1)
-    keep: Literal["best", "last"] = "best"
 
 
 class PhaseSpec(Strict):
@@ -184,34 +114,6 @@ class PhaseSpec(Strict):
         if (self.epochs is None) == (self.steps is None):
             raise refusal("give either epochs or steps")
         return self
-
-
-class TrainSpec(Strict):
-    """How members are trained.
-
-    Attributes:
-        batch: rows of a step over all processes.
-        dense: optimizer of dense parameters.
-        tables: optimizer of embedding tables.
-        table_std: standard deviation of the initial embedding rows.
-        precision: of the dense parts; tables and losses stay in float32.
-        stop: the stop rule of phases that have none of their own.
-        refit: after choosing the number of steps on validation, train again on train + valid for as many epochs.
-        negative_keep_rate: share of the negative training rows that is used; scores are corrected for it.
-        keep_labels: share of the rows trained on whose label is kept (an experiment on scarce labels).
-        threads: of PyTorch; by default one per core.
-    """
-
-    batch: int = Field(4096, ge=1)
-    dense: DenseOptimizer = DenseOptimizer(adam=Adam())
-    tables: TableOptimizer = TableOptimizer(rowwise_adagrad=TableStep())
-    table_std: float = Field(0.01, gt=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
-    stop: StopRule = StopRule()
-    refit: bool = False
-    negative_keep_rate: float = Field(1.0, gt=0, le=1)
-    keep_labels: float = Field(1.0, gt=0, le=1)
-    threads: int | None = Field(None, ge=1)
 
 
 class NoControls(Strict):
@@ -345,7 +247,7 @@ def _wrong_labels(job: Job, spec: FeatureSpec) -> list[str]:
     for name in job.privileged:
         if name in job.label:
             found.append(f"privileged: {name!r} is the label; a teacher must not read it")
-        elif name in spec.post_event and (read := raw_labels.keys() & spec.sources(name)):
+        elif name in spec.post_event and (read := raw_labels.keys() & spec.given(name)):
             label = raw_labels[min(read)]
             found.append(
                 f"privileged: {name!r} reads the raw column of the label {label!r}; a teacher must not read it"

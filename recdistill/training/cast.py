@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recdistill.data.batch import Batch
-from recdistill.distill.layout import Layout, MemberLayout, assemble
+from recdistill.distill.layout import Layout, MemberLayout, assemble, pools_of
 from recdistill.distill.member import Member
 from recdistill.errors import TrainingError, VisibilityError
 from recdistill.nets.catalog import Head
@@ -60,6 +60,7 @@ class Cast:
         digest = hashlib.blake2b(f"{seed}/{member.name}".encode(), digest_size=7).digest()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int.from_bytes(digest))
+            pools = pools_of(member, self.layout.members[member.name])
             trunk = Stack(inputs.width, list(member.trunk))
             if member.share.trunk is not None:
                 trunk = self.heads[member.share.trunk].trunk
@@ -70,7 +71,7 @@ class Cast:
                         f"{member.share.trunk!r} reads {[f.name for f in theirs.fields]}; give both the same view"
                     )
             net_inputs = Inputs.plain(trunk.width) if len(trunk.blocks) else inputs
-            return Head(trunk, member.net.build(net_inputs, self.labels), member.dropout)
+            return Head(pools, trunk, member.net.build(net_inputs, self.labels), member.dropout)
 
     def look_up(self, names: Iterable[str], batch: Batch, trained: frozenset[str]) -> dict[str, Lookup]:
         """One lookup of each bank that the named members need; banks of trained members collect gradients."""
@@ -87,13 +88,13 @@ class Cast:
         steps only; scores are always computed in float32.
         """
         outputs = {}
-        leaves = {bank: lookup.leaf_BW for bank, lookup in lookups.items()}
         for name in names:
             head, train = self.heads[name], name in trained
             head.train(train)
             visible = replace(batch, privileged=None) if self.members[name].serve else batch
             with torch.set_grad_enabled(train), self._autocast(bool(trained)):
-                outputs[name] = in_float32(head(assemble(self.layout.members[name], leaves, visible)))
+                given = assemble(self.layout.members[name], lookups, visible)
+                outputs[name] = in_float32(head(given.flat_BE, given.tokens, given.lengths))
         return outputs
 
     def _autocast(self, training: bool) -> AbstractContextManager[object]:
@@ -116,7 +117,7 @@ def refuse_leak(member: Member, layout: MemberLayout, spec: FeatureSpec) -> None
     """
     if not member.serve:
         return
-    wired = {f.name for f in layout.inputs.fields} | {p.mean_of.column for p in layout.pieces if p.mean_of}
+    wired = {f.name for f in layout.inputs.fields} | {p.feature.column for p in layout.pieces if p.feature}
     seen = sorted(
         (wired | set(layout.serving_floats) | {*layout.privileged_floats, *member.privileged}) - set(spec.serving)
     )
@@ -129,4 +130,9 @@ def refuse_leak(member: Member, layout: MemberLayout, spec: FeatureSpec) -> None
 
 def in_float32(outputs: Outputs) -> Outputs:
     """Outputs as float32, so that losses and metrics never see a lower precision."""
-    return Outputs(outputs.logits_BK.float(), [h.float() for h in outputs.hidden], outputs.embed_BE.float())
+    return Outputs(
+        outputs.logits_BK.float(),
+        [h.float() for h in outputs.hidden],
+        outputs.embed_BE.float(),
+        [weight.float() for weight in outputs.attention],
+    )

@@ -46,7 +46,7 @@ def save(cast: Cast, folder: Path) -> None:
 
 def describe(layout: Layout) -> dict[str, object]:
     """Where each member's columns are looked up, as JSON."""
-    banks = {name: {f.column: f.table for f in bank.features} for name, bank in layout.banks.items()}
+    banks = {name: {f.name: f.table for f in bank.features} for name, bank in layout.banks.items()}
     return {"members": {name: list(member.banks) for name, member in layout.members.items()}, "banks": banks}
 
 

@@ -23,7 +23,7 @@ from recdistill.distill.signal import Scene
 from recdistill.distill.term import Term, reduce
 from recdistill.errors import TrainingError
 from recdistill.evaluation import auc, log_loss
-from recdistill.spec.job import TrainSpec
+from recdistill.spec.train import TrainSpec
 from recdistill.training.cast import Cast
 from recdistill.training.optimizers import dense_optimizers
 

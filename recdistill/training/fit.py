@@ -26,7 +26,7 @@ from recdistill.data.reader import Reader, Selection, Thinning
 from recdistill.data.scores import write_scores
 from recdistill.distill.compile import Plan
 from recdistill.distill.layout import is_embedded, lay_out
-from recdistill.spec.job import TrainSpec
+from recdistill.spec.train import TrainSpec
 from recdistill.training import checkpoint
 from recdistill.training.cast import Cast
 from recdistill.training.engine import Engine, Event, Listener, silent

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from recdistill.distill.member import Member
-from recdistill.spec.job import DenseOptimizer
+from recdistill.spec.train import DenseOptimizer
 
 
 def dense_optimizers(

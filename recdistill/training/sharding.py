@@ -13,7 +13,7 @@ import hashlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,11 +31,11 @@ from torchrec.distributed.sharding_plan import construct_module_sharding_plan, t
 from torchrec.distributed.types import ShardingPlan
 from torchrec.optim import RowWiseAdagrad
 
-from recdistill.data.batch import Batch
+from recdistill.data.batch import Batch, View
 from recdistill.data.transforms.rows import FIRST
-from recdistill.distill.layout import Bank, Layout, view_of
+from recdistill.distill.layout import Bank, Feature, Layout, view_of
 from recdistill.errors import TrainingError
-from recdistill.spec.job import TableOptimizer
+from recdistill.spec.train import TableOptimizer
 
 INIT_ROWS = 65_536  # rows that one generator initialises
 
@@ -66,10 +66,14 @@ def device() -> torch.device:
 
 @dataclass
 class Lookup:
-    """The pooled vectors of a bank for one batch, and the detached leaf on which members work."""
+    """The vectors of a bank for one batch, and the detached leaf on which members work.
+
+    In a bank of tokens ``spans`` holds the lines of each feature; otherwise a line is a row of the batch.
+    """
 
     pooled: Tensor
     leaf_BW: Tensor
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def push(self, l2_per_row: float = 0.0) -> None:
         """Send the gradient collected on the leaf into the tables, where the fused optimizer steps at once.
@@ -133,14 +137,19 @@ class Tables:
         """The vectors of a bank's features for a batch; a leaf without gradient unless the bank is trained."""
         assert self.model is not None
         bank = self.banks[name]
+        spans: dict[str, tuple[int, int]] = {}
+        if bank.tokens:
+            features, spans = token_features(bank, batch)
+        else:
+            features = self._features(bank, batch)
         with torch.set_grad_enabled(train):
-            vectors = self.model.module[name](self._features(bank, batch))
-            if vectors.keys() != [f.column for f in bank.features]:
+            vectors = self.model.module[name](features)
+            if vectors.keys() != features.keys():
                 raise TrainingError(
                     f"tables of {name}: TorchRec returned {vectors.keys()}; expected the order of the bank"
                 )
             pooled = vectors.values()
-        return Lookup(pooled, pooled.detach().requires_grad_(train))
+        return Lookup(pooled, pooled.detach().requires_grad_(train), spans)
 
     def _features(self, bank: Bank, batch: Batch) -> KeyedJaggedTensor:
         """The bank's columns of a batch, complete with offsets so that TorchRec derives nothing."""
@@ -151,7 +160,7 @@ class Tables:
         run: list[str] = []
         for i, feature in enumerate(bank.features):
             view = view_of(batch, feature.audience)
-            if feature.bag:
+            if feature.form == "bag":
                 bag = view.bag(feature.column)
                 values.append(bag.values_L)
                 lengths.append(bag.lengths_B)
@@ -161,14 +170,14 @@ class Tables:
                 continue
             run.append(feature.column)
             following = bank.features[i + 1] if i + 1 < len(bank.features) else None
-            if following is None or following.bag or following.audience != feature.audience:
+            if following is None or following.form == "bag" or following.audience != feature.audience:
                 values.append(view.ids(tuple(run)).reshape(-1))
                 lengths.append(self._ones(len(run) * rows)[0])
                 per_key += [rows] * len(run)
                 if weighted:
                     weights.append(torch.ones(len(run) * rows))
                 run = []
-        if all(not f.bag for f in bank.features):
+        if all(f.form == "single" for f in bank.features):
             length, offset = self._ones(len(bank.features) * rows)
         else:
             length = torch.cat(lengths)
@@ -204,13 +213,59 @@ class Tables:
             self.model.fused_optimizer.step()
 
 
+def token_features(bank: Bank, batch: Batch) -> tuple[KeyedJaggedTensor, dict[str, tuple[int, int]]]:
+    """What a bank of tokens looks up, and the lines of each feature.
+
+    There is one key per table: the values of its features one after the other, each value (or pooled bag) a line of its
+    own. TorchRec's collections of unpooled vectors are an order of magnitude slower on CPU than such bags of one. All
+    keys have as many lines as the longest; the others end in empty bags.
+    """
+    spans: dict[str, tuple[int, int]] = {}
+    values: dict[str, list[Tensor]] = {table: [] for table in bank.tables}
+    lengths: dict[str, list[Tensor]] = {table: [] for table in bank.tables}
+    weights: dict[str, list[Tensor]] = {table: [] for table in bank.tables}
+    lines = dict.fromkeys(bank.tables, 0)
+    for feature in bank.features:
+        values_L, lengths_R, weights_L = _lines(feature, view_of(batch, feature.audience))
+        values[feature.table].append(values_L)
+        lengths[feature.table].append(lengths_R)
+        weights[feature.table].append(weights_L)
+        spans[feature.name] = (lines[feature.table], lines[feature.table] + len(lengths_R))
+        lines[feature.table] += len(lengths_R)
+    longest = max(lines.values())
+    for table, count in lines.items():
+        lengths[table].append(torch.zeros(longest - count, dtype=torch.int64))
+    weighted = any(feature.weighted for feature in bank.features)
+    features = KeyedJaggedTensor(
+        keys=list(bank.tables),
+        values=torch.cat([part for parts in values.values() for part in parts]),
+        lengths=torch.cat([part for parts in lengths.values() for part in parts]),
+        weights=torch.cat([part for parts in weights.values() for part in parts]) if weighted else None,
+        stride=longest,
+    )
+    return features, spans
+
+
+def _lines(feature: Feature, view: View) -> tuple[Tensor, Tensor, Tensor]:
+    """The values of a feature, the number of them on each line, and their weights."""
+    if feature.form == "single":
+        values_L = view.ids((feature.column,))[0]
+        return values_L, torch.ones(len(values_L), dtype=torch.int64), torch.ones(len(values_L))
+    bag = view.bag(feature.column)
+    if feature.form == "bag":
+        weights_L = torch.ones(len(bag.values_L)) if bag.weights_L is None else bag.weights_L
+        return bag.values_L, bag.lengths_B, weights_L
+    values_L = bag.values_L if feature.form == "sequence" or bag.gaps_L is None else bag.gaps_L
+    return values_L, torch.ones(len(values_L), dtype=torch.int64), torch.ones(len(values_L))
+
+
 def _collection(bank: Bank, optimizer: TableOptimizer) -> EmbeddingBagCollection:
     tables = [
         EmbeddingBagConfig(
             name=table,
-            embedding_dim=bank.dim,
+            embedding_dim=bank.dims[table],
             num_embeddings=rows,
-            feature_names=[f.column for f in bank.features if f.table == table],
+            feature_names=[table] if bank.tokens else [f.column for f in bank.features if f.table == table],
             pooling=PoolingType.SUM,
             init_fn=lambda _: None,  # rows are set by `initialise`
         )

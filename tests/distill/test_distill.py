@@ -19,6 +19,7 @@ from recdistill.nets.catalog import Net
 from recdistill.nets.inputs import Outputs
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job, Sharing
+from recdistill.training.sharding import Lookup
 from tests.conftest import Small
 
 NAN = float("nan")
@@ -36,6 +37,7 @@ def scene(b: Batch, seed: int = 0) -> Scene:
             torch.randn(len(b), 1, generator=torch.Generator().manual_seed(k), requires_grad=True),
             [],
             torch.zeros(len(b), 1),
+            [],
         )
         for k, name in enumerate(("student", "teacher"))
     }
@@ -107,19 +109,19 @@ def test_a_shuffled_signal_moves_every_row_and_follows_the_rows_when_they_are_re
 ) -> None:
     b = batch(rows, label=[0.0] * rows)
     value = torch.arange(rows, dtype=torch.float32)
-    outputs = {"teacher": Outputs(value.unsqueeze(1), [], value.unsqueeze(1))}
+    outputs = {"teacher": Outputs(value.unsqueeze(1), [], value.unsqueeze(1), [])}
     found = Shuffled(Logit("teacher")).value(Scene(outputs, b, seed))
     assert sorted(found.tolist()) == value.tolist()
     assert not bool((found == value).any())
     order = torch.tensor(random.sample(range(rows), rows))
     other = Batch(b.row_id_B[order], b.serving, b.labels, b.weight_B)
-    outputs = {"teacher": Outputs(value[order].unsqueeze(1), [], value[order].unsqueeze(1))}
+    outputs = {"teacher": Outputs(value[order].unsqueeze(1), [], value[order].unsqueeze(1), [])}
     assert torch.equal(Shuffled(Logit("teacher")).value(Scene(outputs, other, seed)), found[order])
 
 
 def test_another_seed_shuffles_differently() -> None:
     b = batch(40, label=[0.0] * 40)
-    outputs = {"teacher": Outputs(torch.arange(40.0).unsqueeze(1), [], torch.zeros(40, 1))}
+    outputs = {"teacher": Outputs(torch.arange(40.0).unsqueeze(1), [], torch.zeros(40, 1), [])}
     first, second = (Shuffled(Logit("teacher")).value(Scene(outputs, b, seed)) for seed in (0, 1))
     assert not torch.equal(first, second)
 
@@ -173,8 +175,9 @@ def test_assembling_puts_slices_averages_and_numbers_in_their_places() -> None:
         "privileged", torch.zeros(1, 2, dtype=torch.int64), ("stars",), torch.tensor([[8.0], [9.0]]), ("dwell",)
     )
     b = Batch(torch.arange(2), serving, {}, torch.ones(2), after)
-    leaves = {"student": torch.arange(24.0).reshape(2, 12), "teacher": torch.full((2, 4), 3.0)}
-    found = assemble(layout.members["teacher"], leaves, b)
+    vectors = {"student": torch.arange(24.0).reshape(2, 12), "teacher": torch.full((2, 4), 3.0)}
+    leaves = {bank: Lookup(leaf, leaf) for bank, leaf in vectors.items()}
+    found = assemble(layout.members["teacher"], leaves, b).flat_BE
     assert found[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 4, 4.5, 5, 5.5, 3, 3, 3, 3, 0.5, 8.0]
     assert found[1, 8:12].tolist() == [20, 21, 22, 23]
 

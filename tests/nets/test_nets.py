@@ -45,10 +45,9 @@ def test_a_net_answers_one_logit_per_row_and_label(name: str, count: int) -> Non
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("norm", ["none", "layer", "batch"])
 def test_a_scripted_net_equals_the_eager_one(name: str, norm: str) -> None:
-    head = Head(
-        Stack(INPUTS.width, []), Net(name, {**OPTIONS[name], "norm": norm, "dropout": 0.2}).build(INPUTS, 1), 0.1
-    ).eval()
-    assert torch.equal(scripted(head)(rows()).logits_BK, head(rows()).logits_BK)
+    net = Net(name, {**OPTIONS[name], "norm": norm, "dropout": 0.2}).build(INPUTS, 1)
+    head = Head([], Stack(INPUTS.width, []), net, 0.1).eval()
+    assert torch.equal(scripted(head)(rows(), [], []).logits_BK, head(rows(), [], []).logits_BK)
 
 
 def test_deepfm_is_first_order_plus_pairs_plus_deep() -> None:

@@ -4,7 +4,10 @@ A key is None where the value is missing. Rows: 0 missing, 1 unknown, then the v
 """
 
 import math
+import string
 from collections import Counter
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 MASK = 2**64 - 1
 MISSING, UNKNOWN, FIRST = 0, 1, 2
@@ -106,3 +109,84 @@ def bucket_row(value, cuts):
     """One row per bucket; a value equal to a cut lies above it."""
     x = number(value)
     return MISSING if x is None else FIRST + sum(cut <= x for cut in cuts)
+
+
+# Columns of several raw columns, of times, of words
+
+
+def is_missing(value):
+    """Whether a raw value is missing; a list is if it holds nothing that is not."""
+    if isinstance(value, list):
+        return all(is_missing(v) for v in value)
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    return value is None or value == "" or (isinstance(value, int) and signed(int(value) & MASK) == -(2**63))
+
+
+def cross_row(values, are_texts, buckets):
+    """The row of several raw values together; a missing one is hashed as the empty text or the smallest integer."""
+    total = 0
+    for value, is_text in zip(values, are_texts, strict=True):
+        k = key(value)
+        if is_text:
+            hash_ = text_hash(k or "")
+        else:
+            hash_ = splitmix64(-(2**63) if k is None else -(2**63) + 1 if k is FRACTION else k)
+        total = splitmix64(total ^ hash_)
+    return MISSING if all(key(v) is None for v in values) else FIRST + bucket(total, buckets)
+
+
+def date_row(value, part, unit, zone):
+    """The row of a time, by the datetime module; 1900 to 2099 only."""
+    if value is None or value == -(2**63):
+        return MISSING
+    second = value * 86_400 if unit == "day" else value // {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    try:
+        local = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=second)
+    except OverflowError:
+        return UNKNOWN
+    if not 1900 <= local.year < 2100:
+        return UNKNOWN
+    local = local.astimezone(ZoneInfo(zone))
+    parts = {
+        "hour": local.hour,
+        "weekday": local.weekday(),
+        "day": local.day - 1,
+        "month": local.month - 1,
+        "hour_of_week": 24 * local.weekday() + local.hour,
+    }
+    return FIRST + parts[part]
+
+
+def words(text, *, lower=True):
+    """ASCII letters and digits, and everything beyond ASCII, are words; the rest separates them."""
+    found = [""]
+    for character in text or "":
+        if ord(character) >= 128:
+            found[-1] += character
+        elif character in string.ascii_letters + string.digits:
+            found[-1] += character.lower() if lower else character
+        else:
+            found.append("")
+    return [word for word in found if word]
+
+
+def text_bag(text, buckets, *, ngrams=1, max_length=None, lower=True):
+    """The rows of all words, then of all pairs, and so on; never empty."""
+    kept = words(text, lower=lower)[:max_length]
+    grams = [" ".join(kept[i : i + n]) for n in range(1, ngrams + 1) for i in range(len(kept) - n + 1)]
+    return [FIRST + bucket(text_hash(gram), buckets) for gram in grams] or [MISSING]
+
+
+def idf(bags):
+    """By row, how much an element of a bag weighs."""
+    counted = Counter(r for b in bags for r in set(b))
+    return lambda r: 1.0 if r == MISSING else math.log((1 + len(bags)) / (1 + counted[r])) + 1
+
+
+def weighted_bag(values, weights, rows, max_length=None):
+    """Rows and weights of a list: missing weights are 0, and so are negative ones."""
+    pairs = [(row(v, rows), max(number(w) or 0.0, 0.0)) for v, w in zip(values or [], weights or [], strict=True)]
+    kept = [pair for pair in pairs if pair[0] != MISSING]
+    kept = (kept if max_length is None else kept[-max_length:]) or [(MISSING, 1.0)]
+    return [r for r, _ in kept], [w for _, w in kept]

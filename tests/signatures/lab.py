@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 import yaml
 
 from recdistill.data.encode import encode
@@ -17,6 +18,7 @@ from recdistill.data.encoded import EncodedLog
 from recdistill.data.scores import read_scores
 from recdistill.distill.compile import Plan, compile_job, problems_of
 from recdistill.evaluation import auc, log_loss
+from recdistill.nets.inputs import Outputs
 from recdistill.spec.controls import arms
 from recdistill.spec.job import Job
 from recdistill.spec.load import assign, parse_job, read_yaml
@@ -46,6 +48,9 @@ class Outcome:
     def logits(self, member: str, split: str = "test") -> np.ndarray:
         return read_scores(self.folder / "scores" / f"{member}.{split}.parquet").logit_N
 
+    def parameters(self, member: str) -> dict[str, np.ndarray]:
+        return {name: value.numpy(force=True).copy() for name, value in self.cast.state([member]).items()}
+
 
 class Lab:
     """Trains variations of one job on one log."""
@@ -53,7 +58,7 @@ class Lab:
     def __init__(
         self, folder: Path, job: str, columns: Mapping[str, Any], spec: Mapping[str, Any], overrides: Mapping[str, Any]
     ) -> None:
-        self.folder = folder
+        self.folder, self.columns = folder, columns
         folder.mkdir(parents=True, exist_ok=True)
         pl.DataFrame(columns).write_parquet(folder / "log.parquet")
         (folder / "spec.yaml").write_text(yaml.safe_dump(dict(spec)))
@@ -89,6 +94,26 @@ class Lab:
             cast = build_cast(plan, job.train, log, seed=0)
             batch = next(iter(reader_of(plan, log, ("train",)).in_order(job.train.batch)))
             return audit(cast, plan.phases[phase], batch, step=step), cast
+
+    def outputs(self, overrides: Mapping[str, Any] | None = None, *, arm: str = "main") -> dict[str, Outputs]:
+        """What all members answer for the batch of `audit`; the same numbers, as long as the job has no dropout."""
+        plan, job, log, _ = self.plan(overrides, arm)
+        with process_group():
+            cast = build_cast(plan, job.train, log, seed=0)
+            batch = next(iter(reader_of(plan, log, ("train",)).in_order(job.train.batch)))
+            lookups = cast.look_up(cast.members, batch, frozenset())
+            with torch.no_grad():
+                return cast.answer(cast.members, lookups, batch)
+
+
+def mean_auc(labs: Sequence[Lab], member: str, overrides: Mapping[str, Any] | None = None, arm: str = "main") -> float:
+    """The test AUC of a member, averaged over several logs; each is trained with the seed of its place."""
+    return float(np.mean([lab.fit(overrides, seed=i, arm=arm).auc(member) for i, lab in enumerate(labs)]))
+
+
+def same(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bool:
+    """Whether two sets of arrays are equal bit for bit."""
+    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
 def splits(rows: Sequence[int]) -> np.ndarray:

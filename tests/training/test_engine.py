@@ -108,8 +108,8 @@ def test_shared_tables_take_one_exact_step_from_all_terms_together(small: Small,
     looked_up = [rows[f.table][batch.serving.ids((f.column,))[0]] for f in bank.features]
     price = batch.serving.floats(("price",))
     after = batch.privileged.floats(cast.layout.members["teacher"].privileged_floats)
-    student = cast.heads["student"](torch.cat([*looked_up, price], 1)).logits_BK[:, 0]
-    teacher = cast.heads["teacher"](torch.cat([*looked_up, price, after], 1)).logits_BK[:, 0]
+    student = cast.heads["student"](torch.cat([*looked_up, price], 1), [], []).logits_BK[:, 0]
+    teacher = cast.heads["teacher"](torch.cat([*looked_up, price, after], 1), [], []).logits_BK[:, 0]
     label = batch.labels["purchase"]
     known = ~label.isnan()
     hard = torch.nn.functional.binary_cross_entropy_with_logits

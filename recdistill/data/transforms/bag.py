@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.data.transforms.column import Fitted, Kind, Learned
-from recdistill.data.transforms.raw import keyed_by_text, keys, keys_tensor, numbers, numbers_tensor
-from recdistill.data.transforms.rows import MISSING, Rows, rows_module
-from recdistill.errors import LogError
+from recdistill.data.transforms.elements import element_type, elements, elements_module
+from recdistill.data.transforms.raw import keys, numbers, numbers_tensor
+from recdistill.data.transforms.rows import MISSING, Rows
 from recdistill.spec import columns as declared
 
 
@@ -25,28 +25,10 @@ def types(name: str, column: declared.Bag, schema: pl.Schema, source: str) -> di
     Raises:
         LogError: a raw column holds no lists, or lists where texts are to be cut.
     """
-    if column.separator is None:
-        found = {source: inner(name, schema[source])}
-    elif keyed_by_text(schema[source]):
-        found = {source: schema[source]}
-    else:
-        raise LogError(
-            f"{name}: `separator` cuts texts, found {schema[source]}; remove it, or cast the column in the log"
-        )
+    found = {source: element_type(name, schema[source], column.separator)}
     if column.weights is not None:
-        found[column.weights] = inner(f"{name}.weights", schema[column.weights])
+        found[column.weights] = element_type(f"{name}.weights", schema[column.weights], None)
     return found
-
-
-def inner(place: str, dtype: pl.DataType) -> pl.DataType:
-    """The type of the elements of a list column.
-
-    Raises:
-        LogError: it holds no lists.
-    """
-    if not isinstance(dtype, pl.List):
-        raise LogError(f"{place}: expected a list, found {dtype}; give `separator` if the lists are written as texts")
-    return dtype.inner if isinstance(dtype.inner, pl.DataType) else dtype.inner()
 
 
 def fit(name: str, column: declared.Bag, learned: Learned) -> "Bag":
@@ -119,29 +101,29 @@ class Bag(Fitted):
 
     def torch(self) -> nn.Module:
         """Embedding rows, int64 (L,), lengths, int64 (B,), and weights, float32 (L,) or empty, from raw inputs."""
-        text = keyed_by_text(self.dtype)
-        module = rows_module(self.rows, text=text)
         longest = -1 if self.max_length is None else self.max_length
-        weights = self.weights or ""
-        if self.separator is not None:
-            return SplitText(self.source, module, self.separator, longest, weights)
-        kind = TextBag if text else NumberBag
-        return kind(self.source, module, longest, weights)
+        values = elements_module(self.source, self.dtype, self.rows, self.separator)
+        return BagModule(values, self.weights or "", longest)
 
 
-def elements(column: pl.Expr, separator: str | None) -> pl.Expr:
-    """The raw elements of each row as a list."""
-    return column if separator is None else column.cast(pl.String).str.split(separator)
-
-
-def weights_of(name: str, numbers: dict[str, Tensor], elements: int) -> Tensor:
+def weights_of(name: str, numbers: dict[str, Tensor], lengths: dict[str, Tensor], lengths_B: Tensor) -> Tensor:
     """The weights of all elements, float32 (L,); empty if the column has none or the caller gives none."""
     if name == "" or name not in numbers:
         return torch.zeros(0)
-    weight_L = torch.clamp(torch.nan_to_num(numbers_tensor(numbers[name])), min=0.0).to(torch.float32)
-    if weight_L.numel() != elements:
-        raise ValueError("column " + name + " holds another number of weights than there are elements")
-    return weight_L
+    if not torch.equal(lengths[name], lengths_B):
+        raise ValueError("column " + name + " holds lists of weights of other lengths than the lists of values")
+    return torch.clamp(torch.nan_to_num(numbers_tensor(numbers[name])), min=0.0).to(torch.float32)
+
+
+def unequal(name: str, column: declared.Bag, schema: pl.Schema, source: str) -> pl.Expr:
+    """Whether a row holds another number of weights than of values.
+
+    Raises:
+        LogError: a raw column holds no lists.
+    """
+    types(name, column, schema, source)
+    values, weights = elements(pl.col(source), column.separator), pl.col(column.weights or "")
+    return values.list.len().fill_null(0) != weights.list.len().fill_null(0)
 
 
 def tidy(
@@ -170,89 +152,19 @@ def tidy(
     return rows_L[order_L], torch.clamp(kept_B, min=1), weight_L
 
 
-def missing_bags(batch: int, weighted: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """One missing row per bag."""
-    ones = torch.ones(batch) if weighted else torch.zeros(0)
-    return torch.zeros(batch, dtype=torch.int64), torch.ones(batch, dtype=torch.int64), ones
+class BagModule(nn.Module):
+    """`Bag` inside the artefact."""
 
-
-class NumberBag(nn.Module):
-    """Bags of integers or floats."""
-
-    def __init__(self, source: str, rows: nn.Module, longest: int, weights: str) -> None:
+    def __init__(self, elements: nn.Module, weights: str, longest: int) -> None:
         super().__init__()
-        self.source = source
-        self.rows = rows
-        self.longest = longest
+        self.elements = elements
         self.weights = weights
+        self.longest = longest
 
     def forward(
-        self,
-        numbers: dict[str, Tensor],
-        texts: dict[str, list[str]],  # noqa: ARG002
-        lengths: dict[str, Tensor],
-        batch: int,
+        self, numbers: dict[str, Tensor], texts: dict[str, list[str]], lengths: dict[str, Tensor], batch: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Embedding rows, int64 (L,), lengths, int64 (B,), and weights, float32 (L,) or empty."""
-        if self.source not in numbers:
-            return missing_bags(batch, self.weights != "")
-        rows_L = self.rows(keys_tensor(numbers[self.source]))
-        weight_L = weights_of(self.weights, numbers, rows_L.numel())
-        return tidy(rows_L, lengths[self.source], weight_L, self.longest, self.weights != "")
-
-
-class TextBag(nn.Module):
-    """Bags of texts."""
-
-    def __init__(self, source: str, rows: nn.Module, longest: int, weights: str) -> None:
-        super().__init__()
-        self.source = source
-        self.rows = rows
-        self.longest = longest
-        self.weights = weights
-
-    def forward(
-        self,
-        numbers: dict[str, Tensor],
-        texts: dict[str, list[str]],
-        lengths: dict[str, Tensor],
-        batch: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Embedding rows, int64 (L,), lengths, int64 (B,), and weights, float32 (L,) or empty."""
-        if self.source not in texts:
-            return missing_bags(batch, self.weights != "")
-        rows_L = self.rows(texts[self.source])
-        weight_L = weights_of(self.weights, numbers, rows_L.numel())
-        return tidy(rows_L, lengths[self.source], weight_L, self.longest, self.weights != "")
-
-
-class SplitText(nn.Module):
-    """Bags written as one text per row with separators."""
-
-    def __init__(self, source: str, rows: nn.Module, separator: str, longest: int, weights: str) -> None:
-        super().__init__()
-        self.source = source
-        self.rows = rows
-        self.separator = separator
-        self.longest = longest
-        self.weights = weights
-
-    def forward(
-        self,
-        numbers: dict[str, Tensor],
-        texts: dict[str, list[str]],
-        lengths: dict[str, Tensor],  # noqa: ARG002
-        batch: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Embedding rows, int64 (L,), lengths, int64 (B,), and weights, float32 (L,) or empty."""
-        if self.source not in texts:
-            return missing_bags(batch, self.weights != "")
-        parts: list[str] = []
-        counts: list[int] = []
-        for text in texts[self.source]:
-            found = text.split(self.separator)
-            parts.extend(found)
-            counts.append(len(found))
-        rows_L = self.rows(parts)
-        weight_L = weights_of(self.weights, numbers, rows_L.numel())
-        return tidy(rows_L, torch.tensor(counts, dtype=torch.int64), weight_L, self.longest, self.weights != "")
+        rows_L, lengths_B = self.elements(numbers, texts, lengths, batch)
+        weight_L = weights_of(self.weights, numbers, lengths, lengths_B)
+        return tidy(rows_L, lengths_B, weight_L, self.longest, self.weights != "")

@@ -1,6 +1,7 @@
-"""Columns of type ``numeric`` with ``buckets``: quantile cuts of the training values, one embedding row per bucket.
+"""Columns of type ``numeric`` with ``buckets``, quantile cuts of the training values, or ``edges``, cuts as declared.
 
-Cuts are made on raw values, so that pipeline and artefact compare the same numbers and agree exactly.
+There is one embedding row per bucket. Cuts are made on raw values, so that pipeline and artefact compare the same
+numbers and agree exactly.
 """
 
 from collections.abc import Iterator
@@ -32,6 +33,11 @@ def fit(name: str, buckets: int, learned: Learned) -> "Buckets":
     return Buckets(name, *learned.only(name), tuple(sorted(c for c in cuts if c is not None)), table=name)
 
 
+def cut_at(name: str, edges: list[float], learned: Learned) -> "Buckets":
+    """The fitted column, cut where it was declared; nothing is learned."""
+    return Buckets(name, *learned.only(name), tuple(edges), table=name)
+
+
 @dataclass(frozen=True)
 class Buckets(Fitted):
     """A fitted bucketed column; a value equal to a cut falls into the bucket above it."""
@@ -52,6 +58,11 @@ class Buckets(Fitted):
     def tables(self) -> dict[str, int]:
         """A table of its own."""
         return {self.table: self.count}
+
+    @property
+    def meaning(self) -> tuple[object, ...]:
+        """The cuts."""
+        return self.cuts
 
     @property
     def unknown(self) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from recdistill.data.transforms.rows import Rows
 from recdistill.spec.features import FeatureSpec
 
-Kind = Literal["id", "float", "bag"]
+Kind = Literal["id", "float", "bag", "sequence"]
 Statistics = dict[str, float | None]
 
 
@@ -40,6 +40,11 @@ class Fitted(ABC):
         return frozenset()
 
     @property
+    def optional(self) -> dict[str, pl.DataType]:
+        """Further raw columns that a caller of the artefact may pass, with their types."""
+        return {}
+
+    @property
     def tables(self) -> dict[str, int]:
         """The embedding tables that the column is looked up in, with their rows."""
         return {}
@@ -48,6 +53,11 @@ class Fitted(ABC):
     @abstractmethod
     def unknown(self) -> str:
         """What becomes of a value that was not seen in training, in words."""
+
+    @property
+    def meaning(self) -> tuple[object, ...] | None:
+        """What its rows stand for, if no vocabulary says so: columns of one type that agree in it number rows alike."""
+        return None
 
     @abstractmethod
     def polars(self) -> list[pl.Expr]:
@@ -58,7 +68,8 @@ class Fitted(ABC):
         """The same for the artefact: ``(numbers, texts, lengths, rows)`` to the encoded column.
 
         An ``id`` becomes int64 (B,), a ``float`` float32 (B,), a ``bag`` int64 values (L,), int64 lengths (B,) and one
-        float32 tensor (L,) of weights, empty if all are 1.
+        float32 tensor (L,) of weights, empty if all are 1. A ``sequence`` becomes int64 values (L,), int64 lengths
+        (B,), which may be 0, and int64 rows of time gaps (L,), empty if it has none.
         """
 
 
@@ -69,6 +80,7 @@ class Learned:
     Attributes:
         spec: the feature spec.
         types: of each typed column, the raw columns that it reads and their types (of lists, of their elements).
+        lists: the raw columns that hold lists.
         rows: the mapping of keys to rows, by table.
         statistics: aggregates, by ``column/name``.
         frames: the results of columns that need a query of their own, by column.
@@ -76,6 +88,7 @@ class Learned:
 
     spec: FeatureSpec
     types: dict[str, dict[str, pl.DataType]]
+    lists: frozenset[str] = frozenset()
     rows: dict[str, Rows] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=dict)
     frames: dict[str, pl.DataFrame] = field(default_factory=dict)

@@ -40,20 +40,35 @@ def hash_texts(texts: pl.Series) -> NDArray[np.int64]:
         >>> hash_texts(pl.Series(["", "a", "é"])).tolist()
         [-4359066618775142608, 6857225946766476583, 7936488146098753722]
     """
+    offsets, content = utf8(texts)
+    hashes = fnv1a(content, offsets[:-1], np.diff(offsets))
+    return splitmix64(hashes.view(np.int64))
+
+
+def utf8(texts: pl.Series) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Where each text starts, and after them where the last one ends, (N + 1,), in the bytes of all texts; no nulls."""
     array = texts.fill_null("").cast(pl.String).to_arrow().cast(pa.large_binary())
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     _, offset_buffer, byte_buffer = array.buffers()
     offsets = np.frombuffer(offset_buffer, np.int64)[array.offset : array.offset + len(array) + 1]
-    content = np.frombuffer(byte_buffer or b"", np.uint8)
-    hashes = np.full(len(array), _FNV_OFFSET, np.uint64)
-    start, length = offsets[:-1], np.diff(offsets)
-    order = np.argsort(-length, kind="stable")  # longest first: those still unread stay a prefix
-    unread = np.searchsorted(-length[order], -np.arange(length.max(initial=0)), side="left")
+    return offsets, np.frombuffer(byte_buffer or b"", np.uint8)
+
+
+def fnv1a(
+    content: NDArray[np.uint8],
+    start_N: NDArray[np.int64],
+    length_N: NDArray[np.int64],
+    before_N: NDArray[np.uint64] | None = None,
+) -> NDArray[np.uint64]:
+    """The unfinished hash of each run of bytes, maybe continued from that of what stands before it."""
+    hashes = np.full(len(start_N), _FNV_OFFSET, np.uint64) if before_N is None else before_N.copy()
+    order = np.argsort(-length_N, kind="stable")  # longest first: those still unread stay a prefix
+    unread = np.searchsorted(-length_N[order], -np.arange(length_N.max(initial=0)), side="left")
     for position, count in enumerate(unread):
         rows = order[:count]
-        hashes[rows] = (hashes[rows] ^ content[start[rows] + position]) * np.uint64(_FNV_PRIME)
-    return splitmix64(hashes.view(np.int64))
+        hashes[rows] = (hashes[rows] ^ content[start_N[rows] + position]) * np.uint64(_FNV_PRIME)
+    return hashes
 
 
 def bucket_of(hash_N: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:

@@ -20,6 +20,20 @@ def keyed_by_text(dtype: pl.DataType) -> bool:
     return dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum)
 
 
+def plain(dtype: pl.DataType) -> pl.DataType:
+    """A raw type without what does not change its values: all texts are one type, and so are times of all zones."""
+    if keyed_by_text(dtype):
+        return pl.String()
+    return pl.Datetime(dtype.time_unit) if isinstance(dtype, pl.Datetime) else dtype
+
+
+def unit_of(dtype: pl.DataType) -> str | None:
+    """``day``, ``ms``, ``us`` or ``ns`` of dates and times, which travel as a number of those since 1970."""
+    if dtype == pl.Date:
+        return "day"
+    return dtype.time_unit if isinstance(dtype, pl.Datetime) else None
+
+
 def key_type(dtype: pl.DataType, place: str) -> str:
     """``text``, ``float`` or ``integer``: how keys of a raw column travel.
 

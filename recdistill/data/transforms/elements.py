@@ -1,0 +1,118 @@
+"""The elements of list columns: parquet lists, or texts that a separator cuts; one after the other, with lengths."""
+
+import polars as pl
+import torch
+from torch import Tensor, nn
+
+from recdistill.data.transforms.raw import keyed_by_text, keys_tensor
+from recdistill.data.transforms.rows import Rows, rows_module
+from recdistill.errors import LogError
+
+
+def element_type(place: str, dtype: pl.DataType, separator: str | None) -> pl.DataType:
+    """The type of the elements of a raw column.
+
+    Raises:
+        LogError: it holds no lists, or something else than texts where a separator is to cut them.
+    """
+    if separator is not None:
+        if keyed_by_text(dtype):
+            return dtype
+        raise LogError(f"{place}: `separator` cuts texts, found {dtype}; remove it, or cast the column in the log")
+    if not isinstance(dtype, pl.List):
+        raise LogError(f"{place}: expected a list, found {dtype}; give `separator` if the lists are written as texts")
+    return dtype.inner if isinstance(dtype.inner, pl.DataType) else dtype.inner()
+
+
+def elements(column: pl.Expr, separator: str | None) -> pl.Expr:
+    """The raw elements of each row as a list; an empty text has none."""
+    if separator is None:
+        return column
+    text = column.cast(pl.String)
+    return pl.when(text != "").then(text.str.split(separator))
+
+
+def elements_module(source: str, dtype: pl.DataType, rows: Rows, separator: str | None) -> nn.Module:
+    """The same inside the artefact: a module to embedding rows, int64 (L,), and lengths, int64 (B,)."""
+    text = keyed_by_text(dtype)
+    module = rows_module(rows, text=text)
+    if separator is not None:
+        return SplitElements(source, module, separator)
+    return TextElements(source, module) if text else NumberElements(source, module)
+
+
+def no_elements(batch: int) -> tuple[Tensor, Tensor]:
+    """Empty lists, for a column that the caller left out."""
+    return torch.zeros(0, dtype=torch.int64), torch.zeros(batch, dtype=torch.int64)
+
+
+class NumberElements(nn.Module):
+    """Lists of integers or floats."""
+
+    def __init__(self, source: str, rows: nn.Module) -> None:
+        super().__init__()
+        self.source = source
+        self.rows = rows
+
+    def forward(
+        self,
+        numbers: dict[str, Tensor],
+        texts: dict[str, list[str]],  # noqa: ARG002
+        lengths: dict[str, Tensor],
+        batch: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Embedding rows, int64 (L,), and lengths, int64 (B,)."""
+        if self.source not in numbers:
+            return no_elements(batch)
+        return self.rows(keys_tensor(numbers[self.source])), lengths[self.source]
+
+
+class TextElements(nn.Module):
+    """Lists of texts."""
+
+    def __init__(self, source: str, rows: nn.Module) -> None:
+        super().__init__()
+        self.source = source
+        self.rows = rows
+
+    def forward(
+        self,
+        numbers: dict[str, Tensor],  # noqa: ARG002
+        texts: dict[str, list[str]],
+        lengths: dict[str, Tensor],
+        batch: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Embedding rows, int64 (L,), and lengths, int64 (B,)."""
+        if self.source not in texts:
+            return no_elements(batch)
+        return self.rows(texts[self.source]), lengths[self.source]
+
+
+class SplitElements(nn.Module):
+    """Lists written as one text per row with separators."""
+
+    def __init__(self, source: str, rows: nn.Module, separator: str) -> None:
+        super().__init__()
+        self.source = source
+        self.rows = rows
+        self.separator = separator
+
+    def forward(
+        self,
+        numbers: dict[str, Tensor],  # noqa: ARG002
+        texts: dict[str, list[str]],
+        lengths: dict[str, Tensor],  # noqa: ARG002
+        batch: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Embedding rows, int64 (L,), and lengths, int64 (B,)."""
+        if self.source not in texts:
+            return no_elements(batch)
+        parts: list[str] = []
+        counts: list[int] = []
+        for text in texts[self.source]:
+            found = text.split(self.separator)
+            if len(text) == 0:
+                found.clear()
+            parts.extend(found)
+            counts.append(len(found))
+        return self.rows(parts), torch.tensor(counts, dtype=torch.int64)

@@ -1,0 +1,237 @@
+"""O4, Rocket Launching: a light net learns from a booster while both are trained on the tables that they share.
+
+1. The hint moves the light net, the shared trunk and the shared tables, never the booster's own layers; it compares
+   logits, not probabilities.
+2. Where nothing is shared, the booster is the same, bit for bit, however heavy the hint.
+3. Launched with a booster, the light net is far better than alone, mostly because it works on the booster's tables; at
+   a heavy weight a hint that is not blocked drags the booster down.
+
+All of it happens in one phase: the booster moves while the light net learns from it.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from recdistill.errors import SpecError
+from recdistill.losses.catalog import LOSSES
+from tests.signatures.lab import SPLIT, Lab, mean_auc, same, splits
+
+ROW = "online/rocket_launching"
+APART = {"members.booster.share": {}}
+FROZEN = {
+    "phases": [
+        {"steps": 8, "terms": ["bce(booster.logit, label)"]},
+        {"steps": 8, "terms": ["bce(light.logit, label)", "l2(light.logit, booster.logit) * 0.03"]},
+    ]
+}
+
+
+def hint(gamma: float) -> dict[str, Any]:
+    return {"phases.0.terms.2": f"l2(light.logit, booster.logit) * {gamma}"}
+
+
+def unblocked(gamma: float) -> dict[str, Any]:
+    return {"phases.0.terms.2": f"l2(light.logit, live(booster.logit)) * {gamma}"}
+
+
+def backwards(gamma: float) -> dict[str, Any]:
+    """The booster learns from the light net; then the light net receives nothing that could be permuted."""
+    return {"phases.0.terms.2": f"l2(booster.logit, light.logit) * {gamma}", "controls": ["plain"]}
+
+
+def world(folder: Path, seed: int, *, sizes: tuple[int, int, int], rows: tuple[int, int, int], train: Any) -> Lab:
+    """Users, items and contexts that click as their hidden vectors agree."""
+    rng = np.random.default_rng(seed)
+    users, items, contexts = (rng.normal(size=(size, 4)) for size in sizes)
+    user, item, context = (rng.integers(size, size=sum(rows)) for size in sizes)
+    p, q, r = users[user], items[item], contexts[context]
+    z = 0.8 * (p * q).sum(1) + 0.6 * ((q * r).sum(1) + (p * r).sum(1))
+    columns = {
+        "user": user,
+        "item": item,
+        "context": context,
+        "y": (rng.random(len(z)) < 1 / (1 + np.exp(-z))).astype(np.int8),
+        "part": splits(rows),
+    }
+    spec = {
+        "split": SPLIT,
+        "serving": dict.fromkeys(("user", "item", "context"), "categorical"),
+        "post_event": {"y": "binary"},
+    }
+    overrides = {"label": "y", "train": train}
+    return Lab(folder / str(seed), ROW, columns, spec, overrides)
+
+
+# 1, 2: what moves whom
+
+
+def small(folder: Path) -> Lab:
+    """The row's own nets on a few rows; wide initial tables, so that the logits differ."""
+    train = {"batch": 64, "table_std": 1.0, "stop": {"every": 1000, "keep": "last"}}
+    lab = world(folder, 0, sizes=(20, 20, 5), rows=(512, 100, 100), train=train)
+    lab.raw["phases"][0] = {"steps": 16, "terms": lab.raw["phases"][0]["terms"]}
+    return lab
+
+
+def check_hint_spares_the_boosters_own_layers(lab: Lab, overrides: Mapping[str, Any]) -> None:
+    audits, _ = lab.audit(overrides)
+    hint = next(a for a in audits if a.words.startswith("l2("))
+    parts = {"light.net": 0.0, "light.trunk": 0.0, "booster.trunk": 0.0, "booster.net": 0.0}
+    for name, gradient in hint.dense.items():
+        parts[".".join(name.split(".")[:2])] += float(gradient.abs().sum())
+    assert parts["booster.net"] == 0, "the booster's own layers move"
+    assert parts["light.net"] > 0
+    assert parts["booster.trunk"] == parts["light.trunk"] > 0, "the trunk is not shared"
+    assert list(hint.tables) == ["light"], "the hint reaches tables of the booster's own"
+    assert hint.tables["light"].any()
+
+
+def check_labels_of_both_reach_what_is_shared(lab: Lab, overrides: Mapping[str, Any]) -> None:
+    audits, _ = lab.audit(overrides)
+    hard = next(a for a in audits if a.words.startswith("bce(booster"))
+    assert "light" in hard.tables, "the tables are not shared"
+    assert hard.tables["light"].any()
+    assert any(name.startswith("light.trunk") for name in hard.dense), "the trunk is not shared"
+    assert not any(name.startswith("light.net") for name in hard.dense)
+
+
+def check_hint_compares_logits(lab: Lab) -> None:
+    """The hint's gradient on the light net's output layer is that of gamma * mean (l - z)^2."""
+    audits, _ = lab.audit()
+    hint = next(a for a in audits if a.words.startswith("l2("))
+    outputs = lab.outputs()
+    light, booster = outputs["light"], outputs["booster"]
+    slope_B = 0.03 * 2 * (light.logits_BK - booster.logits_BK)[:, 0] / len(light.logits_BK)
+    expected_1H = slope_B.unsqueeze(0) @ light.hidden[-1]
+    torch.testing.assert_close(hint.dense["light.net.out.bias"], slope_B.sum(0, keepdim=True), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(hint.dense["light.net.out.weight"], expected_1H, rtol=1e-4, atol=1e-7)
+
+
+def check_booster_does_not_feel_the_weight(lab: Lab, term: Callable[[float], Mapping[str, Any]]) -> None:
+    """Where nothing is shared."""
+    first, *others = [lab.fit({**APART, **term(gamma)}) for gamma in (0.03, 0.3, 3.0)]
+    for other in others:
+        assert np.array_equal(first.logits("booster"), other.logits("booster"))
+        assert same(first.parameters("booster"), other.parameters("booster"))
+        assert not np.array_equal(first.logits("light"), other.logits("light")), "the hint has no effect"
+
+
+def check_booster_moves_while_the_light_net_learns(lab: Lab, overrides: Mapping[str, Any]) -> None:
+    early, late = (lab.fit({**overrides, "phases.-1.steps": steps}) for steps in (4, 8))
+    assert not np.array_equal(early.logits("light"), late.logits("light"))
+    assert not np.array_equal(early.logits("booster"), late.logits("booster")), "the booster stands still"
+
+
+def test_the_hint_spares_the_boosters_own_layers(tmp_path: Path) -> None:
+    lab = small(tmp_path)
+    check_hint_spares_the_boosters_own_layers(lab, {})
+    copied_trunk = {"members.booster.share.trunk": None}
+    copied_tables = {"members.booster.share.tables": None, **copied_trunk}
+    for wrong in (unblocked(0.03), backwards(0.03), copied_trunk, copied_tables):
+        with pytest.raises(AssertionError):
+            check_hint_spares_the_boosters_own_layers(lab, wrong)
+
+
+def test_the_boosters_labels_reach_what_is_shared(tmp_path: Path) -> None:
+    lab = small(tmp_path)
+    check_labels_of_both_reach_what_is_shared(lab, {})
+    for wrong in (APART, {"members.booster.share.trunk": None}):
+        with pytest.raises(AssertionError):
+            check_labels_of_both_reach_what_is_shared(lab, wrong)
+
+
+def test_the_hint_compares_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = small(tmp_path)
+    check_hint_compares_logits(lab)
+    on_logits = LOSSES["l2"]
+
+    def on_probabilities(light_B: Tensor, booster_B: Tensor) -> Tensor:
+        return on_logits(light_B.sigmoid(), booster_B.sigmoid())
+
+    monkeypatch.setitem(LOSSES, "l2", on_probabilities)
+    with pytest.raises(AssertionError):
+        check_hint_compares_logits(lab)
+
+
+def test_without_sharing_the_booster_does_not_feel_the_hint(tmp_path: Path) -> None:
+    lab = small(tmp_path)
+    check_booster_does_not_feel_the_weight(lab, hint)
+    for wrong in (unblocked, backwards):
+        with pytest.raises(AssertionError):
+            check_booster_does_not_feel_the_weight(lab, wrong)
+
+
+def test_the_booster_moves_while_the_light_net_learns(tmp_path: Path) -> None:
+    lab = small(tmp_path)
+    check_booster_moves_while_the_light_net_learns(lab, {})
+    with pytest.raises(AssertionError):
+        check_booster_moves_while_the_light_net_learns(lab, {**APART, **FROZEN})
+
+
+def test_a_frozen_booster_on_tables_that_the_light_net_trains_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="whose tables the frozen 'booster' uses"):
+        small(tmp_path).job(FROZEN)
+
+
+# 3: what it is good for
+
+
+def launch(folder: Path, seed: int, *, sizes: tuple[int, int, int], rows: int, steps: int) -> Lab:
+    """A light net that is too small for its task; only tables are shared."""
+    train = {
+        "batch": 512,
+        "table_std": 0.2,
+        "tables": {"rowwise_adagrad": {"lr": 0.1}},
+        "dense": {"adam": {"lr": 0.003}},
+        "stop": {"every": steps, "keep": "last"},
+    }
+    lab = world(folder, seed, sizes=sizes, rows=(rows, 500, 10000), train=train)
+    lab.raw["phases"][0] = {"steps": steps, "terms": lab.raw["phases"][0]["terms"]}
+    lab.raw["members"]["light"]["trunk"] = lab.raw["members"]["booster"]["trunk"] = []
+    lab.raw["members"]["booster"]["share"] = {"tables": "light"}
+    return lab
+
+
+def full(folder: Path) -> list[Lab]:
+    return [launch(folder, seed, sizes=(300, 300, 30), rows=30000, steps=1500) for seed in range(4)]
+
+
+def check_light_net_gains(rocket: float, alone: float, *, least: float) -> None:
+    assert rocket - alone > least
+
+
+def check_block_protects_the_booster(blocked: float, unblocked: float) -> None:
+    assert blocked - unblocked > 0.02
+
+
+def test_the_light_net_gains_from_its_booster(tmp_path: Path) -> None:
+    labs = [launch(tmp_path, seed, sizes=(200, 200, 20), rows=15000, steps=600) for seed in (0, 2)]
+    rocket = mean_auc(labs, "light", {"members.booster.net": {"mlp": [64, 32]}})
+    alone = mean_auc(labs, "light", arm="plain")
+    check_light_net_gains(rocket, alone, least=0.02)
+
+
+@pytest.mark.signature
+def test_the_light_net_gains_from_its_booster_over_seeds(tmp_path: Path) -> None:
+    labs = full(tmp_path)
+    alone = mean_auc(labs, "light", arm="plain")
+    check_light_net_gains(mean_auc(labs, "light"), alone, least=0.03)
+    two_phases = {**APART, "phases": [{**phase, "steps": 1500} for phase in FROZEN["phases"]]}
+    for wrong in (APART, two_phases):
+        with pytest.raises(AssertionError):
+            check_light_net_gains(mean_auc(labs, "light", wrong), alone, least=0.03)
+
+
+@pytest.mark.signature
+def test_the_block_protects_the_booster_over_seeds(tmp_path: Path) -> None:
+    labs = full(tmp_path)
+    dragged = mean_auc(labs, "booster", unblocked(1.0))
+    check_block_protects_the_booster(mean_auc(labs, "booster", hint(1.0)), dragged)
+    with pytest.raises(AssertionError):
+        check_block_protects_the_booster(mean_auc(labs, "booster", backwards(1.0)), dragged)
