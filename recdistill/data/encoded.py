@@ -81,9 +81,10 @@ class EncodedLog:
         """Row ids and encoded columns of a view of a split, in the order of the log."""
         return pl.scan_parquet(self.files(split, view), glob=False)
 
-    def groups(self, split: str) -> pl.DataFrame | None:
-        """The raw group of each row of a split, or None if the spec names no group."""
-        return self.labels(split).select("group").collect() if self.spec.group else None
+    def roles(self, split: str) -> pl.DataFrame:
+        """The raw ``group``, ``scenario`` and ``weight`` of each row of a split, as far as the spec names them."""
+        named = [role for role in ("group", "scenario", "weight") if getattr(self.spec, role) is not None]
+        return self.labels(split).select("row_id", *named).collect().drop("row_id")
 
     def row_groups(self, split: str) -> list[tuple[int, int]]:
         """(file, row group) of every row group of a split, in order."""

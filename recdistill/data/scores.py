@@ -20,12 +20,23 @@ class Scored:
         label_N: 0 or 1.
         logit_N: logits.
         group_N: a number for each group, or None without groups; rows of no group are alone in theirs.
+        scenario_N: the scenario of each row as a text, empty where it has none, or None without scenarios.
+        weight_N: row weights, or None where every row weighs the same.
     """
 
     row_id_N: NDArray[np.int64]
     label_N: NDArray[np.float32]
     logit_N: NDArray[np.float32]
     group_N: NDArray[np.int64] | None = None
+    scenario_N: NDArray[np.str_] | None = None
+    weight_N: NDArray[np.float32] | None = None
+
+    def only(self, rows_N: NDArray[np.bool_]) -> "Scored":
+        """Some of the rows."""
+        further = (self.group_N, self.scenario_N, self.weight_N)
+        group_N, scenario_N, weight_N = (None if column is None else column[rows_N] for column in further)
+        kept = self.row_id_N[rows_N], self.label_N[rows_N], self.logit_N[rows_N]
+        return Scored(*kept, group_N, scenario_N, weight_N)
 
     @property
     def score_N(self) -> NDArray[np.float64]:
@@ -45,9 +56,9 @@ def write_scores(
     row_id_N: NDArray[np.int64],
     labels: Mapping[str, NDArray[np.float32]],
     logits_NK: NDArray[np.float32],
-    groups: pl.DataFrame | None = None,
+    roles: pl.DataFrame | None = None,
 ) -> None:
-    """Write one member's scores: row_id, label, group, logit, score; further labels under ``label.NAME`` and so on."""
+    """Write one member's scores: row_id, label, logit, score; further labels under ``label.NAME`` and so on; roles."""
     columns: dict[str, NDArray[np.generic]] = {"row_id": row_id_N}
     for k, (name, label_N) in enumerate(labels.items()):
         suffix = "" if k == 0 else f".{name}"
@@ -58,8 +69,8 @@ def write_scores(
             f"score{suffix}": sigmoid(logit_N).astype(np.float32),
         }
     frame = pl.DataFrame(columns)
-    if groups is not None:
-        frame = frame.hstack(groups)
+    if roles is not None:
+        frame = frame.hstack(roles)
     path.parent.mkdir(parents=True, exist_ok=True)
     frame.write_parquet(path, statistics=False)
 
@@ -77,12 +88,23 @@ def read_scores(path: Path, label: str | None = None) -> Scored:
         logit_N, label_N = (frame[f"{name}{suffix}"].to_numpy() for name in ("logit", "label"))
     except (OSError, pl.exceptions.PolarsError) as error:
         raise RunError(f"{path}: is no readable score file ({error}); continue the run with --resume") from None
-    group_N = None
-    if "group" in frame.columns:
+    return scored(frame["row_id"].to_numpy(), label_N, logit_N, frame)
+
+
+def scored(
+    row_id_N: NDArray[np.int64], label_N: NDArray[np.float32], logit_N: NDArray[np.float32], roles: pl.DataFrame
+) -> Scored:
+    """The rows, all of which have a label, with what a frame holds of ``group``, ``scenario`` and ``weight``."""
+    group_N = scenario_N = weight_N = None
+    if "group" in roles.columns:
         alone = -1 - pl.int_range(pl.len(), dtype=pl.Int64)
         code = pl.when(pl.col("group").is_null()).then(alone).otherwise(pl.col("group").rank("dense").cast(pl.Int64))
-        group_N = frame.select(code).to_series().to_numpy()
-    return Scored(frame["row_id"].to_numpy(), label_N, logit_N, group_N)
+        group_N = roles.select(code).to_series().to_numpy()
+    if "scenario" in roles.columns:
+        scenario_N = roles["scenario"].cast(pl.String).fill_null("").to_numpy().astype(np.str_)
+    if "weight" in roles.columns:
+        weight_N = roles["weight"].to_numpy()
+    return Scored(row_id_N, label_N, logit_N, group_N, scenario_N, weight_N)
 
 
 def same_rows(first: Scored, others: Sequence[Scored]) -> bool:

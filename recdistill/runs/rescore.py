@@ -17,7 +17,7 @@ from recdistill.data.encoded import EncodedLog, load_fitted
 from recdistill.data.fit import FittedSpec
 from recdistill.data.log import ROW_ID, raw_batches
 from recdistill.data.reader import Reader
-from recdistill.data.scores import Scored, sigmoid
+from recdistill.data.scores import Scored, scored, sigmoid
 from recdistill.distill.compile import Plan, compile_job
 from recdistill.errors import RunError
 from recdistill.evaluation.report.metrics import plain_json, summary
@@ -180,21 +180,19 @@ def evaluate_run(path: Path, log: str) -> dict[str, Any]:
     spec = run.spec.model_copy(update={"split": None, "time": None})
     label = run.job.label[0]
     with process_group(), run.encoded(log, spec, dict(run.job.where)) as encoded:
-        frame = encoded.groups("test")
-        group_N = (
-            None if frame is None else frame.select(frame["group"].rank("dense").fill_null(0)).to_series().to_numpy()
-        )
+        roles = encoded.roles("test")
         per_member: dict[str, list[Scored]] = {name: [] for name in run.job.members}
         for seed in run.report["seeds"]:
             engine = run.engine(run.plan, encoded, seed)
             logits, row_id_N, labels = engine.score(list(per_member), engine.train)
+            known_N = ~np.isnan(labels[label])
             for name, found in per_member.items():
-                found.append(_scored(row_id_N, labels[label], logits[name][:, 0], group_N))
+                found.append(scored(row_id_N, labels[label], logits[name][:, 0], roles).only(known_N))
         student, manifest = artefact.load(run.folder.student)
         inputs = manifest["inputs"]
         raw = raw_batches(spec, log, run.job.where, None, required(inputs), EVALUATION_BATCH, fresher(inputs))
         parts = [artefact.score(student, manifest, b, EVALUATION_BATCH).numpy().reshape(len(b), -1)[:, 0] for b in raw]
-        served = _scored(row_id_N, labels[label], np.concatenate(parts), group_N)
+        served = scored(row_id_N, labels[label], np.concatenate(parts), roles).only(known_N)
     result: dict[str, Any] = plain_json(
         {
             "members": {name: {"test": summary(found)} for name, found in per_member.items()},
@@ -205,13 +203,3 @@ def evaluate_run(path: Path, log: str) -> dict[str, Any]:
         }
     )
     return result
-
-
-def _scored(
-    row_id_N: NDArray[np.int64],
-    label_N: NDArray[np.float32],
-    logit_N: NDArray[np.float32],
-    group_N: NDArray[np.int64] | None,
-) -> Scored:
-    known_N = ~np.isnan(label_N)
-    return Scored(row_id_N[known_N], label_N[known_N], logit_N[known_N], None if group_N is None else group_N[known_N])

@@ -162,4 +162,4 @@ def score_split(engine: Engine, reader: Reader, split: str, folder: Path) -> Non
     predicted = {name: labels[name] for name in reader.selection.labels[: engine.cast.labels]}
     for name, logits_NK in logits.items():
         path = folder / "scores" / f"{name}.{split}.parquet"
-        write_scores(path, row_id_N=row_id_N, labels=predicted, logits_NK=logits_NK, groups=reader.log.groups(split))
+        write_scores(path, row_id_N=row_id_N, labels=predicted, logits_NK=logits_NK, roles=reader.log.roles(split))

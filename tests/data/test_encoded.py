@@ -102,8 +102,8 @@ def test_a_folder_with_odd_letters_is_opened(tmp_path):
 
 def test_groups_are_raw_and_in_the_order_of_the_rows(tmp_path):
     frame = raw(200)
-    assert encoded(tmp_path / "a", frame=frame).groups("test")["group"].to_list() == frame["user"][180:].to_list()
-    assert encoded(tmp_path / "b", frame=frame, group=None).groups("test") is None
+    assert encoded(tmp_path / "a", frame=frame).roles("test")["group"].to_list() == frame["user"][180:].to_list()
+    assert encoded(tmp_path / "b", frame=frame, group=None).roles("test").columns == []
 
 
 DAMAGE = {

@@ -20,7 +20,7 @@ def path(tmp_path):
 
 def write(path, groups=None, labels=LABELS):
     frame = None if groups is None else pl.DataFrame({"group": groups})
-    write_scores(path, row_id_N=ROWS, labels=labels, logits_NK=LOGITS[:, : len(labels)], groups=frame)
+    write_scores(path, row_id_N=ROWS, labels=labels, logits_NK=LOGITS[:, : len(labels)], roles=frame)
 
 
 def test_columns_are_named_by_label_and_scores_are_float32(path):

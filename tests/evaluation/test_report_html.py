@@ -17,6 +17,7 @@ from recdistill.evaluation import auc
 from recdistill.evaluation.report import figures, html
 from recdistill.evaluation.report.build import Results, build
 from recdistill.evaluation.report.html import discreet, render
+from recdistill.evaluation.report.metrics import metrics_of
 
 ROWS = 600
 SKILL = {"teacher": 1.6, "student": 1.1, "plain": 0.3, "shuffled": 0.3, "helper": 1.0, "critic": 0.9}
@@ -103,7 +104,7 @@ def write_training(folder, systems, seed, values, *, phases=1, stages=("train",)
             group = pl.DataFrame({"group": made.group_N}) if groups else None
             labels, logits_NK = {"buy": made.label_N}, made.logit_N[:, None]
             path = folder / "scores" / f"{name}.{split}.parquet"
-            write_scores(path, row_id_N=made.row_id_N, labels=labels, logits_NK=logits_NK, groups=group)
+            write_scores(path, row_id_N=made.row_id_N, labels=labels, logits_NK=logits_NK, roles=group)
     lines = []
     for stage in stages:
         for phase in range(phases):
@@ -502,3 +503,21 @@ def contrast(one, other):
         linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
         light.append(float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05)
     return max(light) / min(light)
+
+
+def test_scenarios_and_weights_enter_the_metrics():
+    rng = np.random.default_rng(5)
+    label_N, logit_N = rng.integers(0, 2, 400).astype(np.float32), rng.normal(size=400).astype(np.float32)
+    scenario_N = np.where(np.arange(400) < 300, "feed", "search")
+    weight_N = rng.integers(0, 3, 400).astype(np.float32)
+    rows = Scored(np.arange(400), label_N, logit_N, None, scenario_N, weight_N)
+    found = metrics_of(rows)
+    feed, search = (metrics_of(rows.only(scenario_N == name))["auc"] for name in ("feed", "search"))
+    assert (found["auc_scenario.feed"], found["auc_scenario.search"]) == (feed, search)
+    assert found["auc_scenario_macro"] == pytest.approx((feed + search) / 2)
+    copies = np.repeat(np.arange(400), weight_N.astype(int))
+    copied = metrics_of(Scored(copies, label_N[copies], logit_N[copies]))
+    assert found["auc_weighted"] == pytest.approx(copied["auc"])
+    assert found["auc"] != pytest.approx(copied["auc"])
+    for name in ("logloss", "normalized_entropy", "pcoc"):
+        assert found[name] == pytest.approx(copied[name])

@@ -93,7 +93,7 @@ def spans(zone: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return 0 if distance is None else distance.days * DAY + distance.seconds
 
     starts, offsets = [START], [offset(START)]
-    for low in range(START, END, DAY):
+    for low in range(START, END, DAY):  # no zone changes its clocks twice within a day
         last = offset(low + DAY)
         if last == offsets[-1]:
             continue

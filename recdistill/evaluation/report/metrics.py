@@ -13,23 +13,48 @@ from recdistill.evaluation.grouped import grouped_auc
 from recdistill.evaluation.significance import auc_ci
 
 Entry = dict[str, Any]
+SCENARIOS = 20  # named one by one in a report
 
 
 def metrics_of(scored: Scored) -> dict[str, float]:
-    """All metrics of one system on one split for one seed; NaN where a metric is not defined."""
+    """All metrics of one system on one split for one seed; NaN where a metric is not defined.
+
+    Row weights enter the log loss and the calibration metrics, and make an AUC of their own; the plain AUC is the one
+    that intervals and tests are about.
+    """
     found: dict[str, float] = {"auc": auc(scored.label_N, scored.logit_N)}
     if scored.group_N is not None:
         grouped = grouped_auc(scored.label_N, scored.logit_N, scored.group_N).as_dict()
         found |= {key: value for key, value in grouped.items() if key != "groups"}
+    weight_N = scored.weight_N
+    if weight_N is not None:
+        found["auc_weighted"] = auc(scored.label_N, scored.logit_N, weight_N=weight_N)
+    if scored.scenario_N is not None:
+        found |= by_scenario(scored)
     found |= {
-        "logloss": log_loss(scored.label_N, scored.logit_N),
-        "normalized_entropy": normalized_entropy(scored.label_N, scored.logit_N),
-        "ece": ece_equal_mass(scored.label_N, scored.score_N),
-        "pcoc": pcoc(scored.label_N, scored.score_N),
+        "logloss": log_loss(scored.label_N, scored.logit_N, weight_N=weight_N),
+        "normalized_entropy": normalized_entropy(scored.label_N, scored.logit_N, weight_N=weight_N),
+        "ece": ece_equal_mass(scored.label_N, scored.score_N, weight_N=weight_N),
+        "pcoc": pcoc(scored.label_N, scored.score_N, weight_N=weight_N),
         "rows": len(scored.label_N),
         "positives": int(scored.label_N.sum()),
     }
     return found
+
+
+def by_scenario(scored: Scored) -> dict[str, float]:
+    """The AUC within each of the largest scenarios, as ``auc_scenario.NAME``, and the mean over all of them.
+
+    A model may rank well over all traffic only because it tells the scenarios apart.
+    """
+    assert scored.scenario_N is not None
+    names, rows = np.unique(scored.scenario_N, return_counts=True)
+    parts = {str(n): scored.only(scored.scenario_N == n) for n in names[np.argsort(-rows, kind="stable")]}
+    found = {n: auc(part.label_N, part.logit_N) for n, part in parts.items()}
+    defined = [value for value in found.values() if not math.isnan(value)]
+    mean = float(np.mean(defined)) if defined else math.nan
+    largest = list(found.items())[:SCENARIOS]
+    return {"auc_scenario_macro": mean} | {f"auc_scenario.{n or 'none'}": value for n, value in largest}
 
 
 def summary(seeds: Sequence[Scored]) -> Entry:

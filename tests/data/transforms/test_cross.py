@@ -83,7 +83,7 @@ def test_raw_columns_that_are_no_keys_are_refused():
     declared = {"type": "cross", "of": ["a", "b"], "hash": 9}
     with pytest.raises(LogError, match=r"typed.of 'b': expected integers, whole floats, booleans or texts, found List"):
         fitted(declared, frame_of(a=[1], b=[[1]]))
-    with pytest.raises(LogError, match="typed.of 'a': expected integers, .* found Date"):
+    with pytest.raises(LogError, match=r"typed.of 'a': expected integers, .* found Date"):
         fitted(declared, frame_of(a=pl.Series([1]).cast(pl.Date), b=[1]))
 
 
