@@ -35,7 +35,7 @@ from recdistill.errors import LogError
 from recdistill.spec.columns import Bag, Binary
 from recdistill.spec.features import FeatureSpec
 
-FORMAT = 2  # raise whenever the same input would encode to something else
+FORMAT = 3  # raise whenever the same input would encode to something else
 SHARD_ROWS = 32 * GROUP_ROWS
 CHUNK_ROWS = 2 * GROUP_ROWS
 HISTORIES = "histories"  # a folder for values of history columns, while a log is encoded

@@ -102,7 +102,8 @@ def save_fitted(fitted: FittedSpec, folder: Path) -> None:
             if isinstance(value, VocabularyRows):
                 path = vocabulary_file(folder, vars(column)["table"])
                 if not path.exists():
-                    value.values.rename("value").to_frame().write_parquet(path, statistics=False)
+                    frame = pl.DataFrame({"value": value.values, "count": value.counts})
+                    frame.write_parquet(path, statistics=False)
                 state[key] = {"vocabulary": vars(column)["table"]}
             elif isinstance(value, HashedRows):
                 state[key] = {"hash": value.buckets}
@@ -128,8 +129,8 @@ def load_fitted(folder: Path) -> FittedSpec:
         match value:
             case {"vocabulary": str() as table}:
                 if table not in vocabularies:
-                    path = vocabulary_file(folder, table)
-                    vocabularies[table] = VocabularyRows(pl.read_parquet(path, glob=False)["value"])
+                    frame = pl.read_parquet(vocabulary_file(folder, table), glob=False)
+                    vocabularies[table] = VocabularyRows(frame["value"], frame["count"])
                 return vocabularies[table]
             case {"hash": int() as buckets}:
                 return HashedRows(buckets)

@@ -36,6 +36,14 @@ class FittedSpec:
         """Rows of each embedding table, by its name."""
         return {name: rows for column in self.columns.values() for name, rows in column.tables.items()}
 
+    def counts(self, table: str) -> NDArray[np.float64] | None:
+        """How often the value of each row of a table occurred in training, 0 for the reserved rows; None if hashed."""
+        for column in self.columns.values():
+            rows = getattr(column, "rows", None)
+            if table in column.tables and isinstance(rows, VocabularyRows) and getattr(column, "table", None) == table:
+                return np.concatenate([np.zeros(FIRST), rows.counts.to_numpy().astype(np.float64)])
+        return None
+
 
 def fit(spec: FeatureSpec, train: pl.LazyFrame, snapshots: Mapping[str, Snapshot] | None = None) -> FittedSpec:
     """The fitted columns of a spec, from its training rows.
@@ -62,7 +70,7 @@ def fit(spec: FeatureSpec, train: pl.LazyFrame, snapshots: Mapping[str, Snapshot
     counted, frames = found[: len(counts)], dict(zip(queries, found[len(counts) :], strict=True))
     rows: dict[str, Rows] = {n: HashedRows(c.hash) for n, c in vocabularied.items() if c.hash is not None}
     for owner, values in zip(owners, counted, strict=True):
-        rows[owner] = VocabularyRows(_whole(values[owner], learned))
+        rows[owner] = VocabularyRows(_whole(values[owner], learned), values["count"])
     statistics = summarised.row(0, named=True) | {f"{n}/unseen": s.unseen for n, s in known.items()}
     statistics |= numeric.moments(train, _standardised(learned), statistics)
     learned = replace(learned, rows=rows, statistics=statistics, frames=learned.frames | frames)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from recdistill.data.batch import Audience, Batch, Jagged, View, concat
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.transforms.hashing import bucket_of, hash_texts, key_hash, splitmix64
+from recdistill.data.unknown import Forgetting
 from recdistill.errors import LogError, VisibilityError
 
 Item = TypeVar("Item")
@@ -73,6 +74,7 @@ class Reader:
         selection: what is read of each row.
         thinning: what is set aside.
         post_event: where the encoded post-event columns lie, if not in the log's own folder (the shuffled control).
+        forgetting: which values of shuffled batches are taken for unknown ones.
 
     Raises:
         VisibilityError: the selection asks for a column in a view that does not hold it.
@@ -83,6 +85,7 @@ class Reader:
     selection: Selection
     thinning: Thinning = field(default_factory=Thinning)
     post_event: Path | None = None
+    forgetting: Forgetting | None = None
 
     def __post_init__(self) -> None:
         for name in self.selection.serving:
@@ -104,7 +107,11 @@ class Reader:
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(self.groups))
         windows = [[self.groups[i] for i in order[w : w + WINDOW_GROUPS]] for w in range(0, len(order), WINDOW_GROUPS)]
-        return read_ahead(self._batches(windows, batch, rng.permutation))
+        batches = self._batches(windows, batch, rng.permutation)
+        if self.forgetting is not None:
+            forgetting = self.forgetting
+            batches = (forgetting.apply(each, epoch) for each in batches)
+        return read_ahead(batches)
 
     def in_order(self, batch: int) -> Iterator[Batch]:
         """All rows in the order of the log."""

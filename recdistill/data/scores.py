@@ -1,7 +1,7 @@
 """Score files: what a member answered for every row of a split, keyed by row id."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +33,8 @@ class Scored:
 
     def only(self, rows_N: NDArray[np.bool_]) -> "Scored":
         """Some of the rows."""
-        further = (self.group_N, self.scenario_N, self.weight_N)
-        group_N, scenario_N, weight_N = (None if column is None else column[rows_N] for column in further)
-        kept = self.row_id_N[rows_N], self.label_N[rows_N], self.logit_N[rows_N]
-        return Scored(*kept, group_N, scenario_N, weight_N)
+        further = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(self, **{name: value[rows_N] for name, value in further.items()})
 
     @property
     def score_N(self) -> NDArray[np.float64]:

@@ -1,8 +1,8 @@
 """A log simulated from any feature spec: columns of the right types, a time order, and labels that can be learned.
 
-Every value of an embedded column has an effect, fixed by its hash; numbers act linearly. A hidden mood, and the serving
-columns, drive the labels; post-event columns are noisy traces of both. Side tables are not written: the log holds their
-columns itself, and `flat_spec` is the spec without its joins.
+A hidden mood, and the serving columns, drive the labels; post-event columns are noisy traces of both
+(`simulate_columns.py`). Side tables are not written: the log holds their columns itself, and `flat_spec` is the spec
+without its joins.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,17 +11,22 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
-from scipy import special
 
-from recdistill.data.transforms.hashing import splitmix64
+from recdistill.data.simulate_columns import (
+    Floats,
+    clock,
+    binary_trace,
+    clock,
+    in_order,
+    needs_clock,
+    post_event_columns,
+    serving_columns,
+)
 from recdistill.errors import LogError
-from recdistill.spec.columns import AnyColumn, Bag, Binary, History, Numeric, Vocabularied
+from recdistill.spec.columns import History
 from recdistill.spec.features import FeatureSpec, SplitByColumn, SplitByHash
 
-Floats = NDArray[np.float64]
 SHARES = {"train": 0.8, "valid": 0.1, "test": 0.1}
-MISSING_SHARE = 0.03
 
 
 def flat_spec(spec: FeatureSpec) -> FeatureSpec:
@@ -58,18 +63,18 @@ def simulate_spec(
     rng = np.random.default_rng([seed, 3])
     utility = np.zeros(rows)
     raw: dict[str, pl.Series] = {}
-    for name, column in spec.serving.items():
-        source = spec.source(name)
-        if source not in raw and not isinstance(column, History):
-            raw[source], effect = _column(name, column, rows, rng)
-            utility += effect / np.sqrt(len(spec.serving))
+    time = clock(spec, rows)
+    if needs_clock(spec):
+        raw[str(spec.time)] = time
+    for name, column in in_order(spec.serving):
+        new, effect = serving_columns(name, column, raw, time, rng)
+        raw |= new
+        utility += effect / np.sqrt(len(spec.serving))
     mood = rng.normal(0, 0.7, rows)
     want = 1.5 * utility + mood
-    for name, column in spec.post_event.items():
-        source = spec.source(name)
-        if source not in raw and not isinstance(column, History):
-            raw[source] = _trace(column, want, rng)
-    raw |= _roles(spec, rows, rng, raw)
+    for name, column in in_order(spec.post_event):
+        raw |= post_event_columns(name, column, raw, want, time, rng)
+    raw |= _roles(spec, time, rng, raw)
     raw |= _of_histories(spec, want, rng, raw)
     for name, value in (where or {}).items():
         raw[name] = pl.Series([value[0] if isinstance(value, list) else value] * rows)
@@ -91,61 +96,17 @@ def simulate_spec(
     progress(rows)
 
 
-def _column(name: str, column: AnyColumn, rows: int, rng: np.random.Generator) -> tuple[pl.Series, Floats]:
-    """A serving column and its effect on each row."""
-    missing = rng.random(rows) < MISSING_SHARE
-    if isinstance(column, Bag):
-        lengths = rng.integers(0, 6, rows)
-        elements = rng.zipf(1.5, int(lengths.sum())) % 200
-        owner = np.repeat(np.arange(rows), lengths)
-        effect = np.bincount(owner, _effect(name, elements), rows) / np.maximum(lengths, 1)
-        lists = np.split(elements, np.cumsum(lengths)[:-1])
-        if column.separator is not None:
-            return pl.Series([column.separator.join(map(str, v)) for v in lists]), effect
-        return pl.Series([v.tolist() for v in lists], dtype=pl.List(pl.Int64)), effect
-    if isinstance(column, Vocabularied):
-        size = max(20, rows // 50) if column.type == "id" else 12
-        code = (rng.beta(1, 2, rows) * size).astype(np.int64)
-        return pl.Series(code).set(pl.Series(missing), None), np.where(missing, 0.0, _effect(name, code))
-    if isinstance(column, Numeric):
-        value: NDArray[Any] = np.round(np.exp(rng.normal(3, 1, rows)), 3)
-        return pl.Series(value).set(pl.Series(missing), None), np.where(missing, 0.0, np.log(value) - 3)
-    flag = rng.random(rows) < 0.3
-    return pl.Series(flag.astype(np.int8)), flag.astype(np.float64) - 0.3
-
-
-def _effect(name: str, value: NDArray[np.int64]) -> Floats:
-    """A standard normal effect for each value, fixed by the column's name and the value."""
-    salt = np.int64(sum(name.encode()))
-    uniform = (splitmix64(value * 1_000_003 + salt) >> np.int64(11)).astype(np.float64) / 2.0**53 + 0.5
-    return special.ndtri(np.clip(uniform, 1e-6, 1 - 1e-6))
-
-
-def _trace(column: AnyColumn, want: Floats, rng: np.random.Generator) -> pl.Series:
-    """A post-event column that tells something of what the user wanted."""
-    noisy = want + rng.normal(0, 0.5, len(want))
-    if isinstance(column, Binary):
-        return pl.Series((rng.random(len(want)) < special.expit(want - 0.5)).astype(np.int8))
-    if isinstance(column, Numeric):
-        return pl.Series(np.round(np.exp(3 + 0.5 * noisy), 3))
-    bands = np.clip(np.floor(noisy * 2), -4, 4).astype(np.int64) + 4
-    if isinstance(column, Bag):
-        if column.separator is not None:
-            return pl.Series([column.separator.join(["1"] * int(b)) for b in bands])
-        return pl.Series([[1] * int(b) for b in bands], dtype=pl.List(pl.Int64))
-    return pl.Series(bands)
-
-
 def _roles(
-    spec: FeatureSpec, rows: int, rng: np.random.Generator, raw: Mapping[str, pl.Series]
+    spec: FeatureSpec, time: pl.Series, rng: np.random.Generator, raw: Mapping[str, pl.Series]
 ) -> dict[str, pl.Series]:
     """Columns of roles that are no typed columns: identity, time, group, weight, scenario, references, the split."""
+    rows = len(time)
     made: dict[str, pl.Series] = {}
     if isinstance(spec.split, SplitByColumn):
         made[spec.split.column] = _split_values(spec.split, rows)
     taken = {*raw, *made}
     if spec.time is not None and spec.time not in taken:
-        made[spec.time] = pl.Series(1_650_000_000_000 + np.arange(rows) * 1000)
+        made[spec.time] = time
     key = spec.split.hash.key if isinstance(spec.split, SplitByHash) else None
     for role in (spec.group, spec.scenario, None if key in spec.row_id else key):
         if role is not None and role not in taken and role not in made:
@@ -168,7 +129,7 @@ def _of_histories(
     made: dict[str, pl.Series] = {}
     for source in dict.fromkeys(source for column in histories for source in column.sources("")):
         if source in outcomes and source not in raw:
-            made[source] = _trace(Binary(type="binary"), want, rng)
+            made[source] = binary_trace(want, rng)
         elif source not in raw:
             made[source] = pl.Series(rng.integers(0, max(2, len(want) // 20), len(want)))
     return made

@@ -9,7 +9,7 @@ import torch
 
 from recdistill.distill.member import Member, Phase
 from recdistill.distill.schedule import SCHEDULES, Schedule
-from recdistill.distill.signal import SIGNALS, Column, Embed, Hidden, Logit, Signal
+from recdistill.distill.signal import SIGNALS, Attention, Column, Embed, Hidden, Logit, Signal
 from recdistill.distill.term import SELECTORS, Selector, Term
 from recdistill.errors import RecdistillError, SpecError
 from recdistill.losses.catalog import LIST, LOSSES
@@ -21,7 +21,7 @@ from recdistill.spec.job import Job, MemberSpec, columns_of
 from recdistill.spec.strict import nearest
 from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, TermSyntaxError, parse_term
 
-TAPS = ("logit", "hidden", "embed")
+TAPS = ("logit", "hidden", "embed", "attention")
 OVER = ("selected", "batch")
 
 
@@ -302,14 +302,23 @@ def _tap(c: _Compiler, member: str, rest: list[str | int], name: Name, place: st
             return Hidden(member, layer)
         case ["embed"]:
             return Embed(member)
+        case ["attention", str() as column] if column in (sequences := _sequences(c, member)):
+            return Attention(member, sequences.index(column))
     taps = [
         f"{member}.logit",
         *(f"{member}.logit.{label}" for label in c.job.label),
         f"{member}.hidden[-1]",
         f"{member}.embed",
+        *(f"{member}.attention.{column}" for column in _sequences(c, member)),
     ]
     c.problems.append(f"{place}: {name} is no output; {nearest(str(name), taps)} (outputs: {', '.join(TAPS)})")
     return None
+
+
+def _sequences(c: _Compiler, member: str) -> list[str]:
+    """The sequences of a member, in the order in which its head pools them."""
+    serving, privileged = columns_of(c.job.members[member].view, c.spec, c.job.privileged)
+    return [column for column in (*serving, *privileged) if c.spec.columns[column].type == "sequence"]
 
 
 def _fits(c: _Compiler, function: Callable[..., Any], call: Call, place: str) -> bool:

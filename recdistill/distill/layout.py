@@ -205,14 +205,13 @@ def _member_layout(member: Member, homes: dict[str, str], banks: dict[str, Bank]
     floats = [c for c in (*member.serving, *member.privileged) if not is_embedded(spec, c)]
     for column in floats:
         add(column, 1, embedded=False)
+    by_name = {feature.name: Piece(name, *banks[name].columns(feature), feature) for name, feature in mine}
     sequences = []
-    for name, feature in mine:
-        if feature.form == "sequence":
-            gaps = next((f for _, f in mine if f.form == "gaps" and f.column == feature.column), None)
-            tokens = Piece(name, *banks[name].columns(feature), feature)
-            added = None if gaps is None else Piece(name, *banks[name].columns(gaps), gaps)
-            sequences.append(SequencePiece(feature.column, feature.audience, tokens, added))
-            add(feature.column, tokens.width, embedded=True)
+    for column in (*member.serving, *member.privileged):
+        tokens = by_name.get(column)
+        if tokens is not None and tokens.feature is not None and tokens.feature.form == "sequence":
+            sequences.append(SequencePiece(column, tokens.feature.audience, tokens, by_name.get(f"{column}/gaps")))
+            add(column, tokens.width, embedded=True)
     serving = tuple(c for c in floats if c in member.serving)
     privileged = tuple(floats[len(serving) :])
     banks_used = tuple(dict.fromkeys(name for name, _ in mine))

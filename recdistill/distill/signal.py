@@ -85,6 +85,23 @@ class Embed:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """``member.attention.column``: the weights that a member gives the tokens of a sequence, (B, L), zeros behind."""
+
+    member: str
+    sequence: int
+
+    @property
+    def members(self) -> frozenset[str]:
+        """The member itself."""
+        return frozenset({self.member})
+
+    def value(self, scene: Scene) -> Tensor:
+        """The weights of each row, (B, L)."""
+        return scene.outputs[self.member].attention[self.sequence]
+
+
+@dataclass(frozen=True)
 class Column:
     """A raw binary column, for example the label: (B,), NaN where it is not known."""
 

@@ -45,11 +45,14 @@ class TableStep(Strict):
         lr: learning rate.
         eps: added to the root of the accumulated squares (not used by ``sgd``).
         l2: weight of the penalty ``l2 / 2 * |vector|^2`` on the looked-up vectors, averaged over the rows of a batch.
+        l2_rare: the same divided by how often the value occurs in training, so that each value is pulled back as much
+            per epoch, however rare it is (pooled lists and hashed columns are left out).
     """
 
     lr: float = Field(0.02, gt=0)
     eps: float = Field(1e-8, gt=0)
     l2: float = Field(0.0, ge=0)
+    l2_rare: float = Field(0.0, ge=0)
 
 
 class TableOptimizer(Strict):
@@ -87,6 +90,18 @@ class StopRule(Strict):
     keep: Literal["best", "last"] = "best"
 
 
+class Unknown(Strict):
+    """Values that are replaced by *unknown* while training, so that its row is learned.
+
+    Attributes:
+        rate: the share of values of each vocabulary that is replaced.
+        rare: replaces a value that occurs n times with probability ``rare / (rare + n)``, so rare ones most often.
+    """
+
+    rate: float = Field(0.0, ge=0, lt=1)
+    rare: float = Field(0.0, ge=0)
+
+
 class TrainSpec(Strict):
     """How members are trained.
 
@@ -100,6 +115,7 @@ class TrainSpec(Strict):
         refit: after choosing the number of steps on validation, train again on train + valid for as many epochs.
         negative_keep_rate: share of the negative training rows that is used; scores are corrected for it.
         keep_labels: share of the rows trained on whose label is kept (an experiment on scarce labels).
+        unknown: how often known values are taken for unknown ones.
         threads: of PyTorch; by default one per core.
     """
 
@@ -112,4 +128,5 @@ class TrainSpec(Strict):
     refit: bool = False
     negative_keep_rate: float = Field(1.0, gt=0, le=1)
     keep_labels: float = Field(1.0, gt=0, le=1)
+    unknown: Unknown = Unknown()
     threads: int | None = Field(None, ge=1)

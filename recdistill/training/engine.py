@@ -147,9 +147,9 @@ class Engine:
         if total is None:
             return losses
         total.backward()
-        l2 = self.settings.tables.step.l2 / len(batch)
+        tables = self.settings.tables.step
         for lookup in lookups.values():
-            lookup.push(l2)
+            lookup.push(tables.l2 / len(batch), tables.l2_rare / len(batch))
         for optimizer in optimizers:
             sum_gradients(optimizer)
             optimizer.step()

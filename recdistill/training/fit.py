@@ -18,12 +18,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.permute import permute_privileged
 from recdistill.data.reader import Reader, Selection, Thinning
 from recdistill.data.scores import write_scores
+from recdistill.data.unknown import Forgetting
 from recdistill.distill.compile import Plan
 from recdistill.distill.layout import is_embedded, lay_out
 from recdistill.spec.train import TrainSpec
@@ -107,12 +110,23 @@ def fit(training: Training, folder: Path, listen: Listener = silent) -> Cast:
 def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, warm: bool = True) -> Cast:
     """The members of a plan with initial parameters; with ``warm`` those of another run for whom the job says so."""
     layout = lay_out(plan.members, log.spec, log.fitted.tables)
-    tables = Tables(layout, settings.tables, std=settings.table_std, seed=seed)
+    rarity = rarity_by_table(log) if settings.tables.step.l2_rare else {}
+    tables = Tables(layout, settings.tables, std=settings.table_std, seed=seed, rarity=rarity)
     cast = Cast(plan.members, layout, tables, log.spec, labels=plan.labels, precision=settings.precision, seed=seed)
     for member in plan.members:
         if warm and member.warm_start is not None:
             warm_start(cast, member, member.warm_start, log.fitted)
     return cast
+
+
+def rarity_by_table(log: EncodedLog) -> dict[str, Tensor]:
+    """1 / n for each row of a table with a vocabulary, where its value occurs n times in training."""
+    found = {}
+    for table in log.fitted.tables:
+        counts = log.fitted.counts(table)
+        if counts is not None:
+            found[table] = torch.from_numpy(np.where(counts > 0, 1 / np.maximum(counts, 1), 0).astype(np.float32))
+    return found
 
 
 def selection(plan: Plan, log: EncodedLog) -> Selection:
@@ -133,6 +147,7 @@ def _read_by(plan: Plan, log: EncodedLog, audience: str) -> tuple[str, ...]:
 def _engine(training: Training, log: EncodedLog, splits: tuple[str, ...], folder: Path, listen: Listener) -> Engine:
     thinning = Thinning(training.seed, training.settings.keep_labels, training.settings.negative_keep_rate)
     train = _reader(training, log, splits, folder, thinning)
+    train.forgetting = Forgetting.of(log.fitted, training.settings.unknown, training.seed)
     valid = _reader(training, log, ("valid",), folder) if "valid" not in splits else None
     cast = build_cast(training.plan, training.settings, log, seed=training.seed)
     return Engine(cast, train, valid, training.settings, training.seed, listen)

@@ -11,7 +11,7 @@ Rules that keep it exact, each measured (see the tests):
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,22 +68,30 @@ def device() -> torch.device:
 class Lookup:
     """The vectors of a bank for one batch, and the detached leaf on which members work.
 
-    In a bank of tokens ``spans`` holds the lines of each feature; otherwise a line is a row of the batch.
+    In a bank of tokens ``spans`` holds the lines of each feature; otherwise a line is a row of the batch. ``rarity_BW``
+    is 1 / n for each looked-up vector whose value occurs n times in training, if a penalty needs it.
     """
 
     pooled: Tensor
     leaf_BW: Tensor
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
+    rarity_BW: Tensor | None = None
 
-    def push(self, l2_per_row: float = 0.0) -> None:
+    def push(self, l2: float = 0.0, l2_rare: float = 0.0) -> None:
         """Send the gradient collected on the leaf into the tables, where the fused optimizer steps at once.
 
         Args:
-            l2_per_row: weight of the penalty ``|vector|^2 / 2`` of each row.
+            l2: weight of the penalty ``|vector|^2 / 2`` of each looked-up vector.
+            l2_rare: the same, times the rarity of the value.
         """
         gradient = self.leaf_BW.grad
-        if gradient is not None:
-            self.pooled.backward(gradient.add(self.leaf_BW.detach(), alpha=l2_per_row) if l2_per_row else gradient)
+        if gradient is None:
+            return
+        if l2:
+            gradient = gradient.add(self.leaf_BW.detach(), alpha=l2)
+        if self.rarity_BW is not None:
+            gradient = gradient.addcmul(self.leaf_BW.detach(), self.rarity_BW, value=l2_rare)
+        self.pooled.backward(gradient)
 
 
 class Tables:
@@ -94,10 +102,20 @@ class Tables:
         optimizer: the fused optimizer of all tables.
         std: standard deviation of initial rows; the rows for missing and unknown values begin at zero.
         seed: of the initial rows.
+        rarity: for tables whose rare values are penalised, 1 / n of each row, 0 where no penalty is wanted.
     """
 
-    def __init__(self, layout: Layout, optimizer: TableOptimizer, *, std: float, seed: int) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        optimizer: TableOptimizer,
+        *,
+        std: float,
+        seed: int,
+        rarity: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.banks = layout.banks
+        self.rarity = rarity or {}
         self.model: DistributedModelParallel | None = None
         self._single: dict[int, tuple[Tensor, Tensor]] = {}
         if not self.banks:
@@ -149,7 +167,8 @@ class Tables:
                     f"tables of {name}: TorchRec returned {vectors.keys()}; expected the order of the bank"
                 )
             pooled = vectors.values()
-        return Lookup(pooled, pooled.detach().requires_grad_(train), spans)
+        rarity_BW = rarity_of(bank, batch, spans, pooled, self.rarity) if train and self.rarity else None
+        return Lookup(pooled, pooled.detach().requires_grad_(train), spans, rarity_BW)
 
     def _features(self, bank: Bank, batch: Batch) -> KeyedJaggedTensor:
         """The bank's columns of a batch, complete with offsets so that TorchRec derives nothing."""
@@ -211,6 +230,21 @@ class Tables:
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
             self.model.fused_optimizer.zero_grad()
             self.model.fused_optimizer.step()
+
+
+def rarity_of(
+    bank: Bank, batch: Batch, spans: Mapping[str, tuple[int, int]], pooled: Tensor, rarity: Mapping[str, Tensor]
+) -> Tensor:
+    """The rarity of the value behind each looked-up vector, as wide as the vectors; 0 for pooled lists."""
+    found = torch.zeros_like(pooled)
+    for feature in bank.features:
+        if feature.table not in rarity or feature.form not in ("single", "sequence"):
+            continue
+        values_L, _, _ = _lines(feature, view_of(batch, feature.audience))
+        first, end = spans.get(feature.name, (0, len(batch)))
+        start, width = bank.columns(feature)
+        found[first:end, start : start + width] = rarity[feature.table][values_L].unsqueeze(1)
+    return found
 
 
 def token_features(bank: Bank, batch: Batch) -> tuple[KeyedJaggedTensor, dict[str, tuple[int, int]]]:

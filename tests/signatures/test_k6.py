@@ -63,7 +63,7 @@ def linear(folder: Path) -> Lab:
         "members.student.net": {"mlp": []},
         "members.teacher.net": {"deepfm": {"mlp": [8]}},
         "members.teacher.dropout": 0.0,
-        "train": {"batch": 128, "table_std": 1.0},
+        "train": {"batch": 128, "table_std": 3.0},
     }
     return segments(folder, 0, (256, 100, 100), overrides)
 

@@ -25,6 +25,9 @@ from tests.signatures.lab import SPLIT, Lab, mean_auc, same, splits
 ROW = "applications/privileged_features"
 NO_DROPOUT = {"members.student.dropout": 0.0, "members.teacher.dropout": 0.0}
 SWAPPED = 500  # a step of the audit (of 1000) at which the teacher's word counts
+# The plain arm keeps the weight of the label after the swap, a tenth, so that Adam would hardly move; with no teacher
+# beside it, the label has its full weight.
+ALONE = {"phases.0.terms.0": "bce(student.logit, label)"}
 GEND = {"members.teacher.view": ["privileged"]}
 LIVE = {"phases.0.terms.1": "soft(student.logit, live(teacher.logit)) * step(0, 0.9, at=0.1)"}
 CONSTANT = {
@@ -190,16 +193,19 @@ def test_the_students_scores_do_not_depend_on_privileged_columns(tmp_path: Path)
 
 
 def confounded(folder: Path, seed: int) -> Lab:
-    """Goods with a high x0 are looked at for long and sell rarely, so dwell time alone misleads."""
+    """Goods with a high x0 are looked at for long and sell rarely; the labels of a quarter of the rows are known."""
     rng = np.random.default_rng(seed)
-    rows = (3000, 1500, 10000)
+    rows = (12000, 1500, 10000)
+    part = splits(rows)
     x = rng.normal(size=(sum(rows), 8))
     w = 0.35 * rng.normal(size=8)
     useful = x @ w + 0.6 * x[:, 1] * x[:, 2] - 0.8 * x[:, 0] + rng.normal(size=len(x))
+    y = rng.random(len(x)) < 1 / (1 + np.exp(3 - useful))
+    known = (part > 0) | (np.arange(len(x)) % 4 == 0)
     columns = {f"x{i}": x[:, i] for i in range(8)} | {
         "z": useful + 2.5 * x[:, 0] + 0.3 * rng.normal(size=len(x)),
-        "y": (rng.random(len(x)) < 1 / (1 + np.exp(3 - useful))).astype(np.int8),
-        "part": splits(rows),
+        "y": [int(label) if told else None for label, told in zip(y, known, strict=True)],
+        "part": part,
     }
     spec = {
         "split": SPLIT,
@@ -212,7 +218,8 @@ def confounded(folder: Path, seed: int) -> Lab:
         "members.student.net": {"mlp": [32, 16]},
         "members.teacher.net": {"mlp": [32, 16]},
         "members.teacher.view": ["serving", "privileged"],
-        "train": {"batch": 128, "dense": {"adam": {"lr": 0.003}}, "stop": {"every": 20, "patience": 10}},
+        "members.teacher.dense": {"adam": {"lr": 0.003, "weight_decay": 0.003}},
+        "train": {"batch": 512, "dense": {"adam": {"lr": 0.003}}},
         **NO_DROPOUT,
     }
     return Lab(folder / str(seed), ROW, columns, spec, overrides)
@@ -223,20 +230,32 @@ def check_both_views_help_and_one_harms(auc: float, plain: float, gend: float) -
     assert auc - gend > 0.04
 
 
-def run_confounded(labs: list[Lab]) -> None:
-    plain, gend = mean_auc(labs, "student", arm="plain"), mean_auc(labs, "student", GEND)
+def check_gain_is_more_than_smoothing(auc: float, plain: float, shuffled: float) -> None:
+    assert auc - plain > 0.003
+    assert auc - shuffled > 0.003
+
+
+def test_a_teacher_on_both_views_helps_where_dwell_time_misleads(tmp_path: Path) -> None:
+    labs = [confounded(tmp_path, 0)]
+    plain, gend = mean_auc(labs, "student", ALONE, "plain"), mean_auc(labs, "student", GEND)
     check_both_views_help_and_one_harms(mean_auc(labs, "student"), plain, gend)
     with pytest.raises(AssertionError):
         check_both_views_help_and_one_harms(gend, plain, gend)
 
 
-def test_a_teacher_on_both_views_helps_where_dwell_time_misleads(tmp_path: Path) -> None:
-    run_confounded([confounded(tmp_path, 0)])
-
-
 @pytest.mark.signature
 def test_a_teacher_on_both_views_helps_where_dwell_time_misleads_over_seeds(tmp_path: Path) -> None:
-    run_confounded([confounded(tmp_path, seed) for seed in range(8)])
+    labs = [confounded(tmp_path, seed) for seed in range(8)]
+    auc, plain = mean_auc(labs, "student"), mean_auc(labs, "student", ALONE, "plain")
+    gend, shuffled = mean_auc(labs, "student", GEND), mean_auc(labs, "student", arm="shuffled")
+    check_both_views_help_and_one_harms(auc, plain, gend)
+    check_gain_is_more_than_smoothing(auc, plain, shuffled)
+    for wrong in (gend, mean_auc(labs, "student", LIVE)):
+        with pytest.raises(AssertionError):
+            check_both_views_help_and_one_harms(wrong, plain, gend)
+    for wrong in (shuffled, mean_auc(labs, "student", {"members.teacher.view": ["serving"]})):
+        with pytest.raises(AssertionError):
+            check_gain_is_more_than_smoothing(wrong, plain, shuffled)
 
 
 # 4: the gain is not monotone
@@ -245,8 +264,8 @@ KAPPAS = (0.0, 0.3, 0.6, 1.0)
 FROM_LABELS = {"phases.0.terms.1": "bce(student.logit, label) * 0.9"}
 
 
-def revealing(folder: Path, seed: int, *, steps: int, lr: float) -> Lab:
-    """Columns z0 ... z3 that tell more and more of the noise that decided the label; few rows, linear members."""
+def revealing(folder: Path, seed: int, *, steps: int = 400, lr: float = 0.03) -> Lab:
+    """Columns z0 ... z3 that tell more and more of the luck that decides the label; few rows, linear members."""
     rng = np.random.default_rng(seed)
     rows, d = (300, 200, 10000), 50
     x = rng.normal(size=(sum(rows), d))
@@ -265,7 +284,7 @@ def revealing(folder: Path, seed: int, *, steps: int, lr: float) -> Lab:
         "members.teacher.net": {"mlp": []},
         "members.teacher.view": ["serving", "privileged"],
         "members.teacher.dense": {"adam": {"lr": lr, "weight_decay": 0.01}},
-        "members.student.dense": {"adam": {"lr": lr, "weight_decay": 0.1}},
+        "members.student.dense": {"adam": {"lr": lr, "weight_decay": 0.03}},
         "phases.0.epochs": None,
         "phases.0.steps": steps,
         "train": {"batch": rows[0], "stop": {"every": steps, "keep": "last"}},
@@ -289,7 +308,7 @@ def curve(labs: list[Lab], columns: list[str], wrong: Mapping[str, Any] | None =
     """The curve of the job, of a twin, or of an arm in its place; plain and shuffled are always the job's own."""
     points = []
     for seed, lab in enumerate(labs):
-        plain = lab.fit(seed=seed, arm="plain").auc("student")
+        plain = lab.fit(ALONE, seed=seed, arm="plain").auc("student")
         for column in columns:
             shuffled = lab.fit({"privileged": [column]}, seed=seed, arm="shuffled").auc("student")
             found = lab.fit({"privileged": [column], **(wrong or {})}, seed=seed, arm=arm)
@@ -300,9 +319,12 @@ def curve(labs: list[Lab], columns: list[str], wrong: Mapping[str, Any] | None =
 
 def check_gain_peaks_inside(found: Curve) -> None:
     assert (np.diff(found.teacher) > 0.005).all(), "a column that tells more makes no better teacher"
-    assert (found.gain > 0.001).all(), "the student gains nothing over plain"
     ends = max(found.over_shuffled[0], found.over_shuffled[-1])
-    assert found.over_shuffled[1:-1].max() > ends + 0.0025, "the gain over a permuted column is monotone"
+    assert found.over_shuffled[1:-1].max() > ends + 0.0017, "the gain over a permuted column is monotone"
+
+
+def check_student_gains(found: Curve) -> None:
+    assert (found.gain > 0.0005).all(), "the student gains nothing over plain"
 
 
 def test_the_gain_peaks_where_the_column_tells_something_but_not_all(tmp_path: Path) -> None:
@@ -311,20 +333,26 @@ def test_the_gain_peaks_where_the_column_tells_something_but_not_all(tmp_path: P
 
 @pytest.mark.signature
 def test_the_gain_peaks_inside_over_seeds(tmp_path: Path) -> None:
-    labs = [revealing(tmp_path, seed, steps=400, lr=0.03) for seed in range(6)]
-    check_gain_peaks_inside(curve(labs, ["z0", "z1", "z2", "z3"]))
+    found = curve([revealing(tmp_path, seed) for seed in range(6)], ["z0", "z1", "z2", "z3"])
+    check_gain_peaks_inside(found)
+    check_student_gains(found)
+
+
+@pytest.mark.signature
+def test_targets_from_the_labels_give_no_gain(tmp_path: Path) -> None:
+    found = curve([revealing(tmp_path, seed) for seed in range(2)], ["z0", "z1", "z3"], FROM_LABELS)
+    for check in (check_gain_peaks_inside, check_student_gains):
+        with pytest.raises(AssertionError):
+            check(found)
 
 
 @pytest.mark.signature
 @pytest.mark.parametrize(
     ("wrong", "arm"),
-    [(FROM_LABELS, "main"), ({"members.teacher.view": ["serving"]}, "main"), ({}, "shuffled")],
-    ids=["targets from the labels", "teacher without the column", "permuted column"],
+    [({"members.teacher.view": ["serving"]}, "main"), ({}, "shuffled")],
+    ids=["teacher without the column", "permuted column"],
 )
-def test_without_the_teachers_knowledge_there_is_no_such_peak(
-    tmp_path: Path, wrong: Mapping[str, Any], arm: str
-) -> None:
-    labs = [revealing(tmp_path, seed, steps=400, lr=0.03) for seed in range(2)]
-    found = curve(labs, ["z0", "z1", "z3"], wrong, arm)
+def test_smoothing_has_no_peak(tmp_path: Path, wrong: Mapping[str, Any], arm: str) -> None:
+    found = curve([revealing(tmp_path, seed) for seed in range(2)], ["z0", "z1", "z3"], wrong, arm)
     with pytest.raises(AssertionError):
         check_gain_peaks_inside(found)

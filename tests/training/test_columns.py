@@ -2,8 +2,7 @@
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,8 @@ from recdistill.export.bare import tensors
 from recdistill.export.serving import describe_inputs, serving_student
 from recdistill.spec.job import Job
 from recdistill.spec.load import parse_job
+from recdistill.spec.train import TableOptimizer, TableStep
+from recdistill.training.audit import audit
 from recdistill.training.engine import Engine
 from recdistill.training.fit import build_cast, reader_of
 from recdistill.training.sharding import process_group
@@ -74,10 +75,11 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder, rows, rng = tmp_path_factory.mktemp("columns"), 400, np.random.default_rng(0)
     clicks, tags = lists(rng, rows, 6, 30), lists(rng, rows, 3, 9)
     now = np.arange(rows) * 1000 + 10**6
+    gaps = [np.sort(rng.integers(0, 10**6, len(c)))[::-1] for c in clicks]
     raw = pl.DataFrame(
         {
             "item": rng.integers(1, 30, rows), "city": rng.integers(0, 5, rows), "clicks": clicks, "now": now,
-            "then": [(t - np.sort(rng.integers(0, 10**6, len(c)))[::-1]).tolist() for t, c in zip(now, clicks, strict=True)],
+            "then": [(t - gap).tolist() for t, gap in zip(now, gaps, strict=True)],
             "seen": lists(rng, rows, 3, 30), "tags": tags, "strengths": [rng.random(len(t)).tolist() for t in tags],
             "price": rng.normal(size=rows), "after": lists(rng, rows, 4, 50), "y": rng.integers(0, 2, rows),
             "part": np.repeat([0, 1, 2], [300, 50, 50]),
@@ -204,4 +206,45 @@ def test_mistakes_in_widths_and_poolings_are_named(bench: Bench, member: dict[st
     raw["phases"] = [{"steps": 5, "terms": TERMS[:1]}]
     raw["privileged"] = []
     with pytest.raises(SpecError, match=message):
+        parse_job(raw, "test", check=problems_of)
+
+
+def test_rare_values_are_pulled_back_in_proportion_to_their_rarity(bench: Bench) -> None:
+    """Two steps without any loss on a vector but the penalty: the pull times the number of occurrences is the same."""
+    settings = bench.job.train.model_copy(update={"tables": TableOptimizer(sgd=TableStep(lr=1.0, l2_rare=0.5))})
+    cast = build_cast(bench.plan, settings, bench.log, seed=0)
+    engine = Engine(cast, reader_of(bench.plan, bench.log, ("train",)), None, settings, 0)
+    (silenced,) = [replace(phase, terms=tuple(term * 0.0 for term in phase.terms)) for phase in bench.plan.phases]
+    batch = next(iter(engine.train.in_order(64)))
+    before = {(b, t): shard.clone() for b in cast.layout.banks for t, shard, _ in cast.tables.shards(b)}
+    live = replace(silenced, terms=tuple(replace(term, scale=1e-30) for term in silenced.terms))
+    engine.step(live, batch, 0, 5, [])
+    for table, columns in {"city": ["city"], "item": ["item", "clicks"]}.items():
+        bank = "student" if table == "city" else "student-tokens"
+        (shard,) = (s for t, s, _ in cast.tables.shards(bank) if t == table)
+        counts = bench.log.fitted.counts(table)
+        assert counts is not None
+        view = batch.serving
+        ids = torch.cat([view.ids((c,))[0] if c in view.id_names else view.bag(c).values_L for c in columns])
+        seen = torch.bincount(ids, minlength=len(counts))
+        factor = 1 - 0.5 / 64 * seen / torch.from_numpy(np.maximum(counts, 1))
+        factor[:2] = 1  # reserved rows have no count
+        expected = before[bank, table] * factor.float().unsqueeze(1)
+        assert torch.allclose(shard, expected, atol=1e-6), table
+        assert not torch.allclose(shard, before[bank, table], atol=1e-6)
+
+
+def test_attention_can_be_distilled(bench: Bench) -> None:
+    raw = bench.job.model_dump(mode="json", exclude_defaults=True)
+    raw["members"]["teacher"]["pool"] = {"clicks": {"target_attention": {"target": "item", "normalise": True}}}
+    raw["phases"] = [{"steps": 5, "terms": [TERMS[1], "l2(student.attention.clicks, teacher.attention.clicks)"]}]
+    job, spec = parse_job(raw, "test", check=problems_of)
+    plan = compile_job(job, spec)
+    cast = build_cast(plan, job.train, bench.log, seed=0)
+    batch = next(iter(reader_of(plan, bench.log, ("train",)).in_order(64)))
+    hint = audit(cast, plan.phases[0], batch)[1]
+    assert hint.reaches("student") and not hint.reaches("teacher")
+    assert any("pools" in name for name in hint.dense)
+    raw["phases"][0]["terms"][1] = "l2(student.attention.tags, teacher.attention.clicks)"
+    with pytest.raises(SpecError, match=r"did you mean 'student\.attention\.clicks'"):
         parse_job(raw, "test", check=problems_of)

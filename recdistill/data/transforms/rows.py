@@ -20,9 +20,10 @@ MISSING, UNKNOWN, FIRST = 0, 1, 2
 
 @dataclass(frozen=True)
 class VocabularyRows:
-    """Known values in the order of their rows, most frequent first; Int64 or String."""
+    """Known values in the order of their rows, most frequent first; Int64 or String; and how often each occurred."""
 
     values: pl.Series
+    counts: pl.Series
     unknown: ClassVar[str] = "the row for unknown values"
 
     @property
