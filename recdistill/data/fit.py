@@ -95,9 +95,14 @@ def check_types(fitted: FittedSpec, spec: FeatureSpec, schema: pl.Schema) -> Non
     for name, raw in element_types(spec, schema).items():
         for source, dtype in raw.items():
             known = fitted.columns[name].raw[source]
-            if _kind(dtype, name) != _kind(known, name) or (dtype == pl.UInt64) != (known == pl.UInt64):
+            alike = _kind(dtype, name) == _kind(known, name) and (dtype == pl.UInt64) == (known == pl.UInt64)
+            listed = isinstance(schema[source], pl.List), source in fitted.columns[name].lists
+            if not alike or listed[0] != listed[1]:
+                here, there = (
+                    f"List({t})" if is_list else t for t, is_list in zip((dtype, known), listed, strict=True)
+                )
                 raise LogError(
-                    f"{name}: is {dtype} here, but was {known} when it was fitted; cast the column in the log"
+                    f"{name}: is {here} here, but was {there} when it was fitted; cast the column in the log"
                 )
 
 

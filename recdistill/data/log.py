@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from recdistill.data import past
 from recdistill.data.transforms.hashing import bucket_of, hash_texts, hashable, key_hash, splitmix64
 from recdistill.errors import LogError
 from recdistill.spec.features import FeatureSpec, Join, SplitByColumn, SplitByHash, SplitByTime
@@ -104,9 +105,11 @@ def open_log(
     """
     where = where or {}
     frame = scan(path)
-    needed = raw_columns(spec, where, learn=learn)
-    wanted = list(dict.fromkeys([*needed, *optional]))
     origin = dict.fromkeys(frame.collect_schema().names(), path)
+    built = past.pasts(spec, origin)
+    used = [raw for raw in raw_columns(spec, where, learn=learn) if raw not in past.made(built)]
+    needed = list(dict.fromkeys([*used, *past.needed(built, spec.time)]))
+    wanted = list(dict.fromkeys([*needed, *optional]))
     frame = frame.with_row_index("__row__")
     keys = {key for join in spec.join.values() for key in join.keys}
     _check_files(path, [*wanted, *keys])
@@ -120,11 +123,19 @@ def open_log(
     schema = frame.collect_schema()
     for key in spec.row_id:
         _check_hashable(schema[key], f"row_id {key!r}")
-    frame = frame.with_columns(_row_id(spec.row_id).alias(ROW_ID)).select(ROW_ID, *(n for n in wanted if n in origin))
+    if built:
+        frame = past.with_pasts(frame, built, str(spec.time), "__row__", _among)
+    frame = frame.with_columns(_row_id(spec.row_id).alias(ROW_ID))
+    kept = [*(name for name in wanted if name in origin), *past.made(built)]
+    frame = frame.select(ROW_ID, *dict.fromkeys(kept))
     for name, value in where.items():
-        allowed = _allowed(value, schema[name], name)
-        frame = frame.filter(pl.col(name).is_in(allowed, nulls_equal=True))
+        frame = frame.filter(_among(name, value, schema[name]))
     return frame
+
+
+def _among(name: str, value: Any, dtype: pl.DataType) -> pl.Expr:
+    """Whether a column holds a value, or one of several."""
+    return pl.col(name).is_in(_allowed(value, dtype, name), nulls_equal=True)
 
 
 def _allowed(value: Any, dtype: pl.DataType, name: str) -> list[Any]:

@@ -20,7 +20,8 @@ def permute_privileged(log: EncodedLog, split: str, columns: tuple[str, ...], *,
     The chosen columns of a whole split are held in memory.
     """
     files = log.files(split, "post_event")
-    table = pa.concat_tables([pq.read_table(f, columns=["row_id", *columns]) for f in files]).combine_chunks()
+    names = [c for c in log.views["post_event"] if c in columns or c.partition("/")[0] in columns]  # with channels
+    table = pa.concat_tables([pq.read_table(f, columns=["row_id", *names]) for f in files]).combine_chunks()
     row_id = table["row_id"].to_numpy()
     takers = np.argsort(drawn(row_id, f"permute {split} takers", seed), kind="stable")
     givers = np.argsort(drawn(row_id, f"permute {split} givers", seed), kind="stable")

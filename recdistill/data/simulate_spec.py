@@ -14,7 +14,6 @@ import polars as pl
 
 from recdistill.data.simulate_columns import (
     Floats,
-    clock,
     binary_trace,
     clock,
     in_order,

@@ -175,7 +175,7 @@ def _features(name: str, spec: FeatureSpec) -> list[Feature]:
     column = spec.columns[name]
     table, audience = spec.table(name), "serving" if name in spec.serving else "privileged"
     if isinstance(column, SequenceColumn):
-        gaps = [Feature(name, f"{name}/gaps", audience, "gaps")] if column.times is not None else []
+        gaps = [Feature(name, f"{name}/gaps", audience, "gaps")] if column.times_of(name) is not None else []
         return [Feature(name, table, audience, "sequence"), *gaps]
     if isinstance(column, Bag | Text):
         return [Feature(name, table, audience, "bag", column.pool == "mean", column.weighted)]

@@ -194,10 +194,26 @@ class Missing(Column):
     type: Literal["missing"]
 
 
+class Past(Strict):
+    """Which rows of the log make a sequence: those before the row, at strictly smaller times, that share its keys.
+
+    Attributes:
+        keys: raw columns, usually the user.
+        where: raw columns and the value (or values) that a past row must have, for example ``{is_click: 1}``.
+        gaps: whether their times are a second channel.
+    """
+
+    keys: Annotated[list[str], BeforeValidator(_listed)] = Field(min_length=1)
+    where: dict[str, Any] = {}
+    gaps: bool = False
+
+
 class Sequence(Vocabularied):
     """An ordered list of values per row, oldest first; every member says how it pools the vectors.
 
     Attributes:
+        past: builds the lists from the log itself, of the values that ``column`` has in past rows. A caller of the
+            artefact hands the list over under the name of the typed column, its times as ``name/times``.
         separator: cuts a string column into values.
         max_length: how many values are kept.
         side: which ones: the ``last`` (most recent) or the ``first``.
@@ -210,11 +226,24 @@ class Sequence(Vocabularied):
     max_length: int = Field(50, ge=1)
     side: Literal["last", "first"] = "last"
     times: str | None = None
+    past: Past | None = None
 
-    @property
-    def further(self) -> list[str]:
-        """The times."""
-        return [] if self.times is None else [self.times]
+    def times_of(self, name: str) -> str | None:
+        """The raw column of the times, if time gaps are a channel."""
+        if self.past is None:
+            return self.times
+        return f"{name}/times" if self.past.gaps else None
+
+    def sources(self, name: str) -> list[str]:
+        """The list and the times."""
+        times = self.times_of(name)
+        return [self.column or name if self.past is None else name, *([] if times is None else [times])]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Sequence":
+        if self.past is not None and (self.separator is not None or self.times is not None):
+            raise ValueError("`past` makes the lists, so there is nothing to cut and no `times` to read; remove them")
+        return self
 
 
 class Numeric(Column):

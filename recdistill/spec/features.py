@@ -146,7 +146,7 @@ class FeatureSpec(Strict):
     def sources(self, name: str) -> list[str]:
         """The raw columns that a typed column reads, its own first."""
         column = self.columns[name]
-        gaps = isinstance(column, Sequence) and column.times is not None and self.time is not None
+        gaps = isinstance(column, Sequence) and column.times_of(name) is not None and self.time is not None
         return [*column.sources(name), *([str(self.time)] if gaps else [])]
 
     def given(self, name: str) -> list[str]:
@@ -258,8 +258,12 @@ def _split_needs(spec: FeatureSpec) -> list[str]:
 
 
 def _time_needs(spec: FeatureSpec) -> list[str]:
-    return [
-        f"{name}.times: gaps are counted from the row's time; add `time: <column>`, or remove `times`"
-        for name, column in spec.columns.items()
-        if isinstance(column, Sequence) and column.times is not None and spec.time is None
-    ]
+    found = []
+    for name, column in spec.columns.items():
+        if not isinstance(column, Sequence) or spec.time is not None:
+            continue
+        if column.past is not None:
+            found.append(f"{name}.past: a sequence needs to know which rows are past; add `time: <column>`")
+        elif column.times is not None:
+            found.append(f"{name}.times: gaps are counted from the row's time; add `time: <column>`, or remove `times`")
+    return found

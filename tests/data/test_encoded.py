@@ -125,3 +125,30 @@ def test_a_damaged_encoded_log_is_refused(tmp_path, damage):
     damage(folder)
     with pytest.raises(LogError, match="holds no encoded log"):
         EncodedLog.open(folder)
+
+
+DERIVED = {
+    "cross": {"type": "cross", "of": ["n", "s"], "hash": 9},
+    "hour": {"type": "date_part", "part": "hour", "column": "n", "zone": "Europe/Berlin"},
+    "day": {"type": "date_part", "part": "day", "column": "at"},
+    "words": {"type": "text", "column": "s", "hash": 9, "ngrams": 2},
+    "rare": {"type": "text", "column": "s", "hash": 9, "idf": True},
+    "gone": {"type": "missing", "column": "at"},
+    "none": {"type": "missing", "column": "l"},
+    "cut": {"type": "numeric", "column": "n", "edges": [0, 1.5]},
+}
+
+
+def test_columns_of_times_texts_and_several_raw_columns_are_read_back_equal(tmp_path):
+    frame = pl.DataFrame({"n": [0, 3, None], "s": ["a b", "", "a"], "l": [[1], [], None]}).with_columns(
+        at=pl.Series([0, None, 5], dtype=pl.Datetime("ms", "Asia/Tokyo"))
+    )
+    fitted = fit(FeatureSpec.model_validate({"serving": DERIVED}), frame.lazy())
+    again = reloaded(fitted, tmp_path)
+    for name, column in fitted.columns.items():
+        found, expected = (frame.lazy().select(c.polars()).collect() for c in (again.columns[name], column))
+        assert found.equals(expected)
+        assert again.columns[name].raw == column.raw and again.columns[name].lists == column.lists
+        if column.kind != "bag":
+            assert same(column, again.columns[name])
+    assert again.tables == fitted.tables

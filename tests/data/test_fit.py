@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from recdistill.data.fit import fit, same_rows
+from recdistill.data.fit import check_types, fit, same_rows
 from recdistill.errors import LogError
 from recdistill.spec.features import FeatureSpec
 from tests.oracles import encoding as oracle
@@ -322,3 +322,33 @@ def test_hashed_rows_and_buckets_correspond_if_they_are_alike():
 def test_texts_and_numbers_do_not_correspond():
     with pytest.raises(LogError, match="warm start: column 'x'"):
         same_rows(column({"type": "categorical"}, ["1"]), column({"type": "categorical"}, [1]))
+
+
+@pytest.mark.parametrize(
+    ("declared", "before", "now", "message"),
+    [
+        ({"type": "missing"}, [1], [[1]], r"x: is List\(Int64\) here, but was Int64"),
+        ({"type": "missing"}, [["a"]], ["a"], r"x: is String here, but was List\(String\)"),
+        (
+            {"type": "date_part", "part": "day"},
+            pl.Datetime("ms"),
+            pl.Datetime("us"),
+            "x: is Datetime.*us.*was Datetime.*ms",
+        ),
+        ({"type": "date_part", "part": "day"}, pl.Datetime("ms"), pl.Int64(), "x: is Int64 here, but was Datetime"),
+        ({"type": "date_part", "part": "day"}, pl.Datetime("ms"), pl.Datetime("ms", "Asia/Tokyo"), None),
+        ({"type": "date_part", "part": "day"}, pl.Int64(), pl.Int32(), None),
+    ],
+)
+def test_a_log_of_later_days_holds_the_same_types(declared, before, now, message):
+    first, second = (
+        {"x": pl.Series([1]).cast(values) if isinstance(values, pl.DataType) else pl.Series(values)}
+        for values in (before, now)
+    )
+    spec = FeatureSpec.model_validate({"serving": {"x": declared}})
+    known = fit(spec, pl.DataFrame(first).lazy())
+    if message is None:
+        check_types(known, spec, pl.DataFrame(second).schema)
+    else:
+        with pytest.raises(LogError, match=message):
+            check_types(known, spec, pl.DataFrame(second).schema)

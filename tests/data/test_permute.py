@@ -130,3 +130,19 @@ def test_a_permuted_label_tells_nothing_of_the_label(log, tmp_path):
     agreement = (before["click"] == after["click"]).mean()
     share = (before["click"] > 0).mean()
     assert agreement == pytest.approx(share**2 + (1 - share) ** 2, abs=0.1)
+
+
+def test_the_weights_of_a_privileged_list_are_permuted_with_it(tmp_path):
+    amounts = pl.Series([[float(i)] for i in range(500)])
+    post_event = {**COLUMNS_OF_LOGS["post_event"], "basket": {"type": "list", "weights": "amounts"}}
+    frame = raw(500).with_columns(basket=pl.Series([[i % 7] for i in range(500)]), amounts=amounts)
+    log = encode(spec(post_event=post_event), write(frame, tmp_path / "log.parquet"), tmp_path / "encoded")
+    permute_privileged(log, "train", ("basket",), seed=0, out=tmp_path / "out")
+    plain, shuffled = (
+        next(Reader(log, ("train",), Selection((), ("basket",), ("buy",)), post_event=folder).in_order(1000))
+        for folder in (None, tmp_path / "out")
+    )
+    bags = [batch.privileged.bag("basket") for batch in (plain, shuffled)]
+    assert not bags[0].weights_L.equal(bags[1].weights_L)
+    pairs = [set(zip(bag.values_L.tolist(), bag.weights_L.tolist(), strict=True)) for bag in bags]
+    assert pairs[0] == pairs[1] and len(pairs[0]) == 400

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recdistill.data import replay as module
+from recdistill.data import times
+from recdistill.data import times
 from recdistill.data.encode import encode
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.history import causal
@@ -279,7 +281,7 @@ def test_rates_are_not_compressed_unless_asked(encoded):
 @pytest.mark.parametrize("column", [COLUMNS["fading count"], COLUMNS["all together"]], ids=str)
 def test_encoding_again_gives_the_same_bytes_whatever_the_chunks(encoded, monkeypatch, column):
     folders = [encoded(column).folder, encoded(column).folder]
-    monkeypatch.setattr(module, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(times, "CHUNK_ROWS", 7)
     folders.append(encoded(column).folder)
     assert contents(folders[0]) == contents(folders[1]) == contents(folders[2])
     assert not any("histor" in name for name in contents(folders[0]) if not name.startswith("vocabularies"))

@@ -213,3 +213,62 @@ def test_a_value_has_the_same_effect_in_every_log(tmp_path):
 def test_a_flat_spec_needs_no_side_tables():
     assert flat_spec(spec()).join == {}
     assert flat_spec(spec()).serving == spec().serving
+
+
+def test_histories_have_something_to_be_made_from(tmp_path):
+    past = {"type": "history", "keys": ["city", "shop"], "of": "shared", "session": "visit"}
+    made = spec(serving={**EVERYTHING["serving"], "rate": past})
+    log = simulated(tmp_path, made)
+    assert "rate" not in log.columns
+    assert log["shared"].unique().sort().to_list() == [0, 1]
+    assert log["shop"].n_unique() > 10
+    rate = encoded(tmp_path, made).view("train", "serving").select("rate").collect()["rate"]
+    assert rate.n_unique() > 10
+
+
+FURTHER = {
+    "time": "at",
+    "serving": {
+        "absent": {"type": "missing", "column": "price"},
+        "no_tags": {"type": "missing", "column": "tags"},
+        "tags": {"type": "list", "weights": "how_much"},
+        "user_city": {"type": "cross", "of": ["user", "city"], "hash": 300},
+        "hour": {"type": "date_part", "part": "hour", "column": "at", "zone": "Asia/Shanghai"},
+        "price": "numeric",
+        "price_band": {"type": "numeric", "column": "price", "edges": [10, 20, 40]},
+        "title": {"type": "text", "hash": 500, "ngrams": 2, "idf": True},
+        "user": {"type": "id", "min_count": 1},
+        "seen": {"type": "sequence", "times": "seen_at"},
+        "born": {"type": "date_part", "part": "month", "unit": "s"},
+    },
+    "post_event": {
+        "buy": "binary",
+        "review": {"type": "text", "hash": 50},
+        "returned": {"type": "date_part", "part": "weekday"},
+        "reply": {"type": "missing", "column": "reply_ms"},
+        "mood_band": {"type": "cross", "of": ["mood", "reply_ms"], "hash": 50},
+        "basket": {"type": "list", "weights": "amounts"},
+    },
+}
+
+
+def test_columns_of_several_raw_columns_times_and_texts_are_simulated(tmp_path):
+    made = FeatureSpec.model_validate(FURTHER)
+    assert made.problems() == []
+    raw = simulated(tmp_path, made, rows=2000)
+    assert raw["at"].is_sorted() and raw["at"].n_unique() == 2000
+    assert raw["price"].dtype == pl.Float64 and raw["price"].null_count() > 20
+    assert raw["user"].n_unique() > 12  # made for the id, which needs more values than the cross
+    log = encode(made, str(tmp_path / "log.parquet"), tmp_path / "encoded")
+    for name, column in log.fitted.columns.items():
+        view = log.view("train", "serving" if name in made.serving else "post_event").collect()[name]
+        assert view.n_unique() >= (2 if column.kind == "float" else 3), name
+    assert log.view("train", "serving").select("hour").unique().collect().height == 24
+
+
+def test_what_times_tell_can_be_learned(tmp_path):
+    made = FeatureSpec.model_validate({**FURTHER, "post_event": {"buy": "binary"}})
+    log = simulated(tmp_path, made, rows=20_000, seed=1)
+    later = pl.from_epoch("at", "ms").dt.convert_time_zone("Asia/Shanghai").dt.hour().alias("hour")
+    rates = log.with_columns(later).group_by("hour").agg(pl.col("buy").mean(), n=pl.len())
+    assert rates["buy"].std() > 3 * np.sqrt(0.25 / rates["n"].mean())

@@ -198,8 +198,8 @@ def launch(folder: Path, seed: int, *, sizes: tuple[int, int, int], rows: int, s
     return lab
 
 
-def full(folder: Path) -> list[Lab]:
-    return [launch(folder, seed, sizes=(300, 300, 30), rows=30000, steps=1500) for seed in range(4)]
+def full(folder: Path, count: int) -> list[Lab]:
+    return [launch(folder, seed, sizes=(300, 300, 30), rows=30000, steps=1500) for seed in range(count)]
 
 
 def check_light_net_gains(rocket: float, alone: float, *, least: float) -> None:
@@ -207,7 +207,7 @@ def check_light_net_gains(rocket: float, alone: float, *, least: float) -> None:
 
 
 def check_block_protects_the_booster(blocked: float, unblocked: float) -> None:
-    assert blocked - unblocked > 0.02
+    assert blocked - unblocked > 0.015
 
 
 def test_the_light_net_gains_from_its_booster(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_the_light_net_gains_from_its_booster(tmp_path: Path) -> None:
 
 @pytest.mark.signature
 def test_the_light_net_gains_from_its_booster_over_seeds(tmp_path: Path) -> None:
-    labs = full(tmp_path)
+    labs = full(tmp_path, 4)
     alone = mean_auc(labs, "light", arm="plain")
     check_light_net_gains(mean_auc(labs, "light"), alone, least=0.03)
     two_phases = {**APART, "phases": [{**phase, "steps": 1500} for phase in FROZEN["phases"]]}
@@ -230,8 +230,9 @@ def test_the_light_net_gains_from_its_booster_over_seeds(tmp_path: Path) -> None
 
 @pytest.mark.signature
 def test_the_block_protects_the_booster_over_seeds(tmp_path: Path) -> None:
-    labs = full(tmp_path)
+    labs = full(tmp_path, 8)
     dragged = mean_auc(labs, "booster", unblocked(1.0))
     check_block_protects_the_booster(mean_auc(labs, "booster", hint(1.0)), dragged)
-    with pytest.raises(AssertionError):
-        check_block_protects_the_booster(mean_auc(labs, "booster", backwards(1.0)), dragged)
+    for wrong in (dragged, mean_auc(labs, "booster", backwards(1.0))):
+        with pytest.raises(AssertionError):
+            check_block_protects_the_booster(wrong, dragged)

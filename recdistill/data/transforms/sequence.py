@@ -31,7 +31,7 @@ def types(name: str, column: declared.Sequence, schema: pl.Schema, sources: list
         LogError: a raw column holds no lists, or times are no integers.
     """
     found = {sources[0]: element_type(name, schema[sources[0]], column.separator)}
-    if column.times is not None:
+    if column.times_of(name) is not None:
         found[sources[1]] = element_type(f"{name}.times", schema[sources[1]], None)
         found[sources[2]] = schema[sources[2]]
         for source in sources[1:]:
