@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from recdistill.data import replay as module
 from recdistill.data import times
-from recdistill.data import times
 from recdistill.data.encode import encode
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.history import causal

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.data.transforms.column import Fitted, Kind, Learned
-from recdistill.data.transforms.elements import element_type, elements, elements_module
+from recdistill.data.transforms.elements import element_type, elements, elements_module, flat, lists
 from recdistill.data.transforms.raw import keys, numbers, numbers_tensor
 from recdistill.data.transforms.rows import MISSING, Rows
 from recdistill.spec import columns as declared
@@ -82,15 +82,14 @@ class Bag(Fitted):
         """Embedding rows, List(Int32), and their weights, List(Float32)."""
         row = self.rows.polars(keys(pl.element(), self.dtype, self.name))
         bags = elements(pl.col(self.source), self.separator).list.eval(row)
+        rows = self._tidy(bags.list.filter(pl.element() != MISSING), pl.Int32, MISSING).alias(self.name)
         if self.weights is None or self.weight_dtype is None:
-            return [self._tidy(bags.list.filter(pl.element() != MISSING), pl.Int32, MISSING).alias(self.name)]
-        known = bags.list.eval((pl.element() != MISSING).arg_true())
+            return [rows]
         weight = numbers(pl.element(), self.weight_dtype, f"{self.name}.weights").fill_null(0.0).clip(0.0)
         weights = pl.col(self.weights).list.eval(weight.cast(pl.Float32))
-        return [
-            self._tidy(bags.list.gather(known), pl.Int32, MISSING).alias(self.name),
-            self._tidy(weights.list.gather(known), pl.Float32, 1).alias(f"{self.name}/weights"),
-        ]
+        pairs = pl.struct(bags.alias("bags"), weights.alias("weights"))
+        kept = pairs.map_batches(_of_known, return_dtype=pl.List(pl.Float32), is_elementwise=True)
+        return [rows, self._tidy(kept, pl.Float32, 1).alias(f"{self.name}/weights")]
 
     def _tidy(self, kept: pl.Expr, dtype: type[pl.DataType], missing: int) -> pl.Expr:
         """The last elements of each list; one that stands for *missing* where there are none."""
@@ -104,6 +103,14 @@ class Bag(Fitted):
         longest = -1 if self.max_length is None else self.max_length
         values = elements_module(self.source, self.dtype, self.rows, self.separator)
         return BagModule(values, self.weights or "", longest)
+
+
+def _of_known(pairs: pl.Series) -> pl.Series:
+    """The weights of the elements that are not missing, from lists of rows and lists of weights of the same lengths."""
+    bags, weights = pairs.struct.field("bags"), pairs.struct.field("weights")
+    known_L = (flat(bags) != MISSING).to_numpy()
+    known = bags.list.eval(pl.element() != MISSING).list.sum().fill_null(0)
+    return lists(known.to_numpy(), flat(weights).to_numpy()[known_L])
 
 
 def weights_of(name: str, numbers: dict[str, Tensor], lengths: dict[str, Tensor], lengths_B: Tensor) -> Tensor:

@@ -1,7 +1,12 @@
 """The elements of list columns: parquet lists, or texts that a separator cuts; one after the other, with lengths."""
 
+from typing import Any
+
+import numpy as np
 import polars as pl
+import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recdistill.data.transforms.raw import keyed_by_text, keys_tensor
@@ -30,6 +35,19 @@ def elements(column: pl.Expr, separator: str | None) -> pl.Expr:
         return column
     text = column.cast(pl.String)
     return pl.when(text != "").then(text.str.split(separator))
+
+
+def flat(column: pl.Series) -> pl.Series:
+    """The elements of all lists, one after the other."""
+    return column.explode(empty_as_null=False, keep_nulls=False)
+
+
+def lists(length_B: NDArray[Any], value_L: NDArray[Any]) -> pl.Series:
+    """Elements of all rows one after the other, as a list per row."""
+    offsets = np.concatenate([[0], np.cumsum(length_B)]).astype(np.int64)
+    series = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(value_L)))
+    assert isinstance(series, pl.Series)
+    return series
 
 
 def elements_module(source: str, dtype: pl.DataType, rows: Rows, separator: str | None) -> nn.Module:

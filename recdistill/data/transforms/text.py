@@ -13,12 +13,12 @@ from typing import ClassVar
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recdistill.data.transforms.column import Fitted, Kind, Learned
+from recdistill.data.transforms.elements import flat, lists
 from recdistill.data.transforms.hashing import bucket_of, fnv1a, splitmix64, splitmix64_tensor, utf8
 from recdistill.data.transforms.raw import keyed_by_text
 from recdistill.data.transforms.rows import FIRST, MISSING
@@ -114,7 +114,7 @@ class Text(Fitted):
 
     def _weights(self, bags: pl.Series) -> pl.Series:
         """The weights of each bag."""
-        return lists(bags.list.len().to_numpy(), self.weight_V[bags.explode().to_numpy()])
+        return lists(bags.list.len().to_numpy(), self.weight_V[flat(bags).to_numpy()])
 
     @property
     def weight_V(self) -> NDArray[np.float32]:
@@ -170,14 +170,6 @@ def words(letter_C: NDArray[np.uint8], offset_N: NDArray[np.int64]) -> tuple[NDA
     is_first_C[inner_N] = letter_C[inner_N] > 0
     is_last_C[inner_N - 1] = letter_C[inner_N - 1] > 0
     return np.flatnonzero(is_first_C), np.flatnonzero(is_last_C) + 1
-
-
-def lists(length_B: NDArray[np.int64], value_L: NDArray[np.int32] | NDArray[np.float32]) -> pl.Series:
-    """Values of all rows one after the other, as a list per row."""
-    offsets = np.concatenate([[0], np.cumsum(length_B)]).astype(np.int64)
-    series = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(value_L)))
-    assert isinstance(series, pl.Series)
-    return series
 
 
 class TextModule(nn.Module):

@@ -122,7 +122,7 @@ def test_times_of_another_number_are_refused_by_the_artefact() -> None:
 
 
 def test_what_a_sequence_needs_is_said() -> None:
-    with pytest.raises(SpecError, match="typed.times: gaps are counted from the row's time; add `time: <column>`"):
+    with pytest.raises(SpecError, match=r"typed\.times: gaps are counted from the row's time; add `time: <column>`"):
         parse_feature_spec({"serving": {"typed": {"type": "sequence", "times": "then"}}}, "spec")
     spec = FeatureSpec.model_validate({"serving": {"typed": {"type": "sequence"}}})
     with pytest.raises(LogError, match="typed: expected a list, found Int64"):
