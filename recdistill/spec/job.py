@@ -12,6 +12,7 @@ from recdistill.spec.terms import ParsedTerm, TermSyntaxError, names_in, parse_t
 from recdistill.spec.train import DenseOptimizer, StopRule, TrainSpec
 
 SERVING, PRIVILEGED = "serving", "privileged"
+WITHOUT = "-"  # before a column that a view leaves out
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 
 
@@ -75,7 +76,7 @@ class MemberSpec(Strict):
 
     Attributes:
         net: its architecture, ``{name: options}`` (`recdistill/nets`).
-        view: which columns it reads: ``serving``, ``privileged``, or names of columns.
+        view: which columns it reads: ``serving``, ``privileged``, or names of columns; ``-name`` leaves one out.
         serve: whether it is the student that is exported.
         dim: width of its embeddings, a multiple of 4.
         dims: columns whose embeddings have another width; a column that borrows a table has the width of its owner.
@@ -262,17 +263,7 @@ def _wrong_views(job: Job, spec: FeatureSpec) -> list[str]:
     found = []
     for name, member in job.members.items():
         place = f"members.{name}.view"
-        for word in member.view:
-            after = word == PRIVILEGED or word in spec.post_event
-            if member.serve and after:
-                found.append(
-                    f"{place}: a serving member may read serving columns only, but {word!r} is known after the event; "
-                    "remove it, or let another member serve"
-                )
-            elif word in spec.post_event and word not in job.privileged:
-                found.append(f"{place}: {word!r} is not among the job's privileged columns; add it there")
-            elif word not in (SERVING, PRIVILEGED) and word not in spec.columns:
-                found.append(f"{place}: no column {word!r}; {nearest(word, [SERVING, PRIVILEGED, *spec.columns])}")
+        found += [f"{place}: {problem}" for word in member.view if (problem := _wrong_word(job, spec, member, word))]
         if PRIVILEGED in member.view and not job.privileged:
             found.append(f"{place}: 'privileged' is empty; name privileged columns in the job")
         if len(set(member.view)) != len(member.view):
@@ -283,11 +274,26 @@ def _wrong_views(job: Job, spec: FeatureSpec) -> list[str]:
     return found
 
 
+def _wrong_word(job: Job, spec: FeatureSpec, member: MemberSpec, word: str) -> str | None:
+    """What is wrong with one word of a member's view."""
+    if member.serve and (word == PRIVILEGED or word in spec.post_event):
+        return (
+            f"a serving member may read serving columns only, but {word!r} is known after the event; remove it, or let "
+            "another member serve"
+        )
+    if word in spec.post_event and word not in job.privileged:
+        return f"{word!r} is not among the job's privileged columns; add it there"
+    if word not in (SERVING, PRIVILEGED) and word.removeprefix(WITHOUT) not in spec.columns:
+        return f"no column {word!r}; {nearest(word, [SERVING, PRIVILEGED, *spec.columns])}"
+    return None
+
+
 def columns_of(view: list[str], spec: FeatureSpec, privileged: list[str]) -> tuple[list[str], list[str]]:
     """The serving and the privileged columns that a member's view stands for, in the spec's order."""
     wanted = set(view)
-    serving = [name for name in spec.serving if SERVING in wanted or name in wanted]
-    return serving, [name for name in privileged if PRIVILEGED in wanted or name in wanted]
+    left_out = {word.removeprefix(WITHOUT) for word in view if word.startswith(WITHOUT)}
+    serving = [name for name in spec.serving if (SERVING in wanted or name in wanted) and name not in left_out]
+    return serving, [n for n in privileged if (PRIVILEGED in wanted or n in wanted) and n not in left_out]
 
 
 def member_names(job: Job, term: ParsedTerm) -> list[str]:

@@ -6,6 +6,7 @@ One step of a phase:
     -> gradients of the leaves into the tables (which step at once) -> dense optimizers step
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from recdistill.evaluation import auc, log_loss
 from recdistill.spec.train import TrainSpec
 from recdistill.training.cast import Cast
 from recdistill.training.optimizers import dense_optimizers
+from recdistill.training.resume import Stopped, capture, restore
 
 Scores = dict[str, NDArray[np.float32]]
 EVALUATION_BATCH = 8192
@@ -51,6 +53,7 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+Save = Callable[[Stopped], None]
 
 
 def silent(event: Event) -> None:
@@ -88,13 +91,23 @@ class Engine:
         per_epoch = math.ceil(self.rows / self.settings.batch)
         return phase.steps or (phase.epochs or 1) * per_epoch
 
-    def run(self, index: int, phase: Phase, steps: int | None = None) -> int:
+    def run(
+        self,
+        index: int,
+        phase: Phase,
+        steps: int | None = None,
+        *,
+        stopped: Stopped | None = None,
+        save: Save | None = None,
+    ) -> int:
         """Train one phase.
 
         Args:
             index: its number, for logs.
             phase: the phase.
             steps: how many steps to take, without evaluation; by default the phase's own length and stop rule hold.
+            stopped: where an earlier attempt stood; it goes on from there.
+            save: called with where the phase stands, at its start and every ``checkpoint_every`` steps.
 
         Returns:
             The number of steps behind the parameters that are kept.
@@ -108,7 +121,16 @@ class Engine:
         optimizers = dense_optimizers(
             [m for n, m in self.cast.members.items() if n in phase.trained], self.cast.heads, self.settings.dense
         )
-        for step, batch in enumerate(self._batches(last)):
+        first, began = 0, self.epochs_read
+        if stopped is not None:
+            first, began = stopped.step, stopped.epoch
+            kept = restore(stopped.tensors, self.cast, optimizers)
+            if watch is not None:
+                watch.best, watch.best_step = stopped.best, stopped.best_step
+                watch.unimproved, watch.kept = stopped.unimproved, kept
+        elif save is not None:
+            save(self._stopped(0, began, optimizers, watch))
+        for step, batch in enumerate(self._batches(last, first, began), first):
             losses = self.step(phase, batch, step, planned, optimizers)
             if step % 50 == 0 or step == last - 1:
                 self._report(index, step, planned, losses)
@@ -116,17 +138,34 @@ class Engine:
                 watch.look(step + 1, planned)
                 if watch.exhausted:
                     break
+            if save is not None and (step + 1) % (self.settings.checkpoint_every or last) == 0 and step + 1 < last:
+                save(self._stopped(step + 1, began, optimizers, watch))
         return watch.finish(last) if watch is not None else last
 
-    def _batches(self, steps: int) -> Iterator[Batch]:
-        """So many batches, over as many epochs as it takes; the next phase goes on with the next epoch."""
-        taken = 0
+    def _stopped(
+        self, step: int, epoch: int, optimizers: list[torch.optim.Optimizer], watch: "Watch | None"
+    ) -> Stopped:
+        tensors = capture(self.cast, optimizers, watch.kept if watch else {})
+        if watch is None:
+            return Stopped(step, epoch, math.inf, 0, 0, tensors)
+        return Stopped(step, epoch, watch.best, watch.best_step, watch.unimproved, tensors)
+
+    def _batches(self, steps: int, first: int, epoch: int) -> Iterator[Batch]:
+        """The batches of the steps from ``first`` on, where the phase began with an epoch.
+
+        The next phase goes on with the next epoch.
+        """
+        per_epoch = math.ceil(self.rows / self.settings.batch)
+        self.epochs_read = epoch + first // per_epoch
+        taken, skipped = first, first % per_epoch
         while taken < steps:
-            for batch in self.train.shuffled(self.settings.batch, seed=self.seed, epoch=self.epochs_read):
+            batches = self.train.shuffled(self.settings.batch, seed=self.seed, epoch=self.epochs_read)
+            for batch in itertools.islice(batches, skipped, None):
                 yield batch
                 taken += 1
                 if taken == steps:
                     break
+            skipped = 0
             self.epochs_read += 1
 
     def step(

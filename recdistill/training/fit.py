@@ -17,6 +17,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +31,10 @@ from recdistill.data.unknown import Forgetting
 from recdistill.distill.compile import Plan
 from recdistill.distill.layout import is_embedded, lay_out
 from recdistill.spec.train import TrainSpec
-from recdistill.training import checkpoint
+from recdistill.training import checkpoint, resume
 from recdistill.training.cast import Cast
 from recdistill.training.engine import Engine, Event, Listener, silent
+from recdistill.training.resume import LATEST, Progress, Stopped
 from recdistill.training.runlog import RunLog
 from recdistill.training.sharding import Tables, process_group
 from recdistill.training.warm_start import warm_start
@@ -74,37 +76,69 @@ def fit(training: Training, folder: Path, listen: Listener = silent) -> Cast:
         TrainingError: training cannot go on.
     """
     started = time.monotonic()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     if training.settings.threads is not None:
         torch.set_num_threads(training.settings.threads)
-    with process_group(), RunLog(folder / "metrics.jsonl") as log:
-
-        def heard(event: Event) -> None:
-            log.write(event)
-            listen(event)
-
-        refit = training.settings.refit
-        log.stage = "tune" if refit else "train"
-        engine = _engine(training, training.data.tuning, ("train",), folder, heard)
-        planned = [engine.planned_steps(phase) for phase in training.plan.phases]
-        steps = [engine.run(i, phase) for i, phase in enumerate(training.plan.phases)]
-        kept = list(steps)
-        score_split(engine, _reader(training, training.data.tuning, ("valid",), folder), "valid", folder)
-        if refit:
-            log.stage = "refit"
-            rows = engine.rows
-            engine = _engine(training, training.data.final, ("train", "valid"), folder, heard)
-            steps = [round(count * engine.rows / rows) for count in steps]
-            for i, phase in enumerate(training.plan.phases):
-                engine.run(i, phase, steps[i])
-        score_split(engine, _reader(training, training.data.final, ("test",), folder), "test", folder)
-        checkpoint.save(engine.cast, folder / "checkpoints" / "final")
+    with process_group():
+        before = resume.read(folder)
+        if before is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        with RunLog(folder / "metrics.jsonl", keep=before.log_bytes if before else 0) as log:
+            cast, summary = _Fit(training, folder, log, listen, before).run()
+    shutil.rmtree(folder / LATEST, ignore_errors=True)
     shutil.rmtree(folder / ".shuffled", ignore_errors=True)
-    summary = {"seed": training.seed, "steps": steps, "kept": kept, "planned": planned}
     summary["seconds"] = round(time.monotonic() - started, 3)
     (folder / DONE).write_text(json.dumps(summary), encoding="utf-8")
-    return engine.cast
+    return cast
+
+
+@dataclass
+class _Fit:
+    """The stages of one training: ``train``, or with ``refit`` first ``tune`` and then ``refit``."""
+
+    training: Training
+    folder: Path
+    log: RunLog
+    listen: Listener
+    before: Progress | None
+
+    def run(self) -> tuple[Cast, dict[str, Any]]:
+        """Train and score; returns the members and what ``fit.json`` says about the training."""
+        training, data, refit = self.training, self.training.data, self.training.settings.refit
+        engine = _engine(training, data.tuning, ("train",), self.folder, self._heard)
+        planned = [engine.planned_steps(phase) for phase in training.plan.phases]
+        kept = self.before.tuned if self.before else None
+        if kept is None:
+            kept = self._stage("tune" if refit else "train", engine, None, None)
+            score_split(engine, _reader(training, data.tuning, ("valid",), self.folder), "valid", self.folder)
+        steps = kept
+        if refit:
+            rows = engine.rows
+            engine = _engine(training, data.final, ("train", "valid"), self.folder, self._heard)
+            steps = self._stage("refit", engine, [round(count * engine.rows / rows) for count in kept], kept)
+        score_split(engine, _reader(training, data.final, ("test",), self.folder), "test", self.folder)
+        checkpoint.save(engine.cast, self.folder / "checkpoints" / "final")
+        return engine.cast, {"seed": training.seed, "steps": steps, "kept": kept, "planned": planned}
+
+    def _stage(self, stage: str, engine: Engine, lengths: list[int] | None, tuned: list[int] | None) -> list[int]:
+        """Run all phases, from where an earlier attempt stood; the steps behind the parameters of each."""
+        self.log.stage = stage
+        before = self.before if self.before and self.before.stage == stage else None
+        steps = list(before.steps) if before else []
+        for i in range(len(steps), len(self.training.plan.phases)):
+
+            def save(stopped: Stopped, phase: int = i) -> None:
+                progress = Progress(stage, phase, list(steps), tuned, self.log.length, stopped)
+                resume.write(progress, self.folder)
+
+            stopped = before.stopped if before and before.phase == i else None
+            length = lengths[i] if lengths else None
+            steps.append(engine.run(i, self.training.plan.phases[i], length, stopped=stopped, save=save))
+        return steps
+
+    def _heard(self, event: Event) -> None:
+        self.log.write(event)
+        self.listen(event)
 
 
 def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, warm: bool = True) -> Cast:

@@ -9,11 +9,23 @@ from recdistill.training.engine import Event
 
 
 class RunLog:
-    """Appends events to a file of JSON lines."""
+    """Appends events to a file of JSON lines.
 
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("w", encoding="utf-8")
+    Args:
+        path: the file.
+        keep: how many bytes of it are kept, if an interrupted training goes on.
+    """
+
+    def __init__(self, path: Path, keep: int = 0) -> None:
+        self.file = path.open("r+" if keep else "w", encoding="utf-8")
+        self.file.truncate(keep)
+        self.file.seek(keep)
         self.stage = "train"
+
+    @property
+    def length(self) -> int:
+        """Bytes written so far."""
+        return self.file.tell()
 
     def __enter__(self) -> Self:
         return self

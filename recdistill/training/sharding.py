@@ -151,6 +151,18 @@ class Tables:
             for key, value in self.model.module[bank].state_dict().items()
         }
 
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The local state of the fused optimizers by name, in its own storage."""
+        if self.model is None:
+            return {}
+        state = self.model.fused_optimizer.state_dict()["state"]
+        return {
+            f"{parameter}/{key}": shard.tensor
+            for parameter, entries in state.items()
+            for key, value in entries.items()
+            for shard in value.local_shards()
+        }
+
     def look_up(self, name: str, batch: Batch, *, train: bool) -> Lookup:
         """The vectors of a bank's features for a batch; a leaf without gradient unless the bank is trained."""
         assert self.model is not None

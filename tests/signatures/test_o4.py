@@ -24,6 +24,8 @@ from tests.signatures.lab import SPLIT, Lab, mean_auc, same, splits
 
 ROW = "online/rocket_launching"
 APART = {"members.booster.share": {}}
+COPIED_TRUNK = {"members.booster.share.trunk": None}
+COPIED_TABLES = {"members.booster.share.tables": None}
 FROZEN = {
     "phases": [
         {"steps": 8, "terms": ["bce(booster.logit, label)"]},
@@ -131,9 +133,7 @@ def check_booster_moves_while_the_light_net_learns(lab: Lab, overrides: Mapping[
 def test_the_hint_spares_the_boosters_own_layers(tmp_path: Path) -> None:
     lab = small(tmp_path)
     check_hint_spares_the_boosters_own_layers(lab, {})
-    copied_trunk = {"members.booster.share.trunk": None}
-    copied_tables = {"members.booster.share.tables": None, **copied_trunk}
-    for wrong in (unblocked(0.03), backwards(0.03), copied_trunk, copied_tables):
+    for wrong in (unblocked(0.03), backwards(0.03), COPIED_TRUNK):
         with pytest.raises(AssertionError):
             check_hint_spares_the_boosters_own_layers(lab, wrong)
 
@@ -141,7 +141,7 @@ def test_the_hint_spares_the_boosters_own_layers(tmp_path: Path) -> None:
 def test_the_boosters_labels_reach_what_is_shared(tmp_path: Path) -> None:
     lab = small(tmp_path)
     check_labels_of_both_reach_what_is_shared(lab, {})
-    for wrong in (APART, {"members.booster.share.trunk": None}):
+    for wrong in (APART, COPIED_TRUNK, COPIED_TABLES):
         with pytest.raises(AssertionError):
             check_labels_of_both_reach_what_is_shared(lab, wrong)
 

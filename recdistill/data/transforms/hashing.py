@@ -62,13 +62,16 @@ def fnv1a(
     before_N: NDArray[np.uint64] | None = None,
 ) -> NDArray[np.uint64]:
     """The unfinished hash of each run of bytes, maybe continued from that of what stands before it."""
-    hashes = np.full(len(start_N), _FNV_OFFSET, np.uint64) if before_N is None else before_N.copy()
-    order = np.argsort(-length_N, kind="stable")  # longest first: those still unread stay a prefix
-    unread = np.searchsorted(-length_N[order], -np.arange(length_N.max(initial=0)), side="left")
-    for position, count in enumerate(unread):
-        rows = order[:count]
-        hashes[rows] = (hashes[rows] ^ content[start_N[rows] + position]) * np.uint64(_FNV_PRIME)
-    return hashes
+    longest = int(length_N.max(initial=0))
+    sortable = -length_N.astype(np.int16) if longest < 2**15 else -length_N  # small numbers are sorted much faster
+    order = np.argsort(sortable, kind="stable")  # longest first: those still unread stay a prefix
+    start, length = start_N[order], length_N[order]
+    hashes = np.full(len(start_N), _FNV_OFFSET, np.uint64) if before_N is None else before_N[order]
+    for position, count in enumerate(np.searchsorted(-length, -np.arange(longest), side="left")):
+        hashes[:count] = (hashes[:count] ^ content[start[:count] + position]) * np.uint64(_FNV_PRIME)
+    found = np.empty_like(hashes)
+    found[order] = hashes
+    return found
 
 
 def bucket_of(hash_N: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:

@@ -41,7 +41,7 @@ def types(name: str, column: declared.Text, schema: pl.Schema, source: str) -> d
 
 def frequencies(name: str, column: declared.Text, learned: Learned, train: pl.LazyFrame) -> pl.LazyFrame:
     """The number of training rows that hold each embedding row of the column: ``row``, ``df``."""
-    (bags,) = _unweighted(name, column, learned).polars()
+    (bags,) = _fitted(name, column, learned).polars()
     held = train.select(row=bags.list.unique()).explode("row").filter(pl.col("row") >= FIRST)
     return held.group_by("row").agg(df=pl.len())
 
@@ -49,14 +49,14 @@ def frequencies(name: str, column: declared.Text, learned: Learned, train: pl.La
 def fit(name: str, column: declared.Text, learned: Learned) -> "Text":
     """The fitted column."""
     if not column.idf:
-        return _unweighted(name, column, learned)
+        return _fitted(name, column, learned)
     count_V = np.zeros(column.hash)
     count_V[learned.frames[name]["row"].to_numpy() - FIRST] = learned.frames[name]["df"].to_numpy()
     weight_V = np.log((1 + (learned.statistics["__rows__"] or 0)) / (1 + count_V)) + 1
-    return _unweighted(name, column, learned, pl.DataFrame({"weight": weight_V.astype(np.float32)}))
+    return _fitted(name, column, learned, pl.DataFrame({"weight": weight_V.astype(np.float32)}))
 
 
-def _unweighted(name: str, column: declared.Text, learned: Learned, idf: pl.DataFrame | None = None) -> "Text":
+def _fitted(name: str, column: declared.Text, learned: Learned, idf: pl.DataFrame | None = None) -> "Text":
     source, _ = learned.only(name)
     return Text(name, source, column.hash, column.ngrams, column.max_length, column.lower, idf, table=name)
 
@@ -203,13 +203,16 @@ class TextModule(nn.Module):
         hashes: list[int] = []
         counts: list[int] = []
         empty: list[int] = []
+        known: dict[str, list[int]] = {}  # rows of one request often share a text
         for text in texts[self.source]:
-            found = hash_grams(text, self.letters, self.ngrams, self.longest)
+            if text not in known:
+                known[text] = hash_grams(text, self.letters, self.ngrams, self.longest)
+            found = known[text]
             if len(found) == 0:
                 empty.append(len(hashes))
-                found.append(0)
+                hashes.append(0)
             hashes.extend(found)
-            counts.append(len(found))
+            counts.append(max(len(found), 1))
         hash_L = splitmix64_tensor(torch.tensor(hashes, dtype=torch.int64))
         rows_L = 2 + (hash_L & 0x7FFFFFFFFFFFFFFF) % self.buckets
         rows_L[torch.tensor(empty, dtype=torch.int64)] = 0

@@ -5,6 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo, available_timezones
 
 import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -161,6 +162,19 @@ def test_raw_columns_that_hold_no_times_are_refused(values, options, message):
 def test_times_of_any_age_are_taken_in_the_unit_that_was_declared():
     for values in ([0, 5], [None], [1_650_000_000_000, 0], [-5, 10**17]):
         fitted({"type": "date_part", "part": "day", "column": "raw"}, frame_of(raw=pl.Series(values, dtype=pl.Int64)))
+
+
+def test_times_travel_to_the_artefact_in_the_unit_that_they_were_fitted_in():
+    found = case("Datetime ms", "hour", "UTC")
+    assert found.inputs[0]["unit"] == "ms"
+    hours = pl.Series([3_600_000, None, 7_199_000])
+    for dtype in (pl.Datetime("ms"), pl.Datetime("ms", "Asia/Tokyo"), pl.Int64):
+        assert found.artefact(frame_of(raw=hours.cast(dtype))).tolist() == [3, 0, 3]
+    assert found.artefact(frame_of(raw=(hours * 1000).cast(pl.Datetime("us")))).tolist() == [3, 0, 3]
+    with pytest.raises(pa.ArrowInvalid, match="would lose data"):
+        found.artefact(frame_of(raw=hours.cast(pl.Datetime("us")) + timedelta(microseconds=1)))
+    with pytest.raises(ValueError, match="raw: the student takes integers, found timestamp"):
+        case("ms", "hour", "UTC").artefact(frame_of(raw=hours.cast(pl.Datetime("ms"))))
 
 
 def test_rows_of_another_run_stand_for_the_same_part():

@@ -302,6 +302,9 @@ EVERY_TYPE = {
     "separated": ({"type": "list", "separator": ","}, "String"),
     "numeric": ({"type": "numeric"}, "Float64"),
     "buckets": ({"type": "numeric", "buckets": 3}, "Int64"),
+    "edges": ({"type": "numeric", "edges": [0, 2.5]}, "Float32"),
+    "date part": ({"type": "date_part", "part": "day", "zone": "Asia/Tokyo"}, "Int64"),
+    "words": ({"type": "text", "hash": 5, "ngrams": 2}, "String"),
     "binary": ({"type": "binary"}, "Boolean"),
 }
 

@@ -1,0 +1,145 @@
+"""A training that is stopped and continued is, bit for bit, the one that was never stopped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recdistill.errors import RunError
+from recdistill.training.engine import Engine, Event
+from tests.conftest import Small
+
+JOB: dict[str, Any] = {
+    "phases": [
+        {"steps": 7, "terms": ["bce(teacher.logit, label)"], "stop": {"every": 3}},
+        {
+            "epochs": 3,
+            "terms": ["bce(student.logit, label) * step(1, 0.5, at=4)", "soft(student.logit, teacher.logit) * 0.5"],
+            "stop": {"every": 3, "patience": 3},
+        },
+    ],
+    "members.teacher.share.tables": None,
+    "train.checkpoint_every": 4,
+    "train.batch": 700,
+}
+
+
+class Stop(Exception):
+    pass
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """All files of a training but its timing."""
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    summary = json.loads(found.pop("fit.json"))
+    del summary["seconds"]
+    return found | {"fit": json.dumps(summary).encode()}
+
+
+def stopped_after(small: Small, folder: Path, steps: int, overrides: dict[str, Any], monkeypatch: Any) -> None:
+    """A training that fails in a step."""
+    original, taken = Engine.step, [0]
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        if taken[0] == steps:
+            raise Stop
+        taken[0] += 1
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", step)
+        with pytest.raises(Stop):
+            small.fit(folder, overrides)
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "sgd"])
+@pytest.mark.parametrize("steps", [5, 7, 13])
+def test_a_stopped_training_goes_on_bit_for_bit(
+    small: Small, tmp_path: Path, monkeypatch: Any, optimizer: str, steps: int
+) -> None:
+    overrides = {**JOB, "train.tables": {optimizer: {"lr": 0.05}}}
+    small.fit(tmp_path / "whole", overrides)
+    stopped_after(small, tmp_path / "parts", steps, overrides, monkeypatch)
+    small.fit(tmp_path / "parts", overrides)
+    assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
+
+
+def test_it_may_be_stopped_again_and_in_the_second_stage(small: Small, tmp_path: Path, monkeypatch: Any) -> None:
+    overrides = {**JOB, "train.refit": True, "train.unknown": {"rate": 0.1}}
+    small.fit(tmp_path / "whole", overrides)
+    for steps in (6, 9, 12, 5):
+        stopped_after(small, tmp_path / "parts", steps, overrides, monkeypatch)
+    small.fit(tmp_path / "parts", overrides)
+    assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
+    assert b"refit" in (tmp_path / "parts" / "metrics.jsonl").read_bytes()
+
+
+def test_it_really_goes_on(small: Small, tmp_path: Path, monkeypatch: Any) -> None:
+    stopped_after(small, tmp_path / "parts", 6, JOB, monkeypatch)
+    taken = []
+    original = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda *a, **k: (taken.append(1), original(*a, **k))[1])
+    cast = small.fit(tmp_path / "parts", JOB)
+    assert cast is not None
+    events = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    last = max(e["step"] for e in events if e["phase"] == 1)
+    assert len(taken) == 7 - 4 + last
+    assert not (tmp_path / "parts" / "checkpoints" / "latest").exists()
+
+
+@pytest.mark.parametrize("forget", ["random", "tables", "dense", "kept", "schedule", "rows"])
+def test_whatever_is_forgotten_shows(small: Small, tmp_path: Path, monkeypatch: Any, forget: str) -> None:
+    """The wrong twins of resumption: each loses one part of the state."""
+    from recdistill.training import engine, fit
+    from recdistill.training.resume import Progress
+
+    # at such a rate the first evaluation is the best, so that its parameters have to survive
+    job = {**JOB, "train.dense": {"adam": {"lr": 0.5}}} if forget == "kept" else JOB
+    small.fit(tmp_path / "whole", job)
+    stopped_after(small, tmp_path / "parts", 16, job, monkeypatch)
+    original, read = engine.restore, fit.resume.read
+
+    def restore(tensors: Any, cast: Any, optimizers: Any) -> Any:
+        fresh = engine.capture(cast, [], {})
+        lost = {k: v.clone() for k, v in fresh.items() if k.split("/")[0] == forget}
+        left = {k: v for k, v in tensors.items() if not (forget in ("dense", "kept") and k.startswith(forget))}
+        return original({**left, **lost}, cast, optimizers)
+
+    def late(folder: Path) -> Progress | None:
+        found = read(folder)
+        assert found is not None
+        object.__setattr__(found.stopped, *(("step", found.stopped.step - 1) if forget == "schedule" else ("epoch", 0)))
+        return found
+
+    if forget in ("schedule", "rows"):
+        monkeypatch.setattr(fit.resume, "read", late)
+    else:
+        monkeypatch.setattr(engine, "restore", restore)
+    small.fit(tmp_path / "parts", job)
+    assert everything(tmp_path / "parts") != everything(tmp_path / "whole")
+
+
+def test_a_checkpoint_that_cannot_be_used_is_refused(small: Small, tmp_path: Path, monkeypatch: Any) -> None:
+    stopped_after(small, tmp_path / "parts", 6, JOB, monkeypatch)
+    latest = tmp_path / "parts" / "checkpoints" / "latest"
+    described = json.loads((latest / "progress.json").read_text())
+    (latest / "progress.json").write_text(json.dumps({**described, "processes": 2}))
+    with pytest.raises(RunError, match="written by another number of processes than the 1 that run now"):
+        small.fit(tmp_path / "parts", JOB)
+    (latest / "progress.json").write_text(json.dumps(described))
+    with pytest.raises(RunError, match="it is of another job"):
+        small.fit(tmp_path / "parts", {**JOB, "members.student.dim": 8})
+    (latest / "state-0.safetensors").write_bytes(b"nothing")
+    with pytest.raises(RunError, match="cannot be read"):
+        small.fit(tmp_path / "parts", JOB)
+
+
+def test_listeners_hear_the_rest_only(small: Small, tmp_path: Path, monkeypatch: Any) -> None:
+    stopped_after(small, tmp_path / "parts", 6, JOB, monkeypatch)
+    from recdistill.training.fit import Data, Training, fit
+
+    plan, job, shuffle = small.plan(JOB)
+    heard: list[Event] = []
+    fit(Training(plan, job.train, Data(small.encoded, small.encoded), 0, shuffle), tmp_path / "parts", heard.append)
+    assert heard[0].phase == 0 and heard[0].step > 4
