@@ -22,26 +22,32 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 from recdistill.distill.layout import Layout
 from recdistill.errors import RunError
 from recdistill.training.cast import Cast
+from recdistill.training.processes import barrier, rank
 
 
 def save(cast: Cast, folder: Path) -> None:
     """Write the parameters of all members; the folder appears only when it is complete."""
     work = folder.with_name(f".{folder.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    if rank() == 0:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+    barrier()
     trunks = {name: member.share.trunk for name, member in cast.members.items() if member.share.trunk is not None}
     dense = {f"{n}.{k}": v for n, head in cast.heads.items() for k, v in head.state_dict().items()}
     state: dict[str, Any] = {k: v for k, v in dense.items() if not k.startswith(tuple(f"{n}.trunk." for n in trunks))}
     state |= cast.tables.sharded_state()
     with _quiet():
         save_distributed(state, storage_writer=HuggingFaceStorageWriter(str(work), save_distributed=True))
-    for file in work.glob("*.safetensors"):
-        _sort_header(file)
-    (work / "layout.json").write_text(
-        json.dumps({**describe(cast.layout), "trunks": trunks}, indent=1), encoding="utf-8"
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    work.rename(folder)
+    barrier()
+    if rank() == 0:
+        for file in work.glob("*.safetensors"):
+            _sort_header(file)
+        (work / "layout.json").write_text(
+            json.dumps({**describe(cast.layout), "trunks": trunks}, indent=1), encoding="utf-8"
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+        work.rename(folder)
+    barrier()
 
 
 def describe(layout: Layout) -> dict[str, object]:

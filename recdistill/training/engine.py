@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from recdistill.evaluation import auc, log_loss
 from recdistill.spec.train import TrainSpec
 from recdistill.training.cast import Cast
 from recdistill.training.optimizers import dense_optimizers
+from recdistill.training.processes import add_up, rank, share_of, world
 from recdistill.training.resume import Stopped, capture, restore
 
 Scores = dict[str, NDArray[np.float32]]
@@ -84,7 +84,7 @@ class Engine:
     def __post_init__(self) -> None:
         self.rows = self.train.rows()
         self.epochs_read = 0
-        torch.manual_seed(self.seed)
+        torch.manual_seed(self.seed + 7919 * rank())  # of dropout, which processes draw apart from each other
 
     def planned_steps(self, phase: Phase) -> int:
         """The steps that a phase takes unless its stop rule ends it."""
@@ -171,7 +171,8 @@ class Engine:
     def step(
         self, phase: Phase, batch: Batch, step: int, planned: int, optimizers: list[torch.optim.Optimizer]
     ) -> dict[str, Tensor]:
-        """One step; returns the value of each term that has a weight."""
+        """One step; returns the value of each term that has a weight, of this process's rows."""
+        rows, batch = len(batch), share_of(batch)
         names = sorted(phase.members)
         lookups = self.cast.look_up(names, batch, phase.trained)
         scene = Scene(self.cast.answer(names, lookups, batch, phase.trained), batch, self.seed)
@@ -188,7 +189,7 @@ class Engine:
         total.backward()
         tables = self.settings.tables.step
         for lookup in lookups.values():
-            lookup.push(tables.l2 / len(batch), tables.l2_rare / len(batch))
+            lookup.push(tables.l2 / rows, tables.l2_rare / rows)
         for optimizer in optimizers:
             sum_gradients(optimizer)
             optimizer.step()
@@ -196,7 +197,7 @@ class Engine:
         return losses
 
     def _report(self, index: int, step: int, planned: int, losses: dict[str, Tensor]) -> None:
-        values = {words: float(value.detach()) for words, value in losses.items()}
+        values = {words: float(add_up(value.detach().clone())) for words, value in losses.items()}
         for words, value in values.items():
             if not math.isfinite(value):
                 raise TrainingError(
@@ -302,17 +303,14 @@ def evaluate(engine: Engine, names: list[str], reader: Reader) -> dict[str, floa
 def term_value(term: Term, scene: Scene) -> Tensor:
     """The scalar of a term: the weighted sum over its rows or lists by the global weight of what it is divided by."""
     loss, weight = term.losses(scene)
-    total = (scene.batch.weight_B if term.over == "batch" else weight).sum()
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(total)
+    total = add_up((scene.batch.weight_B if term.over == "batch" else weight).sum())
     return reduce(loss, weight, total)
 
 
 def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
     """Add up dense gradients over processes; losses are divided by global weights already."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
+    for group in optimizer.param_groups if world() > 1 else ():
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            add_up(parameter.grad)

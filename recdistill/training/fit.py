@@ -13,6 +13,7 @@ second.
 """
 
 import json
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from recdistill.spec.train import TrainSpec
 from recdistill.training import checkpoint, resume
 from recdistill.training.cast import Cast
 from recdistill.training.engine import Engine, Event, Listener, silent
+from recdistill.training.processes import barrier, rank
 from recdistill.training.resume import LATEST, Progress, Stopped
 from recdistill.training.runlog import RunLog
 from recdistill.training.sharding import Tables, process_group
@@ -80,16 +82,27 @@ def fit(training: Training, folder: Path, listen: Listener = silent) -> Cast:
         torch.set_num_threads(training.settings.threads)
     with process_group():
         before = resume.read(folder)
-        if before is None:
+        barrier()
+        if before is None and rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-        with RunLog(folder / "metrics.jsonl", keep=before.log_bytes if before else 0) as log:
+        barrier()
+        metrics = folder / "metrics.jsonl" if rank() == 0 else Path(os.devnull)
+        with RunLog(metrics, keep=before.log_bytes if before and rank() == 0 else 0) as log:
             cast, summary = _Fit(training, folder, log, listen, before).run()
-    shutil.rmtree(folder / LATEST, ignore_errors=True)
-    shutil.rmtree(folder / ".shuffled", ignore_errors=True)
-    summary["seconds"] = round(time.monotonic() - started, 3)
-    (folder / DONE).write_text(json.dumps(summary), encoding="utf-8")
+        summary["seconds"] = round(time.monotonic() - started, 3)
+        if rank() == 0:
+            _finish(folder, summary)
+        barrier()
     return cast
+
+
+def _finish(folder: Path, summary: dict[str, Any]) -> None:
+    """Say that a training is complete."""
+    shutil.rmtree(folder / LATEST, ignore_errors=True)
+    for shuffled in folder.glob(".shuffled-*"):
+        shutil.rmtree(shuffled)
+    (folder / DONE).write_text(json.dumps(summary), encoding="utf-8")
 
 
 @dataclass
@@ -198,7 +211,7 @@ def _reader(
     chosen = selection(training.plan, log)
     post_event = None
     if training.shuffle_privileged and chosen.privileged:
-        post_event = folder / ".shuffled" / log.fingerprint
+        post_event = folder / f".shuffled-{rank()}" / log.fingerprint
         for split in splits:
             if not (post_event / split).exists():
                 permute_privileged(log, split, chosen.privileged, seed=training.seed, out=post_event)
@@ -208,6 +221,8 @@ def _reader(
 def score_split(engine: Engine, reader: Reader, split: str, folder: Path) -> None:
     """One score file per member for a split."""
     logits, row_id_N, labels = engine.score(list(engine.cast.members), reader)
+    if rank() > 0:
+        return
     predicted = {name: labels[name] for name in reader.selection.labels[: engine.cast.labels]}
     for name, logits_NK in logits.items():
         path = folder / "scores" / f"{name}.{split}.parquet"

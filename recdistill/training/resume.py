@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from recdistill.errors import RunError
 from recdistill.training.cast import Cast
+from recdistill.training.processes import barrier, rank, world
 
 LATEST = Path("checkpoints") / "latest"
 
@@ -72,23 +72,22 @@ def write(progress: Progress, folder: Path) -> None:
         progress: where the training stands.
         folder: of the training.
     """
-    rank = dist.get_rank() if dist.is_initialized() else 0
     work, latest = folder / LATEST.with_name(".latest"), folder / LATEST
-    if rank == 0:
+    if rank() == 0:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-    _barrier()
+    barrier()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in progress.stopped.tensors.items()}
-    save_file(_apart(tensors), work / f"state-{rank}.safetensors")
-    _barrier()
-    if rank == 0:
+    save_file(_apart(tensors), work / f"state-{rank()}.safetensors")
+    barrier()
+    if rank() == 0:
         described = asdict(progress)
         del described["stopped"]["tensors"]
-        described["processes"] = dist.get_world_size() if dist.is_initialized() else 1
+        described["processes"] = world()
         (work / "progress.json").write_text(json.dumps(described), encoding="utf-8")
         shutil.rmtree(latest, ignore_errors=True)
         work.rename(latest)
-    _barrier()
+    barrier()
 
 
 def read(folder: Path) -> Progress | None:
@@ -100,16 +99,14 @@ def read(folder: Path) -> Progress | None:
     latest = folder / LATEST
     if not (latest / "progress.json").exists():
         return None
-    processes = dist.get_world_size() if dist.is_initialized() else 1
     try:
         described = json.loads((latest / "progress.json").read_text(encoding="utf-8"))
-        if described.pop("processes") != processes:
+        if described.pop("processes") != world():
             raise RunError(
-                f"{latest}: was written by another number of processes than the {processes} that run now; start as "
+                f"{latest}: was written by another number of processes than the {world()} that run now; start as "
                 "many as before, or remove the folder to begin this training anew"
             )
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        with safe_open(latest / f"state-{rank}.safetensors", "pt") as content:
+        with safe_open(latest / f"state-{rank()}.safetensors", "pt") as content:
             tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118, no mapping
         stopped = Stopped(**described.pop("stopped"), tensors=tensors)
         return Progress(**described, stopped=stopped)
@@ -157,8 +154,3 @@ def restore(
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with storage of their own, which the format asks for."""
     return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def _barrier() -> None:
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()

@@ -18,8 +18,9 @@ class RunLog:
 
     def __init__(self, path: Path, keep: int = 0) -> None:
         self.file = path.open("r+" if keep else "w", encoding="utf-8")
-        self.file.truncate(keep)
-        self.file.seek(keep)
+        if keep:
+            self.file.truncate(keep)
+            self.file.seek(keep)
         self.stage = "train"
 
     @property

@@ -337,10 +337,18 @@ def fused(optimizer: TableOptimizer) -> tuple[type[torch.optim.Optimizer], dict[
 
 def _plan(module: nn.Module, bank: Bank, sharder: EmbeddingBagCollectionSharder) -> object:
     world = dist.get_world_size()
-    placed = {table: table_wise(rank=i % world) for i, table in enumerate(bank.tables)}
+    # Neighbours stay together, because TorchRec returns the vectors of the first process's tables first.
+    placed = {table: table_wise(rank=owner) for table, owner in zip(bank.tables, owners(bank, world), strict=True)}
     return construct_module_sharding_plan(
         module, placed, sharder=sharder, local_size=world, world_size=world, device_type=device().type
     )
+
+
+def owners(bank: Bank, world: int) -> list[int]:
+    """The process that holds each table of a bank: runs of tables of about the same size."""
+    sizes = [rows * bank.dims[table] for table, rows in bank.tables.items()]
+    centres = [sum(sizes[:i]) + size / 2 for i, size in enumerate(sizes)]
+    return [min(world - 1, int(centre / sum(sizes) * world)) for centre in centres]
 
 
 def initialise(shard: Tensor, name: str, first_row: int, *, std: float, seed: int) -> None:

@@ -1,0 +1,42 @@
+"""Several processes that train together: who am I, which rows are mine, and sums over all."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from recdistill.data.batch import Batch
+from recdistill.data.reader import take
+from recdistill.data.transforms.hashing import splitmix64_tensor
+
+
+def rank() -> int:
+    """The number of this process; 0 without others."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait for all others."""
+    if world() > 1:
+        dist.barrier()
+
+
+def add_up(tensor: Tensor) -> Tensor:
+    """The sum over processes, in place."""
+    if world() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def share_of(batch: Batch) -> Batch:
+    """This process's rows of a batch: every n-th one, or whole lists where a term compares the rows of lists."""
+    if world() == 1:
+        return batch
+    if batch.group_B is None:
+        return take(batch, torch.arange(rank(), len(batch), world()))
+    owner_B = torch.remainder(splitmix64_tensor(batch.group_B), world())
+    return take(batch, torch.nonzero(owner_B == rank()).flatten())
