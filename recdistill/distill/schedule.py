@@ -1,5 +1,6 @@
 """How the weight of a term changes: functions of the step within the phase."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -75,4 +76,26 @@ def ramp(start: float, end: float, *, over: float, begin: float = 0) -> Schedule
     return Schedule(weight, f"ramp({start}, {end}, over={over}, begin={begin})")
 
 
-SCHEDULES: dict[str, Callable[..., Schedule]] = {"step": step, "ramp": ramp}
+def cosine(start: float, end: float, *, over: float, begin: float = 0) -> Schedule:
+    """From ``start`` to ``end`` along half a cosine, slow at both ends, over ``over`` steps from the step ``begin`` on.
+
+    Args:
+        start: the first weight.
+        end: the last weight.
+        over: steps, or a fraction below 1 of the planned steps.
+        begin: the step, or fraction, at which it starts to change.
+
+    Raises:
+        TrainingError: ``over`` is not positive or ``begin`` is negative.
+
+    Example:
+        >>> c = cosine(1, 0, over=100)
+        >>> [round(c.weight(k, 1000), 3) for k in (0, 25, 50, 100, 200)]
+        [1.0, 0.854, 0.5, 0.0, 0.0]
+    """
+    line = ramp(0, 1, over=over, begin=begin)
+    words = f"cosine({start}, {end}, over={over}, begin={begin})"
+    return Schedule(lambda k, n: start + (end - start) * (1 - math.cos(math.pi * line.weight(k, n))) / 2, words)
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {"step": step, "ramp": ramp, "cosine": cosine}

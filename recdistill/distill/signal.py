@@ -1,6 +1,6 @@
 """What a term compares: named outputs of members, raw columns, and signals made from them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,11 +14,12 @@ from recdistill.nets.inputs import Outputs
 
 @dataclass(frozen=True)
 class Scene:
-    """What is known during a step: each member's outputs, the batch, and the seed of the run."""
+    """What is known during a step: each member's outputs, the batch, the seed of the run, the step of the phase."""
 
     outputs: Mapping[str, Outputs]
     batch: Batch
     seed: int = 0
+    step: int = 0
 
 
 class Signal(Protocol):
@@ -150,6 +151,3 @@ class Shuffled:
         order = torch.argsort(splitmix64_tensor(scene.batch.row_id_B ^ salt), stable=True)
         value = self.signal.value(scene)
         return value[torch.empty_like(order).index_copy_(0, order, order.roll(1))]
-
-
-SIGNALS: dict[str, Callable[[Signal], Signal]] = {"live": Live, "shuffled": Shuffled}

@@ -11,34 +11,9 @@ import torch
 from torch import Tensor
 
 from recdistill.distill.schedule import Schedule
+from recdistill.distill.selector import Selector
 from recdistill.distill.signal import Column, Live, Scene, Signal
 from recdistill.losses.catalog import LIST
-
-
-@dataclass(frozen=True)
-class Selector:
-    """Rows for which a raw column is known, or has a given value."""
-
-    column: Column
-    equals: float | None = None
-
-    def mask(self, scene: Scene) -> Tensor:
-        """True for the selected rows, (B,)."""
-        value = self.column.value(scene)
-        return ~torch.isnan(value) if self.equals is None else value == self.equals
-
-
-def present(column: Column) -> Selector:
-    """The rows whose value is known."""
-    return Selector(column)
-
-
-def equals(column: Column, value: float) -> Selector:
-    """The rows that have this value."""
-    return Selector(column, float(value))
-
-
-SELECTORS: dict[str, Callable[..., Selector]] = {"present": present, "equals": equals}
 
 
 @dataclass(frozen=True)
@@ -85,7 +60,8 @@ class Term:
     @property
     def members(self) -> frozenset[str]:
         """Every member whose outputs the term needs."""
-        return self.learner.members.union(*(t.members for t in self.targets))
+        looked_at = self.rows.members if self.rows is not None else frozenset()
+        return self.learner.members.union(looked_at, *(t.members for t in self.targets))
 
     def weight(self, step: int, planned: int) -> float:
         """The factor of the whole term at a step of the phase."""
@@ -103,7 +79,8 @@ class Term:
         targets = [t.value(scene) if isinstance(t, Live) else t.value(scene).detach() for t in self.targets]
         weight_B = scene.batch.weight_B
         if self.rows is not None:
-            weight_B = weight_B * self.rows.mask(scene)
+            with torch.no_grad():
+                weight_B = weight_B * self.rows.mask(scene)
         for i, (signal, value) in enumerate(zip(self.targets, targets, strict=True)):
             if isinstance(signal, Column):
                 known_B = ~torch.isnan(value)

@@ -175,7 +175,7 @@ class Engine:
         rows, batch = len(batch), share_of(batch)
         names = sorted(phase.members)
         lookups = self.cast.look_up(names, batch, phase.trained)
-        scene = Scene(self.cast.answer(names, lookups, batch, phase.trained), batch, self.seed)
+        scene = Scene(self.cast.answer(names, lookups, batch, phase.trained), batch, self.seed, step)
         losses = {}
         total: Tensor | None = None
         for term in phase.terms:

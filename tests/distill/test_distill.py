@@ -10,8 +10,9 @@ from recdistill.distill.compile import examine
 from recdistill.distill.layout import assemble, lay_out
 from recdistill.distill.member import Member
 from recdistill.distill.schedule import ramp, step
+from recdistill.distill.selector import equals, present
 from recdistill.distill.signal import Column, Live, Logit, Scene, Shuffled
-from recdistill.distill.term import Term, equals, present, reduce
+from recdistill.distill.term import Term, reduce
 from recdistill.errors import TrainingError
 from recdistill.losses.response import soft
 from recdistill.losses.supervised import bce
@@ -198,9 +199,9 @@ def test_assembling_puts_slices_averages_and_numbers_in_their_places() -> None:
         (["bce(student.logit, y) * ramp(0, 1)"], "missing a required argument: 'over'"),
         (["bce(student.logit, y) * step(0, 1, at=-5)"], "at must not be negative"),
         (["bce(student.logit, y).rows(smaller(y, 1))"], "is no selector"),
-        (["bce(student.logit, y).rows(equals(teacher.logit, 1))"], "the first argument is a raw binary column"),
+        (["bce(student.logit, y).rows(equals(teacher.logit, 1))"], "teacher.logit stands where a raw binary column is expected"),
         (["soft(student.logit, twisted(teacher.logit))"], "unknown signal 'twisted'"),
-        (["soft(student.logit, live(teacher.logit, 2))"], "live takes one signal"),
+        (["soft(student.logit, live(teacher.logit, 2))"], "too many positional arguments; live takes (signal)"),
         (["bce(student.logit, y, over='batches')"], "over is 'batches'"),
         (["bce(student.logit, 1)"], "expected a member's output or a column"),
         (["bce(student.logit, y)"], "members.teacher: no term teaches it"),

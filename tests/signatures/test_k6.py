@@ -219,10 +219,10 @@ def teachers_answers(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What the engine hears from the teacher in each step of the second phase, in the order of the log."""
     heard = []
 
-    def listening(outputs: Mapping[str, Any], batch: Any, seed: int) -> Scene:
+    def listening(outputs: Mapping[str, Any], batch: Any, *more: Any, **named: Any) -> Scene:
         if "student" in outputs:
             heard.append(outputs["teacher"].logits_BK[batch.row_id_B.argsort()])
-        return Scene(outputs, batch, seed)
+        return Scene(outputs, batch, *more, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(engine, "Scene", listening)

@@ -1,0 +1,201 @@
+"""Combined signals and selectors: what they say for a row, whom they teach, and that nothing depends on the order."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from recdistill.data.batch import Batch, View
+from recdistill.distill.combine import SIGNALS, mean, pick, reverse, route, vote, weighted
+from recdistill.distill.compile import examine
+from recdistill.distill.schedule import cosine
+from recdistill.distill.selector import SELECTORS, agrees, beats, sampled, smallest
+from recdistill.distill.signal import Column, Live, Logit, Scene
+from recdistill.distill.term import Term
+from recdistill.errors import TrainingError
+from recdistill.losses.response import soft
+from recdistill.losses.supervised import bce
+from recdistill.nets.inputs import Outputs
+from recdistill.spec.features import FeatureSpec
+from recdistill.spec.job import Job
+from tests.distill.test_distill import SPEC
+
+NAN = float("nan")
+A, B, C, Y, Z = Logit("a"), Logit("b"), Logit("c"), Column("y"), Column("z")
+LABEL = [1.0, 0.0, 1.0, 0.0, NAN, 1.0]
+ROUTE = [0.0, 1.0, 2.0, NAN, 0.0, 1.0]
+
+
+def scene(order: list[int] | None = None, *, step: int = 0, rows: int = 6) -> Scene:
+    order = order or list(range(rows))
+    generator = torch.Generator().manual_seed(3)
+    values = {name: torch.randn(rows, generator=generator) * 2 for name in "abc"}
+    view = View("serving", torch.zeros(0, rows, dtype=torch.int64), (), torch.zeros(rows, 0), ())
+    labels = {"y": torch.tensor((LABEL * rows)[:rows])[order], "z": torch.tensor((ROUTE * rows)[:rows])[order]}
+    batch = Batch((torch.arange(rows) * 7919)[order], view, labels, torch.ones(rows))
+    outputs = {n: Outputs(v[order].unsqueeze(1).requires_grad_(), [], v.unsqueeze(1), []) for n, v in values.items()}
+    return Scene(outputs, batch, 0, step)
+
+
+def logits(s: Scene) -> dict[str, Tensor]:
+    return {name: out.logits_BK[:, 0].detach() for name, out in s.outputs.items()}
+
+
+COMBINED = {
+    "mean": mean(A, B, C),
+    "weighted": weighted(A, B, weights="3 1"),
+    "pick": pick(Y, A, B, C),
+    "route": route(Z, A, B, C),
+    "vote": vote(A, B, C),
+    "reverse": reverse(A),
+    "live": Live(A),
+}
+
+
+@pytest.mark.parametrize("name", COMBINED)
+def test_the_order_of_rows_changes_nothing(name: str) -> None:
+    order = [3, 1, 5, 0, 2, 4]
+    assert torch.equal(COMBINED[name].value(scene())[order], COMBINED[name].value(scene(order)))
+    assert COMBINED[name].members <= {"a", "b", "c"}
+
+
+def test_means_are_of_log_odds_or_of_probabilities() -> None:
+    s = scene()
+    found = logits(s)
+    assert torch.allclose(mean(A, B).value(s), (found["a"] + found["b"]) / 2)
+    probability = (torch.sigmoid(found["a"]) + torch.sigmoid(found["b"])) / 2
+    assert torch.allclose(torch.sigmoid(mean(A, B, of="probability").value(s)), probability, atol=1e-6)
+    assert torch.allclose(weighted(A, B, weights="3 1").value(s), 0.75 * found["a"] + 0.25 * found["b"])
+
+
+def test_pick_route_and_vote_choose_row_by_row() -> None:
+    s = scene()
+    found = logits(s)
+    picked, routed, voted = (COMBINED[name].value(s).detach() for name in ("pick", "route", "vote"))
+    for i, (label, way) in enumerate(zip(LABEL, ROUTE, strict=True)):
+        row = {name: float(value[i]) for name, value in found.items()}
+        average = sum(row.values()) / 3
+        best = max(row.values()) if label == 1 else min(row.values())
+        assert float(picked[i]) == pytest.approx(average if math.isnan(label) else best)
+        assert float(routed[i]) == pytest.approx(average if math.isnan(way) else row["abc"[int(way)]])
+        share = (sum(value > 0 for value in row.values()) + 0.5) / 4
+        assert float(voted[i]) == pytest.approx(math.log(share / (1 - share)), abs=1e-5)
+
+
+def test_a_reversed_signal_teaches_the_opposite() -> None:
+    s = scene()
+    leaf = s.outputs["a"].logits_BK
+    (plain,) = torch.autograd.grad(A.value(s).pow(2).sum(), leaf)
+    (turned,) = torch.autograd.grad(reverse(A, scale=0.5).value(s).pow(2).sum(), leaf)
+    assert torch.allclose(turned, -0.5 * plain)
+    assert torch.equal(reverse(A).value(s), A.value(s))
+
+
+def test_a_combined_target_receives_no_gradient() -> None:
+    s = scene()
+    term = Term("t", soft, A, (mean(B, C),))
+    loss, _ = term.losses(s)
+    gradients = torch.autograd.grad(loss.sum(), [s.outputs[n].logits_BK for n in "abc"], allow_unused=True)
+    assert gradients[0] is not None and gradients[1:] == (None, None)
+    assert term.members == {"a", "b", "c"} and term.taught == {"a"}
+
+
+def test_agrees_and_beats_look_at_labels_and_sides() -> None:
+    s = scene()
+    found = logits(s)
+    for i, label in enumerate(LABEL):
+        same = (found["a"][i] > 0) == (label == 1) and not math.isnan(label)
+        assert bool(agrees(A, Y).mask(s)[i]) == bool(same)
+        assert bool(agrees(A, B).mask(s)[i]) == bool((found["a"][i] > 0) == (found["b"][i] > 0))
+        better = float(bce(found["a"], torch.tensor(LABEL))[i]) + 0.1 < float(bce(found["b"], torch.tensor(LABEL))[i])
+        assert bool(beats(A, B, Y, margin=0.1).mask(s)[i]) == (better and not math.isnan(label))
+
+
+def test_smallest_keeps_the_easiest_labelled_rows() -> None:
+    s = scene(rows=60)
+    measured = Term("m", bce, B, (Y,))
+    chosen = smallest(measured, keep=0.4).mask(s)
+    loss, known = (value.detach() for value in measured.losses(s))
+    assert int(chosen.sum()) == math.ceil(0.4 * int((known > 0).sum()))
+    assert float(loss[chosen].max()) <= float(loss[~chosen & (known > 0)].min())
+    assert not bool(chosen[known == 0].any())
+    term = Term("t", bce, A, (Y,), rows=smallest(measured, keep=0.4))
+    assert term.members == {"a", "b"} and term.taught == {"a"}
+    value, weight = term.losses(s)
+    (gradient,) = torch.autograd.grad((value * weight).sum(), [s.outputs["b"].logits_BK], allow_unused=True)
+    assert gradient is None  # what selects is not taught
+
+
+def test_sampled_rows_follow_row_and_step_not_order() -> None:
+    first = sampled(0.5).mask(scene(rows=4000))
+    assert 0.46 < float(first.float().mean()) < 0.54
+    order = torch.randperm(4000).tolist()
+    assert torch.equal(sampled(0.5).mask(scene(order, rows=4000)), first[order])
+    assert not torch.equal(sampled(0.5).mask(scene(rows=4000, step=1)), first)
+
+
+def test_a_cosine_is_level_at_both_ends() -> None:
+    schedule = cosine(2, 0, over=0.5, begin=0.1)
+    found = [schedule.weight(k, 1000) for k in (0, 100, 350, 600, 999)]
+    assert found == pytest.approx([2, 2, 1, 0, 0])
+    assert abs(schedule.weight(110, 1000) - 2) < 0.01
+    with pytest.raises(TrainingError, match="over must be positive"):
+        cosine(0, 1, over=0)
+
+
+def job(term: str) -> Job:
+    members = {
+        "student": {"net": {"mlp": [4]}, "serve": True, "dim": 4},
+        "teacher": {"net": {"mlp": [4]}, "dim": 4},
+    }
+    terms = ["bce(student.logit, y)", "bce(teacher.logit, y)", term]
+    return Job.model_validate(
+        {"spec": "-", "log": "-", "label": "y", "members": members, "phases": [{"steps": 5, "terms": terms}]}
+    )
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        "soft(student.logit, mean(teacher.logit, student.logit, of='probability')) * cosine(0, 1, over=0.5)",
+        "soft(student.logit, weighted(teacher.logit, student.logit, weights='2 1'))",
+        "soft(student.logit, pick(y, teacher.logit, student.logit)).rows(present(y))",
+        "soft(student.logit, live(mean(teacher.logit, student.logit)))",
+        "soft(student.logit, vote(teacher.logit, student.logit)).rows(sampled(0.3))",
+        "soft(student.logit, teacher.logit).rows(agrees(teacher.logit, y))",
+        "soft(student.logit, teacher.logit).rows(beats(teacher.logit, student.logit, y, margin=0.1))",
+        "bce(student.logit, y).rows(smallest(bce(teacher.logit, y), keep=0.8))",
+        "l2(reverse(student.hidden[-1]), teacher.hidden[-1])",
+    ],
+)
+def test_the_words_compile(term: str) -> None:
+    plan, problems = examine(job(term), SPEC if isinstance(SPEC, FeatureSpec) else FeatureSpec.model_validate(SPEC))
+    assert problems == [] and plan is not None
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        ("soft(student.logit, mean())", "mean: takes at least one signal"),
+        ("soft(student.logit, mean(teacher.logit, of='odds'))", "of is 'odds'; expected one of logit, probability"),
+        ("soft(student.logit, weighted(teacher.logit, weights='1 2'))", "expected 1 positive numbers as weights"),
+        ("soft(student.logit, weighted(teacher.logit, weights=2))", "expected a text, found 2"),
+        ("soft(student.logit, pick(teacher.logit, student.logit))", "teacher.logit stands where a raw binary column"),
+        ("soft(student.logit, vote(teacher.logit))", "takes at least two; found 1"),
+        ("soft(student.logit, reverse(teacher.logit, scal=2))", "unexpected keyword argument 'scal'"),
+        ("bce(student.logit, y).rows(smallest(teacher.logit, keep=0.5))", "expected a loss such as bce"),
+        ("bce(student.logit, y).rows(smallest(bce(teacher.logit, y), keep=2))", "keep is a share in"),
+        ("bce(student.logit, y).rows(sampled(y))", "expected a number, found"),
+        ("bce(student.logit, y).rows(agrees(teacher.logit))", "missing a required argument: 'second'"),
+    ],
+)
+def test_mistakes_are_named(term: str, message: str) -> None:
+    _, problems = examine(job(term), SPEC)
+    assert len(problems) == 1 and message in problems[0], problems
+
+
+def test_every_word_has_a_docstring() -> None:
+    words: dict[str, Any] = {**SIGNALS, **SELECTORS}
+    assert [name for name, word in words.items() if not word.__doc__] == []
