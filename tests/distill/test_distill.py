@@ -199,7 +199,10 @@ def test_assembling_puts_slices_averages_and_numbers_in_their_places() -> None:
         (["bce(student.logit, y) * ramp(0, 1)"], "missing a required argument: 'over'"),
         (["bce(student.logit, y) * step(0, 1, at=-5)"], "at must not be negative"),
         (["bce(student.logit, y).rows(smaller(y, 1))"], "is no selector"),
-        (["bce(student.logit, y).rows(equals(teacher.logit, 1))"], "teacher.logit stands where a raw binary column is expected"),
+        (
+            ["bce(student.logit, y).rows(equals(teacher.logit, 1))"],
+            "teacher.logit stands where a raw binary column is expected",
+        ),
         (["soft(student.logit, twisted(teacher.logit))"], "unknown signal 'twisted'"),
         (["soft(student.logit, live(teacher.logit, 2))"], "too many positional arguments; live takes (signal)"),
         (["bce(student.logit, y, over='batches')"], "over is 'batches'"),
