@@ -1,0 +1,257 @@
+"""One contract for every job: whatever method it names, these things hold."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+
+from recdistill.data.log import raw_batches
+from recdistill.data.reader import take
+from recdistill.data.scores import read_logits, read_scores
+from recdistill.distill.signal import Scene
+from recdistill.distill.term import Term, reduce
+from recdistill.export import artefact
+from recdistill.export.serving import describe_inputs, serving_student
+from recdistill.runs.export import withheld
+from recdistill.training import checkpoint
+from recdistill.training.audit import audit
+from recdistill.training.engine import Engine
+from recdistill.training.fit import build_cast, reader_of
+from recdistill.training.sharding import process_group
+from tests.conftest import ROOT
+from tests.contract.jobs import JOBS, Contract
+
+EXEMPT = ("smallest(", "shuffled(")  # compare the rows of a batch with each other, and say so
+IDS = [str(path.relative_to(path.parents[1]).with_suffix("")) for path in JOBS]
+
+
+def test_every_job_is_under_contract() -> None:
+    assert len(JOBS) == 7
+    assert len(set(IDS)) == len(IDS)
+
+
+@pytest.fixture(scope="module", params=JOBS, ids=IDS)
+def contract(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Contract:
+    return Contract.of(request.param, tmp_path_factory.mktemp("contract"))
+
+
+@pytest.fixture(scope="module")
+def trained(contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the job's training, never stopped."""
+    folder = tmp_path_factory.mktemp("trained") / "fit"
+    contract.fit(folder)
+    return folder
+
+
+def parameters(folder: Path) -> dict[str, Tensor]:
+    return checkpoint.read(folder / "checkpoints" / "final")
+
+
+def test_everything_stays_finite(contract: Contract, trained: Path) -> None:
+    assert all(bool(torch.isfinite(value).all()) for value in parameters(trained).values())
+    for member in contract.job.members:
+        for split in ("valid", "test"):
+            assert np.isfinite(read_logits(trained / "scores" / f"{member}.{split}.parquet")).all()
+
+
+def test_trained_members_move_and_frozen_ones_do_not(contract: Contract) -> None:
+    plan, arm = contract.plan()
+    with process_group():
+        cast = build_cast(plan, arm.job.train, contract.log, seed=0)
+        engine = Engine(cast, reader_of(plan, contract.log, ("train",)), None, arm.job.train, 0)
+        for i, phase in enumerate(plan.phases):
+            before = {name: value.clone() for name, value in cast.state(cast.members).items()}
+            engine.run(i, phase, steps=3)
+            moved = {n for n, v in cast.state(cast.members).items() if not torch.equal(v, before[n])}
+            for name in cast.members:
+                dense = {key for key in moved if key.startswith(f"{name}.")}
+                shared = plan.members[[m.name for m in plan.members].index(name)].share.trunk in phase.trained
+                assert bool(dense) == (name in phase.trained or shared), (i, name)
+            used = {b for name in phase.trained for b in cast.layout.members[name].banks}
+            assert {key.split(".")[1] for key in moved if key.startswith("tables.")} == used, i
+
+
+def test_a_term_teaches_its_learner_and_nobody_else(contract: Contract) -> None:
+    plan, arm = contract.plan()
+    with process_group():
+        cast = build_cast(plan, arm.job.train, contract.log, seed=0)
+        batch = next(iter(reader_of(plan, contract.log, ("train",)).in_order(400)))
+        for phase in plan.phases:
+            for term, entry in zip(phase.terms, audit(cast, phase, batch, step=3, planned=4), strict=True):
+                allowed = {p for name in term.taught for p in map(id, cast.heads[name].parameters())}
+                named = {f"{n}.{k}": id(p) for n, head in cast.heads.items() for k, p in head.named_parameters()}
+                reached = {name for name, gradient in entry.dense.items() if gradient.any()}
+                assert {named[name] for name in reached} <= allowed, term.words
+                assert reached or entry.weight == 0, term.words
+                banks = {b for name in term.taught for b in cast.layout.members[name].banks}
+                assert {bank for bank, gradient in entry.tables.items() if gradient.any()} <= banks, term.words
+
+
+def test_one_batch_is_its_parts_together(contract: Contract) -> None:
+    """Per term: the gradients of a batch's halves add up to the batch's, since the engine divides once."""
+    plan, arm = contract.plan()
+    with process_group():
+        cast = build_cast(plan, arm.job.train, contract.log, seed=0)
+        whole = next(iter(reader_of(plan, contract.log, ("train",)).in_order(300)))
+        halves = [take(whole, torch.arange(0, 110)), take(whole, torch.arange(110, 300))]
+        for phase in plan.phases:
+            names = sorted(phase.members)
+
+            def gradients(term: Term, batch: Any, total: Tensor | None = None, names: Any = names) -> Any:
+                lookups = cast.look_up(names, batch, frozenset(names))
+                scene = Scene(cast.answer(names, lookups, batch, frozenset(names)), batch, 0, 1)
+                loss, weight = term.losses(scene)
+                known = weight.sum() if total is None else total
+                inputs = [p for n in names for p in cast.heads[n].parameters()]
+                found = torch.autograd.grad(reduce(loss, weight, known), inputs, allow_unused=True)
+                return [torch.zeros_like(p) if g is None else g for p, g in zip(inputs, found, strict=True)], known
+
+            for term in phase.terms:
+                if term.per_list or any(word in term.words for word in EXEMPT):
+                    continue
+                together, total = gradients(term, whole)
+                apart = [gradients(term, half, total)[0] for half in halves]
+                for one, *two in zip(together, *apart, strict=True):
+                    assert torch.allclose(one, sum(two), atol=1e-6), term.words
+
+
+def test_evaluating_between_steps_changes_nothing(contract: Contract, tmp_path: Path) -> None:
+    found = []
+    for every in (1, 4):
+        stops = {f"phases.{i}.stop": {"every": every, "keep": "last"} for i in range(len(contract.job.phases))}
+        contract.fit(tmp_path / str(every), stops)
+        found.append(parameters(tmp_path / str(every)))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_a_stopped_training_goes_on_bit_for_bit(
+    contract: Contract, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, taken = Engine.step, [0]
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        taken[0] += 1
+        if taken[0] == 4 * len(contract.job.phases):
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            contract.fit(tmp_path / "fit", {"train.checkpoint_every": 2})
+    contract.fit(tmp_path / "fit", {"train.checkpoint_every": 2})
+    whole, parts = parameters(trained), parameters(tmp_path / "fit")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    assert (tmp_path / "fit" / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes that stay for all jobs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "contract"}
+    running = []
+    for rank in ("0", "1"):
+        env = (
+            os.environ | common | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        )
+        command = [sys.executable, "-m", "tests.contract.worker"]
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        running.append(subprocess.Popen(command, cwd=ROOT, env=env, text=True, **pipes))
+    yield running
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def test_two_processes_train_as_one_does(
+    contract: Contract, trained: Path, pair: list[subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    told = json.dumps([str(tmp_path / "fit"), str(contract.log.folder), contract.raw])
+    for process in pair:
+        assert process.stdin is not None
+        process.stdin.write(told + "\n")
+        process.stdin.flush()
+    answers = [json.loads(process.stdout.readline()) for process in pair if process.stdout]
+    assert answers == ["", ""]
+    one, two = parameters(trained), parameters(tmp_path / "fit")
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.allclose(value, two[name], atol=2e-5), (name, float((value - two[name]).abs().max()))
+
+
+@pytest.fixture(scope="module")
+def served(contract: Contract, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.Table]:
+    """The artefact, and the raw test rows."""
+    from recdistill.distill.layout import lay_out
+
+    plan, _ = contract.plan()
+    layout = lay_out(plan.members, contract.spec, contract.log.fitted.tables)
+    student = serving_student(
+        plan.student, layout, contract.spec, contract.log.fitted, parameters(trained), labels=plan.labels,
+        negative_keep_rate=contract.spec.negative_keep_rate,
+    )  # fmt: skip
+    inputs = describe_inputs(plan.student, contract.spec, contract.log.fitted)
+    needed = [entry["name"] for entry in inputs if not entry.get("optional")]
+    raw = pa.concat_tables(raw_batches(contract.spec, str(contract.path), contract.job.where, "test", needed, 5000))
+    folder = tmp_path_factory.mktemp("served") / "student"
+    manifest = {"inputs": inputs, "outputs": list(contract.job.label)}
+    artefact.write(student, folder, manifest=manifest, golden=raw, withheld=withheld(contract.job, contract.spec))
+    return folder, raw
+
+
+def test_the_artefact_answers_as_training_did(contract: Contract, trained: Path, served: Any) -> None:
+    folder, raw = served
+    student, manifest = artefact.load(folder)
+    eager = read_logits(trained / "scores" / f"{contract.job.student}.test.parquet")
+    found = artefact.score(student, manifest, raw, 8192).numpy().reshape(len(raw), -1)
+    assert found.shape == eager.shape and len(eager) > 50
+    assert np.abs(found - eager).max() <= artefact.TOLERANCE
+    assert np.std(eager) > 0
+
+
+def test_the_artefact_holds_the_student_alone(contract: Contract, served: Any) -> None:
+    folder, _ = served
+    content = b"".join(file.read_bytes() for file in sorted(folder.iterdir()))
+    after = set(contract.spec.post_event) - set(contract.job.label)  # what it predicts, it may name
+    given = {raw for name in contract.spec.serving for raw in contract.spec.given(name)}
+    for name in (*(after - given), *(m for m in contract.job.members if m != contract.job.student)):
+        assert f'"{name}"'.encode() not in content, name
+
+
+def test_poisoned_privileged_columns_change_no_bit(contract: Contract, served: Any) -> None:
+    folder, raw = served
+    _, manifest = artefact.load(folder)
+    plan, _ = contract.plan()
+    everything = {raw_name for name in contract.job.privileged for raw_name in contract.spec.given(name)}
+    poison = sorted(everything - {entry["name"] for entry in manifest["inputs"]})
+    assert poison or not contract.job.privileged
+    student, _ = artefact.load(folder)
+    poisoned = raw
+    for name in poison:
+        poisoned = poisoned.append_column(name, pa.array([float("nan")] * len(raw)))
+    first, second = (artefact.score(student, manifest, rows, 8192) for rows in (raw, poisoned))
+    assert torch.equal(first, second)
+    assert plan.student.privileged == ()
+
+
+def test_the_controls_train_as_well(contract: Contract, trained: Path, tmp_path: Path) -> None:
+    for arm in contract.job.controls if isinstance(contract.job.controls, list) else ():
+        contract.fit(tmp_path / arm, arm=arm)
+        scored = read_scores(tmp_path / arm / "scores" / f"{contract.job.student}.test.parquet")
+        ours = read_scores(trained / "scores" / f"{contract.job.student}.test.parquet")
+        assert np.array_equal(scored.row_id_N, ours.row_id_N)
+        assert not np.array_equal(scored.logit_N, ours.logit_N), arm
