@@ -1,12 +1,14 @@
 """The jobs that a result is compared with, derived from the job itself.
 
-``plain`` drops every member that does not serve, with every term that needs one and every phase left empty.
+``plain`` drops every member that does not serve, with every term that needs one and every phase left empty. What is
+left trains the student at full weight: schedules that made room for a teacher are dropped as well.
 ``shuffled`` keeps the whole job but takes the knowledge out of it: privileged columns are permuted jointly over the
 rows; where nothing is privileged, what the student receives from other members is permuted instead, and the control is
 called ``shuffled_signal``. Only the difference between the result and this control is the teacher's knowledge; the
 difference to ``plain`` may be mere smoothing.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,13 +54,9 @@ def _plain(job: Job) -> Arm:
     members = {student: job.members[student].model_copy(update=alone)}
     phases = []
     for i, phase in enumerate(job.phases):
-        kept = [
-            text
-            for text, term in zip(phase.terms, job.terms(i), strict=True)
-            if set(member_names(job, term)) == {student}
-        ]
+        kept = [term for term in job.terms(i) if set(member_names(job, term)) == {student}]
         if kept:
-            phases.append(phase.model_copy(update={"terms": kept}))
+            phases.append(phase.model_copy(update={"terms": [str(term) for term in _at_full_weight(kept, job)]}))
     if not phases:
         raise SpecError(
             "controls",
@@ -74,6 +72,22 @@ def _plain(job: Job) -> Arm:
         "controls": NoControls(none="it is a control itself"),
     }
     return Arm("plain", job.model_copy(update=changes))
+
+
+def _at_full_weight(terms: list[ParsedTerm], job: Job) -> list[ParsedTerm]:
+    """The terms with constant weights, the heaviest 1.
+
+    A label that gave way to a teacher does so no longer once the teacher is gone: a student that trains at a tenth of
+    its loss, on optimizers that remember the whole, would be a weak opponent.
+    """
+    scales = [math.prod(f for f in term.factors if isinstance(f, int | float)) for term in terms]
+    heaviest = max(abs(scale) for scale in scales) or 1.0
+    made = []
+    for term, scale in zip(terms, scales, strict=True):
+        losses = tuple(f for f in term.factors if isinstance(f, Call) and _members_of(f, job))
+        relative = scale / heaviest
+        made.append(ParsedTerm(losses if relative == 1 else (*losses, relative), term.rows))
+    return made
 
 
 def _shuffled(job: Job) -> Arm:

@@ -40,7 +40,6 @@ def test_plain_keeps_the_student_alone_and_the_terms_that_need_nobody_else():
 
 TERMS = {
     "bce(student.logit, label)": True,
-    "2 * bce(student.logit, label) * step(1, 0.1, at=200)": True,
     "bce(student.logit, label).rows(present(click))": True,
     "soft(student.hidden[-1], student.hidden[0])": True,
     "bce(teacher.logit, label)": False,
@@ -59,6 +58,25 @@ TERMS = {
 def test_plain_keeps_a_term_if_it_is_about_the_student_alone(term, kept):
     made = plain(phases=[{"steps": 3, "terms": ["bce(student.logit, click)", term]}])
     assert made.phases[0].terms == ["bce(student.logit, click)", *([term] if kept else [])]
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        (["0.1 * bce(student.logit, label)"], ["bce(student.logit, label)"]),
+        (["bce(student.logit, label) * step(1, 0.1, at=200)"], ["bce(student.logit, label)"]),
+        (
+            ["2 * bce(student.logit, label) * ramp(1, 0, over=9)", "bce(student.logit, click).rows(present(click))"],
+            ["bce(student.logit, label)", "(bce(student.logit, click) * 0.5).rows(present(click))"],
+        ),
+        (["bce(student.logit, label) * 0"], ["bce(student.logit, label) * 0.0"]),
+    ],
+)
+def test_plain_trains_at_full_weight_with_the_terms_in_their_proportions(terms, expected):
+    """A control that goes on at a tenth of its loss when the teacher is gone would be a weak opponent."""
+    made = plain(phases=[{"steps": 3, "terms": [*terms, "soft(student.logit, teacher.logit)"]}])
+    assert made.phases[0].terms == expected
+    assert made.problems() == []
 
 
 def test_plain_drops_phases_left_empty_and_keeps_the_others_as_they_are():
