@@ -3,10 +3,9 @@
 1. The soft term's gradient on the student's logit is T (sigmoid(s / T) - sigmoid(t / T)) per row, and keeps its size
    for every T; without T^2 it would fall as 1 / T^2.
 2. One logit carries exactly what two do: the gradient is that of a softmax over two classes.
+3. Over lists, a constant added to the teacher's answers teaches nothing; row by row it does.
 4. The teacher is frozen: no parameter of it moves in the second phase, and it answers without dropout.
 5. Where the student has no labels of one segment, the teacher's answers alone teach it that segment.
-
-(3 is about softmax over lists.)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from recdistill.distill.signal import Scene
 from recdistill.evaluation import auc
 from recdistill.losses.catalog import LOSSES
 from recdistill.losses.response import soft
+from recdistill.nets.inputs import Outputs
 from recdistill.training import engine
 from recdistill.training.cast import Cast
 from tests.signatures.lab import SPLIT, Lab, same, splits
@@ -44,9 +44,11 @@ def segments(folder: Path, seed: int, rows: tuple[int, int, int], overrides: Map
         "y": y,
         "y_seen": [None if s == 0 else int(v) for s, v in zip(segment, y, strict=True)],
         "seen": (segment != 0).astype(np.int8),
+        "list": np.arange(len(y)) // 4,
         "part": splits(rows),
     }
     spec = {
+        "group": "list",
         "split": SPLIT,
         "serving": {"segment": "categorical"} | {f"x{i}": "numeric" for i in range(4)},
         "post_event": {"y": "binary", "y_seen": "binary", "seen": "binary"},
@@ -75,7 +77,7 @@ def at(temperature: float) -> dict[str, Any]:
 def slope_of(lab: Lab, overrides: Mapping[str, Any]) -> Tensor:
     """The gradient of the soft term on the student's logit in each row, read off the gradient on its embeddings."""
     audits, cast = lab.audit(overrides, phase=1)
-    term = next(a for a in audits if a.words.startswith("soft("))
+    term = next(a for a in audits if a.words.startswith("soft"))
     assert "student" in term.tables, "the term does not teach the student"
     leaf_BW = term.tables["student"]
     weight_W = dict(cast.heads["student"].named_parameters())["net.out.weight"].detach()[0, : leaf_BW.shape[1]]
@@ -160,6 +162,35 @@ WRONG = [
     sigmoid_twice,
     averaged_over_classes,
 ]
+
+
+# 3: list mode
+
+
+def check_a_constant_on_the_teacher_teaches_nothing(
+    lab: Lab, term: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient stays when the same number is added to all the teacher's answers to a list."""
+    before_B, answer = slope_of(lab, term), Cast.answer
+
+    def louder(*args: Any, **kwargs: Any) -> dict[str, Outputs]:
+        outputs = answer(*args, **kwargs)
+        teacher = outputs["teacher"]
+        return outputs | {"teacher": teacher._replace(logits_BK=teacher.logits_BK + 2.0)}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cast, "answer", louder)
+        after_B = slope_of(lab, term)
+    assert float(before_B.norm()) > 0
+    torch.testing.assert_close(after_B, before_B, rtol=1e-3, atol=1e-6)
+
+
+def test_over_lists_only_differences_within_a_list_are_taught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = linear(tmp_path)
+    by_list = {"phases.1.terms.1": "soft_list(student.logit, teacher.logit, temperature=2) * 0.7"}
+    check_a_constant_on_the_teacher_teaches_nothing(lab, by_list, monkeypatch)
+    with pytest.raises(AssertionError):
+        check_a_constant_on_the_teacher_teaches_nothing(lab, at(2.0), monkeypatch)
 
 
 def test_the_gradient_is_the_difference_of_softened_answers(tmp_path: Path) -> None:
