@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from recdistill.data.history import PastLists, past_lists
 from recdistill.data.times import collected, time_of
@@ -99,11 +100,8 @@ def _gathered(lists: PastLists, values: pl.Series, row: str) -> pl.Expr:
 
     def gather(rows: pl.Series) -> pl.Series:
         length_B, past_L = lists.of(rows.to_numpy().astype(np.int64))
-        place_B = pl.Series(np.repeat(np.arange(len(rows)), length_B))
-        frame = pl.DataFrame({"row": place_B, "value": values.gather(past_L)})
-        grouped = frame.group_by("row", maintain_order=True).agg("value")
-        everyone = pl.DataFrame({"row": np.arange(len(rows))})
-        everyone = everyone.join(grouped, on="row", how="left", maintain_order="left")
-        return everyone["value"].fill_null(pl.lit([], dtype=pl.List(values.dtype)))
+        offsets = pa.array(np.concatenate([[0], np.cumsum(length_B)]))
+        found = pa.LargeListArray.from_arrays(offsets, values.gather(past_L).to_arrow())
+        return pl.Series(pl.from_arrow(found), dtype=pl.List(values.dtype))
 
     return pl.col(row).map_batches(gather, return_dtype=pl.List(values.dtype), is_elementwise=True)

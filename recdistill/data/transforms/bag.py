@@ -6,15 +6,26 @@ a weight that is missing or negative counts as 0, and the one of the missing row
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recdistill.data.transforms.column import Fitted, Kind, Learned
-from recdistill.data.transforms.elements import element_type, elements, elements_module, flat, lists
-from recdistill.data.transforms.raw import keys, numbers, numbers_tensor
+from recdistill.data.transforms.elements import (
+    Integers,
+    element_type,
+    elements,
+    elements_module,
+    flat,
+    kept,
+    lists,
+    rows_of,
+)
+from recdistill.data.transforms.raw import numbers, numbers_tensor
 from recdistill.data.transforms.rows import MISSING, Rows
 from recdistill.spec import columns as declared
 
@@ -80,23 +91,26 @@ class Bag(Fitted):
 
     def polars(self) -> list[pl.Expr]:
         """Embedding rows, List(Int32), and their weights, List(Float32)."""
-        row = self.rows.polars(keys(pl.element(), self.dtype, self.name))
-        bags = elements(pl.col(self.source), self.separator).list.eval(row)
-        rows = self._tidy(bags.list.filter(pl.element() != MISSING), pl.Int32, MISSING).alias(self.name)
-        if self.weights is None or self.weight_dtype is None:
+        values = elements(pl.col(self.source), self.separator)
+        rows = values.map_batches(self._rows, return_dtype=pl.List(pl.Int32), is_elementwise=True).alias(self.name)
+        if self.weights is None:
             return [rows]
-        weight = numbers(pl.element(), self.weight_dtype, f"{self.name}.weights").fill_null(0.0).clip(0.0)
-        weights = pl.col(self.weights).list.eval(weight.cast(pl.Float32))
-        pairs = pl.struct(bags.alias("bags"), weights.alias("weights"))
-        kept = pairs.map_batches(_of_known, return_dtype=pl.List(pl.Float32), is_elementwise=True)
-        return [rows, self._tidy(kept, pl.Float32, 1).alias(f"{self.name}/weights")]
+        pairs = pl.struct(values.alias("values"), pl.col(self.weights).alias("weights"))
+        weights = pairs.map_batches(self._weights, return_dtype=pl.List(pl.Float32), is_elementwise=True)
+        return [rows, weights.alias(f"{self.name}/weights")]
 
-    def _tidy(self, kept: pl.Expr, dtype: type[pl.DataType], missing: int) -> pl.Expr:
-        """The last elements of each list; one that stands for *missing* where there are none."""
-        if self.max_length is not None:
-            kept = kept.list.tail(self.max_length)
-        empty = pl.lit(pl.Series([[missing]], dtype=pl.List(dtype))).first()
-        return pl.when(kept.list.len() > 0).then(kept).otherwise(empty)
+    def _rows(self, values: pl.Series) -> pl.Series:
+        row_L, length_B = rows_of(values, self.rows, self.dtype, self.name)
+        place_K, kept_B = kept(row_L, length_B, self.max_length)
+        return lists(*_never_empty(row_L[place_K], kept_B, MISSING))
+
+    def _weights(self, pairs: pl.Series) -> pl.Series:
+        row_L, length_B = rows_of(pairs.struct.field("values"), self.rows, self.dtype, self.name)
+        place_K, kept_B = kept(row_L, length_B, self.max_length)
+        assert self.weight_dtype is not None
+        weight = numbers(pl.col("weight"), self.weight_dtype, f"{self.name}.weights").fill_null(0.0).clip(0.0)
+        given = pl.DataFrame({"weight": flat(pairs.struct.field("weights"))}).select(weight.cast(pl.Float32))
+        return lists(*_never_empty(given.to_series().to_numpy()[place_K], kept_B, 1))
 
     def torch(self) -> nn.Module:
         """Embedding rows, int64 (L,), lengths, int64 (B,), and weights, float32 (L,) or empty, from raw inputs."""
@@ -105,12 +119,11 @@ class Bag(Fitted):
         return BagModule(values, self.weights or "", longest)
 
 
-def _of_known(pairs: pl.Series) -> pl.Series:
-    """The weights of the elements that are not missing, from lists of rows and lists of weights of the same lengths."""
-    bags, weights = pairs.struct.field("bags"), pairs.struct.field("weights")
-    known_L = (flat(bags) != MISSING).to_numpy()
-    known = bags.list.eval(pl.element() != MISSING).list.sum().fill_null(0)
-    return lists(known.to_numpy(), flat(weights).to_numpy()[known_L])
+def _never_empty(value_K: NDArray[Any], kept_B: Integers, missing: int) -> tuple[Integers, NDArray[Any]]:
+    """The lengths and values of the lists, where one that stands for *missing* is put into each empty one."""
+    empty_B = np.flatnonzero(kept_B == 0)
+    filled_L = np.insert(value_K, (np.cumsum(kept_B) - kept_B)[empty_B], missing) if len(empty_B) else value_K
+    return np.maximum(kept_B, 1), filled_L
 
 
 def weights_of(name: str, numbers: dict[str, Tensor], lengths: dict[str, Tensor], lengths_B: Tensor) -> Tensor:

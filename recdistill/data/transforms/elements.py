@@ -9,9 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from recdistill.data.transforms.raw import keyed_by_text, keys_tensor
-from recdistill.data.transforms.rows import Rows, rows_module
+from recdistill.data.transforms.raw import keyed_by_text, keys, keys_tensor
+from recdistill.data.transforms.rows import MISSING, Rows, rows_module
 from recdistill.errors import LogError
+
+Integers = NDArray[np.int64]
+Rows32 = NDArray[np.int32]
 
 
 def element_type(place: str, dtype: pl.DataType, separator: str | None) -> pl.DataType:
@@ -48,6 +51,25 @@ def lists(length_B: NDArray[Any], value_L: NDArray[Any]) -> pl.Series:
     series = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(value_L)))
     assert isinstance(series, pl.Series)
     return series
+
+
+def rows_of(column: pl.Series, rows: Rows, dtype: pl.DataType, name: str) -> tuple[Rows32, Integers]:
+    """The embedding rows of all elements, int32 (L,), and the lengths of the lists, int64 (B,)."""
+    keyed = pl.DataFrame({"key": flat(column)}).select(rows.polars(keys(pl.col("key"), dtype, name)))
+    return keyed.to_series().to_numpy(), column.list.len().fill_null(0).cast(pl.Int64).to_numpy()
+
+
+def kept(row_L: Rows32, length_B: Integers, longest: int | None, *, last: bool = True) -> tuple[Integers, Integers]:
+    """The places of the elements that stay, (K,): not missing, and not cut off; and the new lengths, (B,)."""
+    list_L = np.repeat(np.arange(len(length_B)), length_B)
+    place_K = np.flatnonzero(row_L != MISSING)
+    list_K = list_L[place_K]
+    found_B = np.bincount(list_K, minlength=len(length_B))
+    if longest is None or not len(found_B) or found_B.max() <= longest:
+        return place_K, found_B
+    within_K = np.arange(len(place_K)) - (np.cumsum(found_B) - found_B)[list_K]
+    stays_K = within_K >= (found_B - longest)[list_K] if last else within_K < longest
+    return place_K[stays_K], np.minimum(found_B, longest)
 
 
 def elements_module(source: str, dtype: pl.DataType, rows: Rows, separator: str | None) -> nn.Module:

@@ -14,8 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.data.transforms.column import Fitted, Kind, Learned
-from recdistill.data.transforms.elements import element_type, elements, elements_module
-from recdistill.data.transforms.raw import MISSING_INT, keys
+from recdistill.data.transforms.elements import (
+    Integers,
+    element_type,
+    elements,
+    elements_module,
+    flat,
+    kept,
+    lists,
+    rows_of,
+)
+from recdistill.data.transforms.raw import MISSING_INT
 from recdistill.data.transforms.rows import FIRST, MISSING, Rows
 from recdistill.errors import LogError
 from recdistill.spec import columns as declared
@@ -96,19 +105,34 @@ class Sequence(Fitted):
 
     def polars(self) -> list[pl.Expr]:
         """Embedding rows, List(Int32), and those of the gaps."""
-        row = self.rows.polars(keys(pl.element(), self.dtype, self.name))
-        values = elements(pl.col(self.source), self.separator).list.eval(row)
-        known = values.list.eval((pl.element() != MISSING).arg_true())
-        found = [self._kept(values.list.gather(known)).alias(self.name)]
-        if self.times is not None and self.time is not None:
-            times = pl.col(self.times).list.eval(_integers(pl.element()))
-            gaps = (times - _integers(pl.col(self.time))).list.eval(_gap_rows(pl.element()))
-            found.append(self._kept(gaps.list.gather(known, null_on_oob=True)).alias(f"{self.name}/gaps"))
-        return found
+        values = elements(pl.col(self.source), self.separator)
+        encoded = pl.List(pl.Int32)
+        rows = values.map_batches(self._rows, return_dtype=encoded, is_elementwise=True).alias(self.name)
+        if self.times is None or self.time is None:
+            return [rows]
+        timed = pl.struct(values.alias("values"), pl.col(self.times).alias("then"), pl.col(self.time).alias("now"))
+        gaps = timed.map_batches(self._gaps, return_dtype=encoded, is_elementwise=True)
+        return [rows, gaps.alias(f"{self.name}/gaps")]
 
-    def _kept(self, values: pl.Expr) -> pl.Expr:
-        kept = values.list.tail(self.max_length) if self.last else values.list.head(self.max_length)
-        return kept.fill_null(pl.lit(pl.Series([[]], dtype=pl.List(pl.Int32))).first())
+    def _rows(self, values: pl.Series) -> pl.Series:
+        row_L, length_B = rows_of(values, self.rows, self.dtype, self.name)
+        place_K, kept_B = kept(row_L, length_B, self.max_length, last=self.last)
+        return lists(kept_B, row_L[place_K])
+
+    def _gaps(self, timed: pl.Series) -> pl.Series:
+        row_L, length_B = rows_of(timed.struct.field("values"), self.rows, self.dtype, self.name)
+        place_K, kept_B = kept(row_L, length_B, self.max_length, last=self.last)
+        then = flat(timed.struct.field("then"))
+        if len(then) != len(row_L):
+            raise LogError(
+                f"{self.name}: {self.times!r} holds {len(then)} times for {len(row_L)} values; write one for each"
+            )
+        now_K = _integers(timed.struct.field("now"))[np.repeat(np.arange(len(length_B)), length_B)[place_K]]
+        then_K = _integers(then)[place_K]
+        gap_K = np.maximum(-(then_K - now_K), 0)  # wraps around at the ends of int64, as in the artefact
+        found_K = FIRST + np.searchsorted(POWERS, gap_K, side="right")
+        missing_K = (then_K == MISSING_INT) | (now_K == MISSING_INT)
+        return lists(kept_B, np.where(missing_K, MISSING, found_K).astype(np.int32))
 
     def torch(self) -> nn.Module:
         """Embedding rows, int64 (L,), lengths, int64 (B,), and rows of gaps, int64 (L,) or empty, from raw inputs."""
@@ -116,21 +140,9 @@ class Sequence(Fitted):
         return SequenceModule(values, self.times or "", self.time or "", self.max_length, self.last)
 
 
-def _integers(column: pl.Expr) -> pl.Expr:
-    """Int64, null where missing."""
-    integer = column.cast(pl.Int64)
-    return pl.when(integer != MISSING_INT).then(integer)
-
-
-def _gap_rows(since: pl.Expr) -> pl.Expr:
-    """Rows of the negated gaps."""
-
-    def rows(negated: pl.Series) -> pl.Series:
-        gap_L = np.maximum(-negated.fill_null(0).to_numpy(), 0)
-        return pl.Series(FIRST + np.searchsorted(POWERS, gap_L, side="right"), dtype=pl.Int32)
-
-    found = since.map_batches(rows, return_dtype=pl.Int32, is_elementwise=True)
-    return pl.when(since.is_null()).then(MISSING).otherwise(found).cast(pl.Int32)
+def _integers(column: pl.Series) -> Integers:
+    """Int64, its minimum where missing."""
+    return column.cast(pl.Int64).fill_null(MISSING_INT).to_numpy()
 
 
 class SequenceModule(nn.Module):
