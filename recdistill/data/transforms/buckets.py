@@ -21,15 +21,14 @@ from recdistill.data.transforms.rows import FIRST, MISSING
 def summaries(name: str, number: pl.Expr, buckets: int) -> Iterator[pl.Expr]:
     """The aggregates of raw values that `fit` needs."""
     yield number.min().alias(f"{name}/min")
-    for k in range(1, buckets):
-        yield number.quantile(k / buckets, "lower").alias(f"{name}/{k}")
+    yield number.quantile([k / buckets for k in range(1, buckets)], "lower").alias(f"{name}/cuts")
 
 
 def fit(name: str, buckets: int, learned: Learned) -> "Buckets":
     """The fitted column; values that are frequent enough to be several quantiles make fewer buckets."""
     found = learned.statistics
     # nothing in the training rows lies below the lowest value, so a bucket there would never be trained
-    cuts = {found[f"{name}/{k}"] for k in range(1, buckets)} - {None, found[f"{name}/min"]}
+    cuts = {*(found[f"{name}/cuts"] or [])} - {None, found[f"{name}/min"]}
     return Buckets(name, *learned.only(name), tuple(sorted(c for c in cuts if c is not None)), table=name)
 
 

@@ -6,7 +6,7 @@ and says the same thing twice, as polars expressions for the pipeline and as a m
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import polars as pl
 from torch import nn
@@ -15,7 +15,7 @@ from recdistill.data.transforms.rows import Rows
 from recdistill.spec.features import FeatureSpec
 
 Kind = Literal["id", "float", "bag", "sequence"]
-Statistics = dict[str, float | None]
+Statistics = dict[str, Any]  # numbers, or None without rows; of cuts a list
 
 
 class Fitted(ABC):
