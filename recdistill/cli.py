@@ -99,6 +99,9 @@ def encode(
     log: Annotated[str, typer.Argument(help="A parquet log: a file, a folder or a pattern.", show_default=False)],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.", show_default=False)],
     engine: Annotated[str, typer.Option(help="What encodes; polars, on this machine.")] = "polars",
+    extends: Annotated[
+        Path | None, typer.Option(help="An encoded log of earlier days; its values keep their rows.")
+    ] = None,
 ) -> None:
     """Encode a log by its spec; skipped when nothing has changed."""
     from recdistill.data.encode import encode as encode_log
@@ -109,7 +112,7 @@ def encode(
         raise typer.BadParameter(f"{engine!r} is not available; use polars")
     reporter = Reporter(err)
     with reporter.progress, reporter.rows("encoding") as done:
-        encoded = encode_log(load_feature_spec(spec), log, target, progress=done)
+        encoded = encode_log(load_feature_spec(spec), log, target, extends=extends, progress=done)
     out.print(f"{target}: {encoded.rows}, tables {encoded.fitted.tables}", highlight=False)
 
 

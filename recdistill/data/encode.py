@@ -25,8 +25,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recdistill.data.encoded import GROUP_ROWS, EncodedLog, save_fitted
-from recdistill.data.fit import FittedSpec, check_types, fit
+from recdistill.data.encoded import GROUP_ROWS, EncodedLog, load_fitted, save_fitted
+from recdistill.data.fit import FittedSpec, check_types, extended, fit
 from recdistill.data.log import LEFT_OUT, ROW_ID, SPLIT, SPLITS, log_files, open_log, with_split
 from recdistill.data.replay import histories, with_histories, with_lookups
 from recdistill.data.transforms.bag import unequal
@@ -52,6 +52,7 @@ def encode(
     where: Mapping[str, Any] | None = None,
     fit_on: tuple[str, ...] = ("train",),
     fitted: FittedSpec | None = None,
+    extends: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> EncodedLog:
     """The encoded log in ``out``; an existing one with the same fingerprint is returned as it is.
@@ -65,13 +66,15 @@ def encode(
         fitted: columns fitted before; nothing is learned then, all rows form the ``test`` split, and an existing log is
             encoded again. History columns are looked up in what was known then; a column of their own name, if the log
             has one, holds fresher values.
+        extends: the folder of an earlier encoded log, or of a run's fitted columns: its values keep their rows, new
+            ones are appended, and scales and cuts stay as they were.
         progress: called with the number of rows after each chunk.
 
     Raises:
         LogError: the log does not hold what the spec promises, or ``out`` holds something else.
     """
     where = dict(where or {})
-    fingerprint = fingerprint_of(spec, log, where, fit_on if fitted is None else ("before",))
+    fingerprint = fingerprint_of(spec, log, where, fit_on if fitted is None else ("before",), extends)
     if fitted is None and (existing := _existing(out, fingerprint)):
         return existing
     if not _is_ours(out) and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -89,6 +92,7 @@ def encode(
         if fitted is None:
             frame, snapshots = with_histories(frame, spec, fit_on, sum(rows.values()), work / HISTORIES)
             learned = fit(spec, frame.filter(pl.col(SPLIT).is_in(fit_on)), snapshots)
+            learned = extended(learned, load_fitted(extends)) if extends is not None else learned
         else:
             frame, learned = with_lookups(frame, fitted), fitted
         views = _write(work, frame, spec, learned, progress)
@@ -132,10 +136,14 @@ def _existing(out: Path, fingerprint: str) -> EncodedLog | None:
     return existing if existing.fingerprint == fingerprint else None
 
 
-def fingerprint_of(spec: FeatureSpec, log: str, where: Mapping[str, Any], fit_on: tuple[str, ...]) -> str:
+def fingerprint_of(
+    spec: FeatureSpec, log: str, where: Mapping[str, Any], fit_on: tuple[str, ...], extends: Path | None = None
+) -> str:
     """A hash of everything that the encoded log depends on."""
     files = {path: [file_fingerprint(f) for f in log_files(path)] for path in [log, *spec.join]}
     parts = {"format": FORMAT, "spec": spec.model_dump(mode="json"), "where": where, "fit_on": fit_on}
+    if extends is not None:
+        parts["extends"] = EncodedLog.fingerprint_in(extends)
     text = json.dumps([parts, list(files.values())], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

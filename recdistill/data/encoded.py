@@ -61,6 +61,20 @@ class EncodedLog:
         except (OSError, ValueError, LookupError, TypeError, pl.exceptions.PolarsError) as error:
             raise LogError(f"{folder}: holds no encoded log ({error}); encode it again") from None
 
+    @staticmethod
+    def fingerprint_in(folder: Path) -> str:
+        """The fingerprint of the encoded log whose manifest lies in a folder.
+
+        Raises:
+            LogError: there is none.
+        """
+        try:
+            return str(json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["fingerprint"])
+        except (OSError, ValueError, KeyError) as error:
+            raise LogError(
+                f"{folder}: holds no fitted columns ({error}); name an encoded log, or the `fitted` folder of a run"
+            ) from None
+
     def _check_files(self) -> None:
         """Raises ValueError if a file is missing or cut short."""
         for split, rows in self.rows.items():

@@ -15,6 +15,7 @@ from recdistill.data.transforms import catalog, numeric
 from recdistill.data.transforms.bag import Bag as FittedBag
 from recdistill.data.transforms.column import Fitted, Learned
 from recdistill.data.transforms.elements import elements
+from recdistill.data.transforms.history import History as FittedHistory
 from recdistill.data.transforms.history import Snapshot, raw_number
 from recdistill.data.transforms.raw import NOT_WHOLE, key_type, keyed_by_text, keys, numbers
 from recdistill.data.transforms.rows import FIRST, HashedRows, Rows, VocabularyRows
@@ -155,6 +156,36 @@ def _whole(values: pl.Series, learned: Learned) -> pl.Series:
             f"{name}: holds fractions, which are no keys; declare it numeric, with `buckets` if it needs a table"
         )
     return values
+
+
+def extended(new: FittedSpec, old: FittedSpec) -> FittedSpec:
+    """The columns of a later log as a continuation of an earlier one's.
+
+    Values keep their rows and new ones follow, most frequent first; counts add up. Scales, cuts and weights stay as
+    they were; histories are those of the later log on the earlier scale.
+
+    Raises:
+        LogError: a column is encoded differently in the earlier log.
+    """
+    tables: dict[str, Rows] = {}
+    columns: dict[str, Fitted] = {}
+    for name, column in new.columns.items():
+        before = old.columns.get(name)
+        if before is None or type(before) is not type(column) or before.raw != column.raw:
+            raise LogError(f"{name}: is encoded differently in the earlier log; extend it by the same spec")
+        keyed = Single | FittedBag | FittedSequence
+        if isinstance(column, keyed) and isinstance(before, keyed):
+            if type(column.rows) is not type(before.rows):
+                raise LogError(f"{name}: has a vocabulary in one log and a hash in the other; use the same spec")
+            if isinstance(column.rows, VocabularyRows) and isinstance(before.rows, VocabularyRows):
+                rows = tables.setdefault(column.table, before.rows.followed_by(column.rows))
+                columns[name] = replace(column, rows=rows)
+                continue
+        if isinstance(column, FittedHistory) and isinstance(before, FittedHistory):
+            columns[name] = replace(column, shift=before.shift, scale=before.scale)
+        else:
+            columns[name] = before
+    return FittedSpec(columns)
 
 
 def same_rows(new: Fitted, old: Fitted) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """The logs of a run: simulated if the job asks for it, and encoded; both kept in the cache by fingerprint."""
 
+from pathlib import Path
 from typing import Any
 
 from recdistill.data.encode import encode, fingerprint_of
@@ -33,6 +34,10 @@ def raw_log(job: Job, spec: FeatureSpec, reporter: Reporter) -> tuple[str, Featu
 
 def encoded(spec: FeatureSpec, log: str, job: Job, fit_on: tuple[str, ...], reporter: Reporter) -> EncodedLog:
     """The encoded log, from the cache if nothing has changed."""
-    name = fingerprint_of(spec, log, job.where, fit_on)[:16]
+    extends = None
+    if job.extends is not None:
+        extends = Path(job.extends)
+        extends = extends / "fitted" if (extends / "fitted").exists() else extends
+    out = cache_folder("encoded") / fingerprint_of(spec, log, job.where, fit_on, extends)[:16]
     with reporter.rows("encoding") as done:
-        return encode(spec, log, cache_folder("encoded") / name, where=job.where, fit_on=fit_on, progress=done)
+        return encode(spec, log, out, where=job.where, fit_on=fit_on, extends=extends, progress=done)

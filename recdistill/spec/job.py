@@ -145,6 +145,8 @@ class Job(Strict):
         spec: path of the feature spec.
         log: path of the parquet log (a file, a folder or a pattern), or a simulation.
         where: raw columns and the value (or values) that a row must have to be used.
+        extends: a finished run (or an encoded log) of earlier days, whose values keep their table rows; with
+            ``warm_start`` training then goes on where it ended.
         label: the post-event column to predict, or several; the first one is the main label.
         privileged: post-event columns that teachers may read.
         members, phases, train: who learns what from whom, in what order, and how.
@@ -159,6 +161,7 @@ class Job(Strict):
     spec: str
     log: Log
     where: dict[str, Any] = {}
+    extends: str | None = None
     label: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = Field(min_length=1)
     privileged: list[str] = []
     members: dict[str, MemberSpec] = Field(min_length=1)

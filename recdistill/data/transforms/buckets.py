@@ -24,7 +24,7 @@ def summaries(name: str, number: pl.Expr, buckets: int) -> Iterator[pl.Expr]:
     yield number.quantile([k / buckets for k in range(1, buckets)], "lower").alias(f"{name}/cuts")
 
 
-def fit(name: str, buckets: int, learned: Learned) -> "Buckets":
+def fit(name: str, learned: Learned) -> "Buckets":
     """The fitted column; values that are frequent enough to be several quantiles make fewer buckets."""
     found = learned.statistics
     # nothing in the training rows lies below the lowest value, so a bucket there would never be trained

@@ -96,7 +96,7 @@ def fit(name: str, learned: Learned) -> Fitted:
     """The fitted column, when the passes over the training rows are done."""
     column = learned.spec.columns[name]
     if isinstance(column, declared.Numeric) and column.buckets is not None:
-        return buckets.fit(name, column.buckets, learned)
+        return buckets.fit(name, learned)
     if isinstance(column, declared.Numeric) and column.edges is not None:
         return buckets.cut_at(name, column.edges, learned)
     return FITS[type(column)](name, column, learned)

@@ -31,6 +31,17 @@ class VocabularyRows:
         """Rows of the table, the reserved ones included."""
         return FIRST + len(self.values)
 
+    def followed_by(self, later: "VocabularyRows") -> "VocabularyRows":
+        """These values in their rows, then the new ones of a later log; counts add up."""
+        places = pl.Series(range(len(self.values)), dtype=pl.Int64)
+        known = later.values.replace_strict(self.values, places, default=None, return_dtype=pl.Int64)
+        counts = self.counts.to_numpy().copy()
+        counts[known.drop_nulls().to_numpy()] += later.counts.filter(known.is_not_null()).to_numpy()
+        values = pl.concat([self.values, later.values.filter(known.is_null()).cast(self.values.dtype)])
+        return VocabularyRows(
+            values, pl.concat([pl.Series(counts), later.counts.filter(known.is_null()).cast(pl.UInt32)])
+        )
+
     def polars(self, key: pl.Expr) -> pl.Expr:
         """The row of each key; null is missing."""
         rows = pl.Series(range(FIRST, self.count), dtype=pl.Int32)
