@@ -279,6 +279,7 @@ def read_ahead(items: Iterator[Item], depth: int = READ_AHEAD) -> Iterator[Item]
                 return
 
     def produce() -> None:
+        torch.set_num_threads(1)  # of this thread: a second pool would spin against the one that trains
         try:
             for item in items:
                 put((item, None))
