@@ -53,4 +53,4 @@ def soft_list(student_logit_B: Tensor, teacher_logit_B: Tensor, *, list_B: Tenso
     lists = int(list_B.max()) + 1 if len(list_B) else 0
     target_B = log_softmax_by_list(teacher_logit_B / temperature, list_B, lists).exp()
     cross_B = target_B * log_softmax_by_list(student_logit_B / temperature, list_B, lists)
-    return -(temperature**2) * cross_B.new_zeros(lists).index_add(0, list_B, cross_B)
+    return cross_B.new_zeros(lists).index_add(0, list_B, -(temperature**2) * cross_B)
