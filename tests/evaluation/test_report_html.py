@@ -514,10 +514,25 @@ def test_scenarios_and_weights_enter_the_metrics():
     found = metrics_of(rows)
     feed, search = (metrics_of(rows.only(scenario_N == name))["auc"] for name in ("feed", "search"))
     assert (found["auc_scenario.feed"], found["auc_scenario.search"]) == (feed, search)
-    assert found["auc_scenario_macro"] == pytest.approx((feed + search) / 2)
+    assert found["auc_within_scenarios"] == pytest.approx(0.75 * feed + 0.25 * search)
     copies = np.repeat(np.arange(400), weight_N.astype(int))
     copied = metrics_of(Scored(copies, label_N[copies], logit_N[copies]))
     assert found["auc_weighted"] == pytest.approx(copied["auc"])
     assert found["auc"] != pytest.approx(copied["auc"])
     for name in ("logloss", "normalized_entropy", "pcoc"):
         assert found[name] == pytest.approx(copied[name])
+
+
+def test_the_page_shows_scenarios_where_there_are_some(tmp_path):
+    rows = 200
+    rng = np.random.default_rng(1)
+    label_N, scenario_N = rng.integers(0, 2, rows).astype(np.float32), np.where(np.arange(rows) < 150, "feed", "<b>")
+    made = [Scored(np.arange(rows), label_N, rng.normal(size=rows).astype(np.float32), None, scenario_N)] * 2
+    scores = dict.fromkeys(("valid", "test"), made)
+    report = build(Results("student", [0, 1], {"student": scores}, {"plain": scores}))
+    page = render(report, tmp_path)
+    assert "AUC within each scenario" in page and ">feed</th>" in page
+    assert "&lt;b&gt;</th>" in page
+    plain = [Scored(s.row_id_N, s.label_N, s.logit_N) for s in made]
+    other = dict.fromkeys(("valid", "test"), plain)
+    assert "AUC within each scenario" not in render(build(Results("student", [0, 1], {"student": other}, {})), tmp_path)

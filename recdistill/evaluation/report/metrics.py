@@ -43,7 +43,7 @@ def metrics_of(scored: Scored) -> dict[str, float]:
 
 
 def by_scenario(scored: Scored) -> dict[str, float]:
-    """The AUC within each of the largest scenarios, as ``auc_scenario.NAME``, and the mean over all of them.
+    """The AUC within each of the largest scenarios, as ``auc_scenario.NAME``, and the mean over all, by their rows.
 
     A model may rank well over all traffic only because it tells the scenarios apart.
     """
@@ -51,10 +51,10 @@ def by_scenario(scored: Scored) -> dict[str, float]:
     names, rows = np.unique(scored.scenario_N, return_counts=True)
     parts = {str(n): scored.only(scored.scenario_N == n) for n in names[np.argsort(-rows, kind="stable")]}
     found = {n: auc(part.label_N, part.logit_N) for n, part in parts.items()}
-    defined = [value for value in found.values() if not math.isnan(value)]
-    mean = float(np.mean(defined)) if defined else math.nan
+    sizes = {n: len(part.label_N) for n, part in parts.items() if not math.isnan(found[n])}
+    mean = sum(found[n] * size for n, size in sizes.items()) / sum(sizes.values()) if sizes else math.nan
     largest = list(found.items())[:SCENARIOS]
-    return {"auc_scenario_macro": mean} | {f"auc_scenario.{n or 'none'}": value for n, value in largest}
+    return {"auc_within_scenarios": mean} | {f"auc_scenario.{n or 'none'}": value for n, value in largest}
 
 
 def summary(seeds: Sequence[Scored]) -> Entry:
