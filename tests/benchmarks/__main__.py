@@ -7,6 +7,8 @@ compared:
   parts;
 - *end to end*: the engine of this project, reading the encoded log from parquet, shuffling, with its schedules, terms
   and logs;
+- *teacher and student by hand*: that step written out for one job on ready batches, beside the engine's on the same
+  batches, which says what the engine itself costs;
 - *plain PyTorch*: sparse embeddings with SparseAdam, Adam for the rest, batches in memory; either one table for all
   fields, which is the most that care can do, or a table for each field, as models are usually written.
 
@@ -14,6 +16,7 @@ Rounds are interleaved, so that a slow moment of the machine hits all alike; med
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -29,6 +32,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocati
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice, SplitTableBatchedEmbeddingBagsCodegen
 from torch import nn
 
+from recdistill.data.batch import Batch
 from recdistill.data.encode import encode
 from recdistill.data.encoded import EncodedLog
 from recdistill.distill.compile import Plan, compile_job
@@ -36,6 +40,7 @@ from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 from recdistill.training.engine import Engine
 from recdistill.training.fit import build_cast, reader_of
+from recdistill.training.optimizers import dense_optimizers
 from recdistill.training.sharding import process_group
 
 FIELDS, ROWS, DIM, BATCH = 26, 200_000, 16, 4096
@@ -43,8 +48,8 @@ HEAD = "| precision | what | rows/s (median) | of the bare step | of plain, one 
 Round = Callable[[int], float]  # steps -> rows per second
 
 
-def mlp() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(FIELDS * DIM, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 1))
+def mlp(width: int = FIELDS * DIM) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 1))
 
 
 def autocast(precision: str) -> object:
@@ -94,6 +99,59 @@ def bare(precision: str) -> Round:
         optimizer.zero_grad(set_to_none=True)
 
     return lambda steps: timed(step, steps)
+
+
+def by_hand(encoded: EncodedLog, precision: str) -> Round:
+    """A teacher and a student on shared tables, written out for this one job, on ready batches of the encoded log."""
+    ready = some_batches(encoded)
+    tables = SplitTableBatchedEmbeddingBagsCodegen(
+        [(ROWS, DIM, EmbeddingLocation.HOST, ComputeDevice.CPU)] * FIELDS,
+        optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+        learning_rate=0.02,
+    )
+    tables.init_embedding_weights_uniform(-0.01, 0.01)
+    student, teacher = mlp(), mlp(FIELDS * DIM + 4)
+    optimizer = torch.optim.Adam([*student.parameters(), *teacher.parameters()], fused=True)
+    offsets = torch.arange(FIELDS * BATCH + 1)
+    hard = nn.functional.binary_cross_entropy_with_logits
+
+    def step(batch: Batch) -> None:
+        assert batch.privileged is not None
+        vectors = tables(batch.serving.ids_FB.reshape(-1), offsets)
+        with autocast(precision):
+            ours = student(vectors)[:, 0].float()
+            theirs = teacher(torch.cat([vectors, batch.privileged.floats_BN], 1))[:, 0].float()
+        label = batch.labels["y"]
+        loss = hard(ours, label) + hard(theirs, label) + 0.5 * hard(ours, torch.sigmoid(theirs.detach()))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return lambda steps: timed_on(ready, step, steps)
+
+
+def engine_step(encoded: EncodedLog, precision: str) -> Round:
+    """The same job by the engine, on the same batches."""
+    ready = some_batches(encoded)
+    plan, job = plan_of(encoded, precision, "privileged")
+    cast = build_cast(plan, job.train, encoded, seed=0)
+    engine = Engine(cast, reader_of(plan, encoded, ("train",)), None, job.train, 0)
+    optimizers = dense_optimizers(cast.members.values(), cast.heads, job.train.dense)
+    return lambda steps: timed_on(ready, lambda b: engine.step(plan.phases[0], b, 20, 1000, optimizers), steps)
+
+
+def some_batches(encoded: EncodedLog) -> list[Batch]:
+    plan, _ = plan_of(encoded, "float32", "privileged")
+    reader = reader_of(plan, encoded, ("train",))
+    return list(itertools.islice(reader.shuffled(BATCH, seed=0, epoch=0), 8))
+
+
+def timed_on(ready: list[Batch], step: Callable[[Batch], object], steps: int) -> float:
+    step(ready[0])
+    start = time.perf_counter()
+    for i in range(steps):
+        step(ready[i % len(ready)])
+    return steps * BATCH / (time.perf_counter() - start)
 
 
 def plain_pytorch(precision: str) -> Round:
@@ -229,6 +287,8 @@ def main() -> None:
                 "bare step": bare(precision),
                 "end to end, student": end_to_end(encoded, precision, "plain"),
                 "end to end, privileged features": end_to_end(encoded, precision, "privileged"),
+                "teacher and student by hand": by_hand(encoded, precision),
+                "teacher and student, engine": engine_step(encoded, precision),
                 "plain PyTorch, one sparse table": plain_pytorch(precision),
                 "plain PyTorch, 26 sparse tables": plain_tables(precision),
             }
@@ -237,6 +297,8 @@ def main() -> None:
                 for name, run in runs.items():
                     found[name].append(run(given.steps if "plain" not in name else max(10, given.steps // 4)))
             median = {name: statistics.median(values) for name, values in found.items()}
+            overhead = 1 - median["teacher and student, engine"] / median["teacher and student by hand"]
+            print(f"{precision}: the engine costs {overhead:.0%} of a step written by hand")
             for name, value in median.items():
                 of_bare = value / median["bare step"]
                 of_one, of_many = (
