@@ -29,10 +29,11 @@ from recdistill.data.encoded import GROUP_ROWS, EncodedLog, load_fitted, save_fi
 from recdistill.data.fit import FittedSpec, check_types, extended, fit
 from recdistill.data.log import LEFT_OUT, ROW_ID, SPLIT, SPLITS, log_files, open_log, with_split
 from recdistill.data.replay import histories, with_histories, with_lookups
-from recdistill.data.transforms.bag import unequal
+from recdistill.data.transforms.catalog import types_of
+from recdistill.data.transforms.elements import unequal
 from recdistill.data.transforms.raw import numbers
 from recdistill.errors import LogError
-from recdistill.spec.columns import Bag, Binary
+from recdistill.spec.columns import Bag, Binary, Sequence
 from recdistill.spec.features import FeatureSpec
 
 FORMAT = 3  # raise whenever the same input would encode to something else
@@ -220,9 +221,15 @@ def _tests(spec: FeatureSpec, schema: pl.Schema) -> dict[str, tuple[pl.Expr, str
     for name, column in spec.columns.items():
         if isinstance(column, Binary):
             tests[name] = (~_binary(spec, name, schema).is_in([0.0, 1.0]), "0, 1 or null (not known yet)")
-        if isinstance(column, Bag) and column.weighted:
-            expected = f"one weight in {column.weights!r} for each value; cut both lists alike"
-            tests[name] = (unequal(name, column, schema, spec.source(name)), expected)
+        if isinstance(column, Bag) and column.weights is not None:
+            beside, what = column.weights, "weight"
+        elif isinstance(column, Sequence) and (times := column.times_of(name)) is not None:
+            beside, what = times, "time"
+        else:
+            continue
+        types_of(name, spec, schema)  # which says it better if one of the two holds no lists
+        expected = f"one {what} in {beside!r} for each value; cut both lists alike"
+        tests[name] = (unequal(spec.source(name), column.separator, beside), expected)
     if spec.weight:
         weight = numbers(pl.col(spec.weight), schema[spec.weight], "weight")
         tests["/weight"] = (weight.is_null() | (weight < 0), "finite weights of at least 0")

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from recdistill.errors import TrainingError
 from recdistill.nets.inputs import Inputs, Outputs
-from recdistill.nets.towers import Stack
+from recdistill.nets.towers import Stack, places
 
 
 class DeepFM(nn.Module):
@@ -17,24 +17,25 @@ class DeepFM(nn.Module):
         the pairs.
     """
 
+    embedded_places: Tensor
+
     def __init__(
         self, inputs: Inputs, labels: int, *, mlp: list[int], norm: str = "none", dropout: float = 0.0
     ) -> None:
         super().__init__()
         fields = inputs.embedded
         widths = {field.width for field in fields}
-        if len(widths) != 1 or fields != inputs.fields[: len(fields)]:
-            raise TrainingError(
-                f"deepfm: needs embedded columns of one width before all numbers, found widths {sorted(widths)}"
-            )
+        if len(widths) != 1:
+            raise TrainingError(f"deepfm: needs embedded columns of one width, found widths {sorted(widths)}")
         self.count, self.dim = len(fields), widths.pop()
+        self.register_buffer("embedded_places", places(inputs, {field.name for field in fields}), persistent=False)
         self.first_order = nn.Linear(inputs.width, labels)
         self.stack = Stack(inputs.width, [*mlp], norm, dropout)
         self.out = nn.Linear(self.stack.width, labels, bias=False)
 
     def forward(self, embed_BE: Tensor) -> Outputs:
         """Logits and the perceptron's hidden layers of each row."""
-        vectors_BFD = embed_BE[:, : self.count * self.dim].reshape(-1, self.count, self.dim)
+        vectors_BFD = embed_BE.index_select(1, self.embedded_places).reshape(-1, self.count, self.dim)
         pairs_B = 0.5 * (vectors_BFD.sum(1).square() - vectors_BFD.square().sum(1)).sum(1)
         layers = self.stack(embed_BE)
         logits_BK = self.first_order(embed_BE) + self.out(layers[-1]) + pairs_B.unsqueeze(1)

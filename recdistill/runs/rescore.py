@@ -154,7 +154,7 @@ def fresher(inputs: list[dict[str, Any]]) -> list[str]:
 def _without_roles(spec: FeatureSpec) -> FeatureSpec:
     """The spec without what only training and evaluation need."""
     return spec.model_copy(
-        update={"reference": [], "weight": None, "group": None, "scenario": None, "split": None, "time": None}
+        update={"reference": [], "weight": None, "group": None, "scenario": None, "split": None, "time": spec.clock}
     )
 
 
@@ -177,7 +177,7 @@ def evaluate_run(path: Path, log: str) -> dict[str, Any]:
         LogError: the log lacks a column.
     """
     run = Finished.open(path)
-    spec = run.spec.model_copy(update={"split": None, "time": None})
+    spec = run.spec.model_copy(update={"split": None, "time": run.spec.clock})
     label = run.job.label[0]
     with process_group(), run.encoded(log, spec, dict(run.job.where)) as encoded:
         roles = encoded.roles("test")

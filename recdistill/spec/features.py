@@ -157,6 +157,15 @@ class FeatureSpec(Strict):
         """The first raw column that a typed column reads."""
         return self.sources(name)[0]
 
+    @property
+    def clock(self) -> str | None:
+        """The time column, if a row's sequences cannot be made without it."""
+        timed = (
+            isinstance(column, Sequence) and (column.past is not None or column.times_of(name) is not None)
+            for name, column in self.columns.items()
+        )
+        return self.time if any(timed) else None
+
     def table(self, name: str) -> str:
         """The embedding table, that is the vocabulary, of a categorical, id, list or bucketed column."""
         column = self.columns[name]

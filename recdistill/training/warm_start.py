@@ -9,6 +9,7 @@ from torch import Tensor
 
 from recdistill.data.encoded import load_fitted
 from recdistill.data.fit import FittedSpec, same_rows
+from recdistill.data.transforms.sequence import GAP_ROWS
 from recdistill.distill.member import Member
 from recdistill.errors import RunError
 from recdistill.spec.job import WarmStart
@@ -45,11 +46,13 @@ def warm_start(cast: Cast, member: Member, source: WarmStart, fitted: FittedSpec
             bank = cast.layout.banks[bank_name]
             shards = {table: (shard, first) for table, shard, first in cast.tables.shards(bank_name)}
             for feature in bank.features:
-                origin = _table_of(layout, source.member, feature.column)
+                origin = _table_of(layout, source.member, feature.name)
                 if origin is not None and feature.table in shards:
                     shard, first = shards[feature.table]
-                    rows = same_rows(fitted.columns[feature.column], theirs.columns[feature.column])
-                    _copy_rows(shard, first, parameters[origin], rows, feature.column)
+                    rows = np.arange(GAP_ROWS)
+                    if feature.form != "gaps":
+                        rows = same_rows(fitted.columns[feature.column], theirs.columns[feature.column])
+                    _copy_rows(shard, first, parameters[origin], rows, feature.name)
 
 
 def chosen_seed(run: Path) -> int:
@@ -64,10 +67,10 @@ def chosen_seed(run: Path) -> int:
         raise RunError(f"{run}: is no complete run ({error}); finish it with `recdistill run --resume`") from None
 
 
-def _table_of(layout: dict[str, dict[str, dict[str, str]]], member: str, column: str) -> str | None:
+def _table_of(layout: dict[str, dict[str, dict[str, str]]], member: str, feature: str) -> str | None:
     for bank in layout["members"][member]:
-        if column in layout["banks"][bank]:
-            return f"tables.{bank}.{layout['banks'][bank][column]}"
+        if feature in layout["banks"][bank]:
+            return f"tables.{bank}.{layout['banks'][bank][feature]}"
     return None
 
 

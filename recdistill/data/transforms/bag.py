@@ -24,6 +24,7 @@ from recdistill.data.transforms.elements import (
     kept,
     lists,
     rows_of,
+    same_lengths,
 )
 from recdistill.data.transforms.raw import numbers, numbers_tensor
 from recdistill.data.transforms.rows import MISSING, Rows
@@ -130,20 +131,9 @@ def weights_of(name: str, numbers: dict[str, Tensor], lengths: dict[str, Tensor]
     """The weights of all elements, float32 (L,); empty if the column has none or the caller gives none."""
     if name == "" or name not in numbers:
         return torch.zeros(0)
-    if not torch.equal(lengths[name], lengths_B):
+    if not same_lengths(name, lengths, lengths_B):
         raise ValueError("column " + name + " holds lists of weights of other lengths than the lists of values")
     return torch.clamp(torch.nan_to_num(numbers_tensor(numbers[name])), min=0.0).to(torch.float32)
-
-
-def unequal(name: str, column: declared.Bag, schema: pl.Schema, source: str) -> pl.Expr:
-    """Whether a row holds another number of weights than of values.
-
-    Raises:
-        LogError: a raw column holds no lists.
-    """
-    types(name, column, schema, source)
-    values, weights = elements(pl.col(source), column.separator), pl.col(column.weights or "")
-    return values.list.len().fill_null(0) != weights.list.len().fill_null(0)
 
 
 def tidy(

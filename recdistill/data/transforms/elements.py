@@ -40,6 +40,12 @@ def elements(column: pl.Expr, separator: str | None) -> pl.Expr:
     return pl.when(text != "").then(text.str.split(separator))
 
 
+def unequal(source: str, separator: str | None, beside: str) -> pl.Expr:
+    """Whether a row holds another number of values than the list beside them."""
+    values = elements(pl.col(source), separator)
+    return values.list.len().fill_null(0) != pl.col(beside).list.len().fill_null(0)
+
+
 def flat(column: pl.Series) -> pl.Series:
     """The elements of all lists, one after the other."""
     return column.explode(empty_as_null=False, keep_nulls=False)
@@ -79,6 +85,11 @@ def elements_module(source: str, dtype: pl.DataType, rows: Rows, separator: str 
     if separator is not None:
         return SplitElements(source, module, separator)
     return TextElements(source, module) if text else NumberElements(source, module)
+
+
+def same_lengths(name: str, lengths: dict[str, Tensor], lengths_B: Tensor) -> bool:
+    """Whether the lists beside the values are given, and as long as those."""
+    return name in lengths and torch.equal(lengths[name], lengths_B)
 
 
 def no_elements(batch: int) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from recdistill.data.transforms.elements import (
     kept,
     lists,
     rows_of,
+    same_lengths,
 )
 from recdistill.data.transforms.raw import MISSING_INT
 from recdistill.data.transforms.rows import FIRST, MISSING, Rows
@@ -122,13 +123,8 @@ class Sequence(Fitted):
     def _gaps(self, timed: pl.Series) -> pl.Series:
         row_L, length_B = rows_of(timed.struct.field("values"), self.rows, self.dtype, self.name)
         place_K, kept_B = kept(row_L, length_B, self.max_length, last=self.last)
-        then = flat(timed.struct.field("then"))
-        if len(then) != len(row_L):
-            raise LogError(
-                f"{self.name}: {self.times!r} holds {len(then)} times for {len(row_L)} values; write one for each"
-            )
         now_K = _integers(timed.struct.field("now"))[np.repeat(np.arange(len(length_B)), length_B)[place_K]]
-        then_K = _integers(then)[place_K]
+        then_K = _integers(flat(timed.struct.field("then")))[place_K]
         gap_K = np.maximum(-(then_K - now_K), 0)  # wraps around at the ends of int64, as in the artefact
         found_K = FIRST + np.searchsorted(POWERS, gap_K, side="right")
         missing_K = (then_K == MISSING_INT) | (now_K == MISSING_INT)
@@ -163,6 +159,8 @@ class SequenceModule(nn.Module):
         """Embedding rows, int64 (L,), lengths, int64 (B,), and rows of gaps, int64 (L,) or empty."""
         rows_L, lengths_B = self.elements(numbers, texts, lengths, batch)
         row_L = torch.repeat_interleave(torch.arange(batch), lengths_B)
+        if self.times in numbers and not same_lengths(self.times, lengths, lengths_B):
+            raise ValueError("column " + self.times + " holds another number of times than there are values")
         gaps_L = self.gaps(numbers, row_L)
         known_L = rows_L != 0
         rows_L, row_L = rows_L[known_L], row_L[known_L]
@@ -181,8 +179,6 @@ class SequenceModule(nn.Module):
         if self.times not in numbers or self.time not in numbers:
             return torch.zeros(row_L.numel(), dtype=torch.int64)
         then_L = numbers[self.times].to(torch.int64)
-        if then_L.numel() != row_L.numel():
-            raise ValueError("column " + self.times + " holds another number of times than there are values")
         now_L = numbers[self.time].to(torch.int64)[row_L]
         gap_L = torch.clamp(-(then_L - now_L), min=0)
         found_L = 2 + torch.searchsorted(self.powers, gap_L, right=True)
