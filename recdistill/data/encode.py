@@ -84,20 +84,10 @@ def encode(
     work = out.with_name(f".{out.name}-{secrets.token_hex(4)}")  # with the usual permissions, unlike a temporary folder
     work.mkdir()
     try:
-        fresher = list(histories(spec)) if fitted is not None else []
-        frame = open_log(spec, log, where, fitted is None, fresher)
-        if fitted is not None:
-            check_types(fitted, spec, frame.collect_schema())
-        frame = with_split(frame, spec) if fitted is None else frame.with_columns(pl.lit("test").alias(SPLIT))
-        rows = _check(frame, spec, log, SPLITS if fitted is None else ("test",))
         if fitted is None:
-            frame, snapshots = with_histories(frame, spec, fit_on, sum(rows.values()), work / HISTORIES)
-            learned = fit(spec, frame.filter(pl.col(SPLIT).is_in(fit_on)), snapshots)
-            learned = extended(learned, load_fitted(extends)) if extends is not None else learned
+            frame, learned, rows = _learn(spec, log, where, fit_on, extends, work / HISTORIES)
         else:
-            frame, learned = with_lookups(frame, fitted), fitted
-        views = _write(work, frame, spec, learned, progress)
-        shutil.rmtree(work / HISTORIES, ignore_errors=True)
+            frame, learned, rows = _looked_up(spec, log, where, fitted)
         manifest = {
             "format": FORMAT,
             "fingerprint": fingerprint,
@@ -105,9 +95,10 @@ def encode(
             "where": where,
             "fit_on": list(fit_on),
             "rows": rows,
-            "views": views,
+            "views": _write(work, frame, spec, learned, progress),
             "tables": learned.tables,
         }
+        shutil.rmtree(work / HISTORIES, ignore_errors=True)
         (work / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str), encoding="utf-8")
         if fitted is None and (existing := _existing(out, fingerprint)):
             return existing  # another process was faster, and may be reading already
@@ -117,6 +108,34 @@ def encode(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return EncodedLog.open(out)
+
+
+Opened = tuple[pl.LazyFrame, FittedSpec, dict[str, int]]
+
+
+def _learn(
+    spec: FeatureSpec,
+    log: str,
+    where: Mapping[str, Any],
+    fit_on: tuple[str, ...],
+    extends: Path | None,
+    folder: Path,
+) -> Opened:
+    """A log with its splits, the columns fitted on it, and the rows of each split; values of histories in a folder."""
+    frame = with_split(open_log(spec, log, where), spec)
+    rows = _check(frame, spec, log, SPLITS)
+    frame, snapshots = with_histories(frame, spec, fit_on, sum(rows.values()), folder)
+    learned = fit(spec, frame.filter(pl.col(SPLIT).is_in(fit_on)), snapshots)
+    return frame, learned if extends is None else extended(learned, load_fitted(extends)), rows
+
+
+def _looked_up(spec: FeatureSpec, log: str, where: Mapping[str, Any], fitted: FittedSpec) -> Opened:
+    """The same for a log from which nothing is learned; all its rows form the test split."""
+    frame = open_log(spec, log, where, learn=False, optional=histories(spec))
+    check_types(fitted, spec, frame.collect_schema())
+    frame = frame.with_columns(pl.lit("test").alias(SPLIT))
+    rows = _check(frame, spec, log, ("test",))
+    return with_lookups(frame, fitted), fitted, rows
 
 
 def _is_ours(out: Path) -> bool:

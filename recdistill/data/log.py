@@ -7,12 +7,11 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from recdistill.data import past
-from recdistill.data.transforms.hashing import bucket_of, hash_texts, hashable, key_hash, splitmix64
+from recdistill.data.transforms.hashing import bucket_of, hash_in_turn, hash_texts, hashable, key_hash, splitmix64
 from recdistill.errors import LogError
 from recdistill.spec.features import FeatureSpec, Join, SplitByColumn, SplitByHash, SplitByTime
 from recdistill.spec.strict import nearest
@@ -199,13 +198,9 @@ def _row_id(keys: list[str]) -> pl.Expr:
     if not keys:
         return pl.col("__row__").cast(pl.Int64)
 
-    def hashed(columns: pl.Series) -> pl.Series:
-        total = np.zeros(len(columns), np.int64)
-        for key in keys:
-            total = splitmix64(total ^ key_hash(columns.struct.field(key)))
-        return pl.Series(total)
-
-    return pl.struct(keys).map_batches(hashed, return_dtype=pl.Int64, is_elementwise=True)
+    return pl.struct(keys).map_batches(
+        lambda columns: pl.Series(hash_in_turn(columns)), return_dtype=pl.Int64, is_elementwise=True
+    )
 
 
 def with_split(frame: pl.LazyFrame, spec: FeatureSpec) -> pl.LazyFrame:

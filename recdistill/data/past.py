@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from recdistill.data.history import PastLists, past_lists
 from recdistill.data.times import collected, time_of
-from recdistill.data.transforms.hashing import hashable, key_hash, splitmix64
+from recdistill.data.transforms.hashing import hash_in_turn, hashable
 from recdistill.errors import LogError
 from recdistill.spec.columns import Sequence
 from recdistill.spec.features import FeatureSpec
@@ -75,15 +75,11 @@ def _lists(name: str, column: Sequence, frame: pl.LazyFrame, time: str, where: F
         if not hashable(schema[key]):
             raise LogError(f"{name}.past: expected keys of one value, found {schema[key]} in {key!r}; name another one")
 
-    def hashed(keys: pl.Series) -> pl.Series:
-        total = np.zeros(len(keys), np.int64)
-        for key in keys.struct.fields:
-            total = splitmix64(total ^ key_hash(keys.struct.field(key)))
-        return pl.Series(total)
-
     kept = [where(raw, value, schema[raw]) for raw, value in column.past.where.items()]
     wanted = frame.select(
-        key=pl.struct(column.past.keys).map_batches(hashed, return_dtype=pl.Int64, is_elementwise=True),
+        key=pl.struct(column.past.keys).map_batches(
+            lambda keys: pl.Series(hash_in_turn(keys)), return_dtype=pl.Int64, is_elementwise=True
+        ),
         time=time_of(time, schema[time]),
         keep=pl.all_horizontal(*kept, pl.lit(True)).fill_null(False),
         # a row without its keys belongs to nobody

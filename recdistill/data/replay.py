@@ -23,6 +23,7 @@ from recdistill.data.transforms import history
 from recdistill.data.transforms.hashing import hashable, key_hash
 from recdistill.data.transforms.history import Snapshot, raw_name
 from recdistill.data.transforms.raw import MISSING_INT, NOT_WHOLE, keys, numbers
+from recdistill.data.transforms.several import key_hashes
 from recdistill.errors import LogError
 from recdistill.spec.columns import History
 from recdistill.spec.features import FeatureSpec
@@ -117,7 +118,7 @@ def _value(column: History, mean: float, n: NDArray[np.float64], total: NDArray[
 def _wanted(name: str, column: History, schema: pl.Schema) -> dict[str, pl.Expr]:
     """What is read of each row besides its time and split."""
     sources = history.types(name, column, schema)
-    wanted = {"key": history.key_hashes(sources, name)}
+    wanted = {"key": key_hashes(sources, name)}
     if floats := [keys(pl.col(s), t, name) == NOT_WHOLE for s, t in sources.items() if t.is_float()]:
         wanted["fraction"] = pl.any_horizontal(floats).fill_null(False)
     if column.of is not None:

@@ -18,18 +18,24 @@ CERTAIN = 1e-6  # probabilities are kept this far from 0 and 1 before they becom
 OF = ("logit", "probability")
 
 
-@dataclass(frozen=True)
-class Weighted:
-    """The weighted mean of signals; the weights add up to 1."""
+class Several:
+    """A signal made from several."""
 
     signals: tuple[Signal, ...]
-    weights: tuple[float, ...]
-    of: str
 
     @property
     def members(self) -> frozenset[str]:
         """Those of all signals."""
         return frozenset().union(*(signal.members for signal in self.signals))
+
+
+@dataclass(frozen=True)
+class Weighted(Several):
+    """The weighted mean of signals; the weights add up to 1."""
+
+    signals: tuple[Signal, ...]
+    weights: tuple[float, ...]
+    of: str
 
     def value(self, scene: Scene) -> Tensor:
         """The mean, of the shape of each signal."""
@@ -43,16 +49,11 @@ class Weighted:
 
 
 @dataclass(frozen=True)
-class Picked:
+class Picked(Several):
     """For each row the signal that predicts its label best; their mean where the label is not known."""
 
     label: Column
     signals: tuple[Signal, ...]
-
-    @property
-    def members(self) -> frozenset[str]:
-        """Those of all signals."""
-        return frozenset().union(*(signal.members for signal in self.signals))
 
     def value(self, scene: Scene) -> Tensor:
         """The logit of each row, (B,)."""
@@ -64,16 +65,11 @@ class Picked:
 
 
 @dataclass(frozen=True)
-class Routed:
+class Routed(Several):
     """For each row the signal whose number a raw column holds, 0 the first; their mean where it is null."""
 
     column: Column
     signals: tuple[Signal, ...]
-
-    @property
-    def members(self) -> frozenset[str]:
-        """Those of all signals."""
-        return frozenset().union(*(signal.members for signal in self.signals))
 
     def value(self, scene: Scene) -> Tensor:
         """The logit of each row, (B,)."""
@@ -84,15 +80,10 @@ class Routed:
 
 
 @dataclass(frozen=True)
-class Voted:
+class Voted(Several):
     """The share of signals that speak for a click, as a logit; one more half vote on each side keeps it finite."""
 
     signals: tuple[Signal, ...]
-
-    @property
-    def members(self) -> frozenset[str]:
-        """Those of all signals."""
-        return frozenset().union(*(signal.members for signal in self.signals))
 
     def value(self, scene: Scene) -> Tensor:
         """The logit of each row, (B,)."""

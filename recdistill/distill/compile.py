@@ -134,7 +134,16 @@ def _wrong_pools(c: Compiler, name: str, member: MemberSpec, columns: list[str])
             found.append(f"{place}: unknown pooling {pool!r}; {nearest(pool, POOLS)}")
         else:
             found += [f"{place}: {problem}" for problem in wrong_options(pool, POOLS[pool], options or {})]
+            found += _across_towers(place, member, column, (options or {}).get("target"))
     return found
+
+
+def _across_towers(place: str, member: MemberSpec, column: str, target: str | None) -> list[str]:
+    """A tower whose sequence attends to the other side could not be computed before that side is known."""
+    item = (member.net.get("two_tower") or {}).get("item", [])
+    if target is None or "two_tower" not in member.net or (column in item) == (target in item):
+        return []
+    return [f"{place}: the target {target!r} stands in the other tower than {column!r}; name one of its own side"]
 
 
 def _phase(c: Compiler, index: int) -> Phase | None:

@@ -20,7 +20,7 @@ from recdistill.distill.layout import lay_out
 from recdistill.distill.member import Member
 from recdistill.errors import ExportError, LogError, RunError
 from recdistill.export import artefact
-from recdistill.export.serving import describe_inputs, serving_student
+from recdistill.export.serving import ServingStudent, describe_inputs, serving_student
 from recdistill.runs.console import Reporter
 from recdistill.runs.folder import RunFolder
 from recdistill.runs.logs import encoded, raw_log
@@ -63,21 +63,10 @@ def export_student(
     spec, member, out = log.spec, member or plan.student, out or folder.student
     training = folder.training(MAIN, seed)
     inputs = describe_inputs(member, spec, log.fitted)
-    keep_rate = spec.negative_keep_rate * job.train.negative_keep_rate
-    layout = lay_out(plan.members, spec, log.fitted.tables)
-    parameters = checkpoint.read(training / "checkpoints" / "final")
-    student = serving_student(
-        member, layout, spec, log.fitted, parameters, labels=plan.labels, negative_keep_rate=keep_rate
-    )
-    described = {
-        "inputs": inputs,
-        "outputs": job.label,
-        "negative_keep_rate": keep_rate,
-        "seed": seed,
-        "fingerprints": {"data": log.fingerprint},
-    }
     batches = raw_batches(spec, raw_log, job.where, "test", required(inputs), EVALUATION_BATCH)
     first = next(batches)
+    student, described = _built(member, plan, log, job, training)
+    described |= {"inputs": inputs, "seed": seed}
     artefact.write(student, out, manifest=described, golden=first, withheld=withheld(job, spec))
     loaded, manifest = artefact.load(out)
     expected = read_logits(training / "scores" / f"{member.name}.test.parquet") + np.float32(
@@ -100,6 +89,20 @@ def export_student(
         "latency": latency(loaded, manifest, first),
         "verified": sorted(checked["checks"]),
     }
+
+
+def _built(
+    member: Member, plan: Plan, log: EncodedLog, job: Job, training: Path
+) -> tuple[ServingStudent, dict[str, Any]]:
+    """The serving module from the checkpoint of a training, and what its manifest says of it."""
+    parameters = checkpoint.read(training / "checkpoints" / "final")
+    spec, keep_rate = log.spec, log.spec.negative_keep_rate * job.train.negative_keep_rate
+    layout = lay_out(plan.members, spec, log.fitted.tables)
+    student = serving_student(
+        member, layout, spec, log.fitted, parameters, labels=plan.labels, negative_keep_rate=keep_rate
+    )
+    fingerprints = {"data": log.fingerprint}
+    return student, {"outputs": job.label, "negative_keep_rate": keep_rate, "fingerprints": fingerprints}
 
 
 def withheld(job: Job, spec: FeatureSpec) -> list[str]:

@@ -198,6 +198,13 @@ def test_the_artefact_scores_as_training_does(bench: Bench) -> None:
         ({"pool": {"clicks": "target_attention"}}, "target_attention needs 'target'"),
         ({"pool": {"clicks": {"self_attention": {"head": 2}}}}, "no option 'head'; known: heads, positions"),
         ({"dims": {"city": 6}}, "multiple of 4"),
+        (
+            {
+                "net": {"two_tower": {"item": ["item", "city"], "mlp": [4]}},
+                "pool": {"clicks": {"target_attention": {"target": "item"}}},
+            },
+            "members.student.pool.clicks: the target 'item' stands in the other tower",
+        ),
     ],
 )
 def test_mistakes_in_widths_and_poolings_are_named(bench: Bench, member: dict[str, Any], message: str) -> None:

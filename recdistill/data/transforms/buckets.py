@@ -13,7 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from recdistill.data.transforms.column import Fitted, Kind, Learned
+from recdistill.data.transforms.column import Kind, Learned, OfOneColumn
 from recdistill.data.transforms.raw import numbers, numbers_tensor
 from recdistill.data.transforms.rows import FIRST, MISSING
 
@@ -38,7 +38,7 @@ def cut_at(name: str, edges: list[float], learned: Learned) -> "Buckets":
 
 
 @dataclass(frozen=True)
-class Buckets(Fitted):
+class Buckets(OfOneColumn):
     """A fitted bucketed column; a value equal to a cut falls into the bucket above it."""
 
     name: str
@@ -47,11 +47,6 @@ class Buckets(Fitted):
     cuts: tuple[float, ...]
     table: str
     kind: ClassVar[Kind] = "id"
-
-    @property
-    def raw(self) -> dict[str, pl.DataType]:
-        """The raw column."""
-        return {self.source: self.dtype}
 
     @property
     def tables(self) -> dict[str, int]:

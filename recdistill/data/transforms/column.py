@@ -73,6 +73,18 @@ class Fitted(ABC):
         """
 
 
+class OfOneColumn(Fitted):
+    """A fitted column that reads one raw column, ``source``, of the type ``dtype`` (of lists, inside them)."""
+
+    source: str
+    dtype: pl.DataType
+
+    @property
+    def raw(self) -> dict[str, pl.DataType]:
+        """The raw column."""
+        return {self.source: self.dtype}
+
+
 @dataclass(frozen=True)
 class Learned:
     """What the passes over the training rows have found, for the functions that fit a column.

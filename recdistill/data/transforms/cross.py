@@ -6,21 +6,15 @@ A missing value counts as a value of its own; the cross is missing only where al
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import polars as pl
 import torch
 from torch import Tensor, nn
 
 from recdistill.data.transforms.column import Fitted, Kind, Learned
-from recdistill.data.transforms.hashing import (
-    bucket_of,
-    hash_texts_tensor,
-    key_hash,
-    splitmix64,
-    splitmix64_tensor,
-)
-from recdistill.data.transforms.raw import key_type, keyed_by_text, keys, keys_tensor
+from recdistill.data.transforms.hashing import bucket_of
+from recdistill.data.transforms.raw import key_type, keyed_by_text
 from recdistill.data.transforms.rows import FIRST, MISSING
+from recdistill.data.transforms.several import KeyHashes, key_hashes, some_known
 from recdistill.spec import columns as declared
 
 
@@ -74,35 +68,23 @@ class Cross(Fitted):
 
     def polars(self) -> list[pl.Expr]:
         """Embedding rows, Int32."""
-        parts = [keys(pl.col(source), dtype, self.name).alias(source) for source, dtype in self.raw.items()]
-        row = pl.struct(parts).map_batches(self._rows, return_dtype=pl.Int32, is_elementwise=True)
-        return [row.alias(self.name)]
+        row = key_hashes(self.raw, self.name).map_batches(self._rows, return_dtype=pl.Int32, is_elementwise=True)
+        return [pl.when(some_known(self.raw, self.name)).then(row).otherwise(MISSING).cast(pl.Int32).alias(self.name)]
 
-    def _rows(self, parts: pl.Series) -> pl.Series:
-        """The rows of keys, a struct of them."""
-        total_B = np.zeros(len(parts), np.int64)
-        known_B = np.zeros(len(parts), np.bool_)
-        for source in self.sources:
-            key = parts.struct.field(source)
-            total_B = splitmix64(total_B ^ key_hash(key))
-            known_B |= key.is_not_null().to_numpy()
-        return pl.Series(np.where(known_B, FIRST + bucket_of(total_B, self.buckets), MISSING), dtype=pl.Int32)
+    def _rows(self, hashes: pl.Series) -> pl.Series:
+        return pl.Series(FIRST + bucket_of(hashes.to_numpy(), self.buckets), dtype=pl.Int32)
 
     def torch(self) -> nn.Module:
         """Embedding rows, int64 (B,), from raw inputs."""
-        return CrossModule(list(self.sources), [keyed_by_text(d) for d in self.dtypes], self.buckets)
+        return CrossModule(KeyHashes(self.raw), self.buckets)
 
 
 class CrossModule(nn.Module):
     """`Cross` inside the artefact."""
 
-    sources: list[str]
-    text: list[bool]
-
-    def __init__(self, sources: list[str], text: list[bool], buckets: int) -> None:
+    def __init__(self, hashes: KeyHashes, buckets: int) -> None:
         super().__init__()
-        self.sources = sources
-        self.text = text
+        self.hashes = hashes
         self.buckets = buckets
 
     def forward(
@@ -113,22 +95,6 @@ class CrossModule(nn.Module):
         batch: int,
     ) -> Tensor:
         """Embedding rows, int64 (B,)."""
-        total_B = torch.zeros(batch, dtype=torch.int64)
-        known_B = torch.zeros(batch, dtype=torch.bool)
-        for i, source in enumerate(self.sources):
-            if self.text[i]:
-                values = texts[source] if source in texts else [""] * batch
-                present: list[bool] = []
-                for value in values:
-                    present.append(len(value) > 0)
-                hash_B = hash_texts_tensor(values)
-                known_B = known_B | torch.tensor(present, dtype=torch.bool)
-            else:
-                key_B = torch.full((batch,), -9223372036854775807 - 1, dtype=torch.int64)
-                if source in numbers:
-                    key_B = keys_tensor(numbers[source])
-                hash_B = splitmix64_tensor(key_B)
-                known_B = known_B | (key_B != -9223372036854775807 - 1)
-            total_B = splitmix64_tensor(total_B ^ hash_B)
-        row_B = 2 + (total_B & 0x7FFFFFFFFFFFFFFF) % self.buckets
+        hash_B, known_B = self.hashes(numbers, texts, batch)
+        row_B = 2 + (hash_B & 0x7FFFFFFFFFFFFFFF) % self.buckets
         return torch.where(known_B, row_B, torch.zeros_like(row_B))

@@ -16,7 +16,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from recdistill.data.transforms.column import Fitted, Kind, Learned
+from recdistill.data.transforms.column import Kind, Learned, OfOneColumn
 from recdistill.data.transforms.raw import key_type, keys, keys_tensor, unit_of
 from recdistill.data.transforms.rows import FIRST
 from recdistill.errors import LogError
@@ -107,7 +107,7 @@ def spans(zone: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 @dataclass(frozen=True)
-class DatePart(Fitted):
+class DatePart(OfOneColumn):
     """A fitted part of a time; ``starts`` and ``offsets`` are the `spans` of its zone, in seconds."""
 
     name: str
@@ -119,11 +119,6 @@ class DatePart(Fitted):
     offsets: tuple[int, ...]
     table: str
     kind: ClassVar[Kind] = "id"
-
-    @property
-    def raw(self) -> dict[str, pl.DataType]:
-        """The raw column."""
-        return {self.source: self.dtype}
 
     @property
     def tables(self) -> dict[str, int]:

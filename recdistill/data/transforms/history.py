@@ -7,7 +7,6 @@ passes a fresher one under the column's own name.
 A missing key is a key like any other: rows without a user have one history together.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,8 +18,8 @@ from torch import Tensor, nn
 
 from recdistill.data.transforms import numeric
 from recdistill.data.transforms.column import Fitted, Kind, Learned
-from recdistill.data.transforms.hashing import hash_texts_tensor, key_hash, splitmix64, splitmix64_tensor
-from recdistill.data.transforms.raw import keyed_by_text, keys, keys_tensor, numbers_tensor
+from recdistill.data.transforms.raw import numbers_tensor
+from recdistill.data.transforms.several import KeyHashes, key_hashes
 from recdistill.errors import LogError
 from recdistill.spec import columns as declared
 
@@ -67,19 +66,6 @@ def types(name: str, column: declared.History, schema: pl.Schema) -> dict[str, p
         if isinstance(dtype, pl.List | pl.Array):
             raise LogError(f"{name}: the key {source!r} holds lists; name a column with one value per row")
     return found
-
-
-def key_hashes(sources: Mapping[str, pl.DataType], place: str) -> pl.Expr:
-    """The hash of several keys in turn, Int64."""
-
-    def hashed(columns: pl.Series) -> pl.Series:
-        total = np.zeros(len(columns), np.int64)
-        for column in columns.struct.unnest():
-            total = splitmix64(total ^ key_hash(column))
-        return pl.Series(total)
-
-    parts = [keys(pl.col(source), dtype, place).alias(source) for source, dtype in sources.items()]
-    return pl.struct(parts).map_batches(hashed, return_dtype=pl.Int64, is_elementwise=True)
 
 
 def fit(name: str, column: declared.History, learned: Learned) -> "History":
@@ -139,8 +125,7 @@ class History(Fitted):
         infinity = float("inf")
         number = numeric.NumberModule(raw_name(self.name), -infinity, infinity, self.log, self.shift, self.scale)
         known_K, value_K = (torch.from_numpy(self.snapshot[c].to_numpy().copy()) for c in ("key", "value"))
-        texts = [keyed_by_text(dtype) for dtype in self.dtypes]
-        return HistoryModule(number, self.name, list(self.sources), texts, known_K, value_K, self.unseen)
+        return HistoryModule(number, self.name, KeyHashes(self.raw), known_K, value_K, self.unseen)
 
 
 class HistoryModule(nn.Module):
@@ -148,15 +133,12 @@ class HistoryModule(nn.Module):
 
     known: Tensor
     value: Tensor
-    sources: list[str]
-    texts: list[bool]
 
     def __init__(
         self,
         number: numeric.NumberModule,
         name: str,
-        sources: list[str],
-        texts: list[bool],
+        hashes: KeyHashes,
         known_K: Tensor,
         value_K: Tensor,
         unseen: float,
@@ -167,8 +149,7 @@ class HistoryModule(nn.Module):
         self.number = number
         self.source = number.source
         self.name = name
-        self.sources = sources
-        self.texts = texts
+        self.hashes = hashes
         self.register_buffer("known", known_K)
         self.register_buffer("value", value_K)
         self.unseen = unseen
@@ -177,25 +158,12 @@ class HistoryModule(nn.Module):
         self, numbers: dict[str, Tensor], texts: dict[str, list[str]], lengths: dict[str, Tensor], batch: int
     ) -> Tensor:
         """Scaled values, float32 (B,)."""
-        value_B = self.looked_up(self.hashes(numbers, texts, batch))
+        value_B = self.looked_up(self.hashes(numbers, texts, batch)[0])
         if self.name in numbers:
             fresh_B = numbers_tensor(numbers[self.name])
             value_B = torch.where(torch.isnan(fresh_B), value_B, fresh_B)
         scaled_B: Tensor = self.number({self.source: value_B}, texts, lengths, batch)
         return scaled_B
-
-    def hashes(self, numbers: dict[str, Tensor], texts: dict[str, list[str]], batch: int) -> Tensor:
-        """The hash of all keys, int64 (B,)."""
-        total_B = torch.zeros(batch, dtype=torch.int64)
-        for k, source in enumerate(self.sources):
-            if self.texts[k]:
-                part = hash_texts_tensor(texts.get(source, [""]))
-            elif source in numbers:
-                part = splitmix64_tensor(keys_tensor(numbers[source]))
-            else:
-                part = splitmix64_tensor(torch.tensor([-9223372036854775807 - 1]))
-            total_B = splitmix64_tensor(total_B ^ part)
-        return total_B
 
     def looked_up(self, hash_B: Tensor) -> Tensor:
         """The values of keys, float64 (B,)."""

@@ -10,7 +10,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from recdistill.data.transforms.column import Fitted, Kind, Learned
+from recdistill.data.transforms.column import Kind, Learned, OfOneColumn
 from recdistill.data.transforms.raw import key_type, keyed_by_text, keys, numbers, numbers_tensor
 from recdistill.spec import columns as declared
 
@@ -36,7 +36,7 @@ def fit(name: str, _: declared.Missing, learned: Learned) -> "Missing":
 
 
 @dataclass(frozen=True)
-class Missing(Fitted):
+class Missing(OfOneColumn):
     """A fitted indicator of missing values; ``listed`` if the raw column holds lists, ``dtype`` is then inside them."""
 
     name: str
@@ -44,11 +44,6 @@ class Missing(Fitted):
     dtype: pl.DataType
     listed: bool
     kind: ClassVar[Kind] = "float"
-
-    @property
-    def raw(self) -> dict[str, pl.DataType]:
-        """The raw column."""
-        return {self.source: self.dtype}
 
     @property
     def lists(self) -> frozenset[str]:

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from recdistill.data.transforms.column import Fitted, Kind, Learned, Statistics
+from recdistill.data.transforms.column import Kind, Learned, OfOneColumn, Statistics
 from recdistill.data.transforms.raw import numbers, numbers_tensor
 from recdistill.errors import LogError
 from recdistill.spec.columns import Binary, Numeric
@@ -85,7 +85,7 @@ def scaling(name: str, column: Numeric | Binary, found: dict[str, float]) -> tup
 
 
 @dataclass(frozen=True)
-class Number(Fitted):
+class Number(OfOneColumn):
     """A fitted numeric column."""
 
     name: str
@@ -96,11 +96,6 @@ class Number(Fitted):
     shift: float
     scale: float
     kind: ClassVar[Kind] = "float"
-
-    @property
-    def raw(self) -> dict[str, pl.DataType]:
-        """The raw column."""
-        return {self.source: self.dtype}
 
     @property
     def unknown(self) -> str:

@@ -7,7 +7,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from recdistill.data.transforms.column import Fitted, Kind, Learned
+from recdistill.data.transforms.column import Kind, Learned, OfOneColumn
 from recdistill.data.transforms.raw import keyed_by_text, keys, keys_tensor
 from recdistill.data.transforms.rows import Rows, rows_module
 
@@ -19,7 +19,7 @@ def fit(name: str, learned: Learned) -> "Single":
 
 
 @dataclass(frozen=True)
-class Single(Fitted):
+class Single(OfOneColumn):
     """A fitted single-valued column."""
 
     name: str
@@ -28,11 +28,6 @@ class Single(Fitted):
     rows: Rows
     table: str
     kind: ClassVar[Kind] = "id"
-
-    @property
-    def raw(self) -> dict[str, pl.DataType]:
-        """The raw column."""
-        return {self.source: self.dtype}
 
     @property
     def tables(self) -> dict[str, int]:
