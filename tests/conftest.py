@@ -53,7 +53,7 @@ class Small:
         from recdistill.training.fit import Data, Training, fit
 
         plan, job, shuffle = self.plan(overrides, arm)
-        return fit(Training(plan, job.train, Data(self.encoded, self.encoded), seed, shuffle), folder)
+        return fit(Training(plan, job.train, Data.of(self.encoded), seed, shuffle), folder)
 
 
 @pytest.fixture(scope="session")

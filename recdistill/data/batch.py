@@ -7,6 +7,7 @@
       labels          raw labels by name, NaN where not known (yet)
       weight_B        row weights
       group_B         hash of each row's group; absent unless a term compares the rows of a list
+      scenario_B      hash of each row's scenario; absent unless a term looks at it
 
     View (F id columns, N float columns, and bags: jagged lists)
       ids_FB     [[u1 u2 u3]      one embedding row per column and row, one line per column
@@ -111,6 +112,7 @@ class Batch:
     weight_B: Tensor
     privileged: View | None = None
     group_B: Tensor | None = None
+    scenario_B: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.serving.audience != "serving" or (self.privileged and self.privileged.audience != "privileged"):
@@ -139,6 +141,16 @@ class Batch:
             raise ShapeError("batch: was read without groups, which a loss over lists needs; ask the reader for them")
         return self.group_B
 
+    def scenarios(self) -> Tensor:
+        """The hash of the scenario of each row, int64 (B,).
+
+        Raises:
+            ShapeError: the batch was read without scenarios.
+        """
+        if self.scenario_B is None:
+            raise ShapeError("batch: was read without scenarios, which a term looks at; ask the reader for them")
+        return self.scenario_B
+
 
 def concat(parts: list[Batch]) -> Batch:
     """The rows of several batches as one."""
@@ -146,15 +158,20 @@ def concat(parts: list[Batch]) -> Batch:
         return parts[0]
     first = parts[0]
     privileged = [p.privileged for p in parts if p.privileged is not None]
-    groups = [p.group_B for p in parts if p.group_B is not None]
     return Batch(
         torch.cat([p.row_id_B for p in parts]),
         _concat_views([p.serving for p in parts]),
         {name: torch.cat([p.labels[name] for p in parts]) for name in first.labels},
         torch.cat([p.weight_B for p in parts]),
         _concat_views(privileged) if privileged else None,
-        torch.cat(groups) if groups else None,
+        _concat_hashes([p.group_B for p in parts]),
+        _concat_hashes([p.scenario_B for p in parts]),
     )
+
+
+def _concat_hashes(parts: list[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
 
 
 def _concat_views(views: list[View]) -> View:

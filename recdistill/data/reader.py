@@ -5,6 +5,7 @@ batches.
 """
 
 import contextlib
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 
 from recdistill.data.batch import Audience, Batch, Jagged, View, concat
 from recdistill.data.encoded import EncodedLog
-from recdistill.data.transforms.hashing import bucket_of, hash_texts, key_hash, splitmix64
+from recdistill.data.lists import list_of
+from recdistill.data.transforms.hashing import bucket_of, hash_texts, splitmix64
 from recdistill.data.unknown import Forgetting
 from recdistill.errors import LogError, VisibilityError
 
@@ -41,12 +43,14 @@ class Selection:
         privileged: post-event columns as inputs of teachers.
         labels: raw labels.
         groups: whether each row's group is read.
+        scenarios: whether each row's scenario is read.
     """
 
     serving: tuple[str, ...]
     privileged: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     groups: bool = False
+    scenarios: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class Reader:
         thinning: what is set aside.
         post_event: where the encoded post-event columns lie, if not in the log's own folder (the shuffled control).
         forgetting: which values of shuffled batches are taken for unknown ones.
+        whole_lists: whether shuffled batches hold whole lists, of a log whose lists lie together (`lists.py`); a batch
+            is then about as large as asked for.
 
     Raises:
         VisibilityError: the selection asks for a column in a view that does not hold it.
@@ -86,8 +92,10 @@ class Reader:
     thinning: Thinning = field(default_factory=Thinning)
     post_event: Path | None = None
     forgetting: Forgetting | None = None
+    whole_lists: bool = False
 
     def __post_init__(self) -> None:
+        self._counted: int | None = None
         for name in self.selection.serving:
             if name not in self.log.spec.serving:
                 raise VisibilityError(
@@ -107,7 +115,10 @@ class Reader:
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(self.groups))
         windows = [[self.groups[i] for i in order[w : w + WINDOW_GROUPS]] for w in range(0, len(order), WINDOW_GROUPS)]
-        batches = self._batches(windows, batch, rng.permutation)
+        if self.whole_lists:
+            batches = self._list_batches(windows, batch, rng)
+        else:
+            batches = self._batches(windows, batch, rng.permutation)
         if self.forgetting is not None:
             forgetting = self.forgetting
             batches = (forgetting.apply(each, epoch) for each in batches)
@@ -121,8 +132,24 @@ class Reader:
         """Rows of an epoch."""
         if self.thinning.negative_keep_rate == 1:
             return sum(self.log.rows[split] for split in self.splits)
-        labels = (_columns(self._read(*group, "labels", self.selection.labels)) for group in self.groups)
-        return sum(len(columns["row_id"][self._kept(columns)]) for columns in labels)
+        if self._counted is None:
+            self._counted = len(self.row_ids())
+        return self._counted
+
+    def steps(self, batch: int) -> int:
+        """Batches of an epoch."""
+        return math.ceil(self.rows() / batch)
+
+    def row_ids(self) -> NDArray[np.int64]:
+        """The ids of all rows of an epoch."""
+        there = tuple(name for name in self.selection.labels if name in self.log.spec.post_event)
+        found = [_columns(self._read(*group, "labels", there)) for group in self.groups]
+        return np.concatenate([c["row_id"][self._kept(c)] for c in found]) if found else np.zeros(0, np.int64)
+
+    def scenarios(self) -> NDArray[np.str_]:
+        """The scenario of each row as a text, empty where it has none, in the order of the log."""
+        columns = [self.log.labels(split).select(pl.col("scenario").cast(pl.String)) for split in self.splits]
+        return pl.concat(columns).collect().to_series().fill_null("").to_numpy().astype(np.str_)
 
     def _batches(
         self,
@@ -150,9 +177,34 @@ class Reader:
         if left:
             yield concat(left)
 
+    def _list_batches(
+        self, windows: list[list[tuple[str, int, int]]], batch: int, rng: np.random.Generator
+    ) -> Iterator[Batch]:
+        """Whole lists in shuffled order; a list belongs to the batch in which its first row falls."""
+        offset, number, left = 0, 0, list[Batch]()
+        for groups in windows:
+            window = concat([self._load(*group) for group in groups])
+            _, list_N, size_G = torch.unique(window.groups(), return_inverse=True, return_counts=True)
+            rank_G = torch.from_numpy(rng.permutation(len(size_G)))
+            rows = torch.argsort(rank_G[list_N], stable=True)
+            size_G = size_G[torch.argsort(rank_G)]
+            batch_G = (offset + torch.cumsum(size_G, 0) - size_G) // batch
+            batch_N = torch.repeat_interleave(batch_G, size_G)
+            offset += len(window)
+            for found in torch.unique(batch_N).tolist():
+                if found != number and left:
+                    yield concat(left)
+                    left = []
+                number = found
+                left.append(take(window, rows[batch_N == found]))
+        if left:
+            yield concat(left)
+
     def _load(self, split: str, file: int, group: int) -> Batch:
-        table = self._read(split, file, group, "labels", (*self.selection.labels, *self._roles))
-        labels = _columns(table.drop_columns(["group"]) if self.selection.groups else table)
+        there = [name for name in self.selection.labels if name in self.log.spec.post_event]
+        table = self._read(split, file, group, "labels", (*there, *self._roles))
+        hashed = [role for role in ("group", "scenario") if role in self._roles]
+        labels = _columns(table.drop_columns(hashed))
         kept = self._kept(labels)
         serving = self._view("serving", self.selection.serving, labels["row_id"], (split, file, group), kept)
         privileged = None
@@ -162,16 +214,30 @@ class Reader:
             )
         row_id = labels["row_id"][kept]
         known = drawn(row_id, "keep_labels", self.thinning.seed) < self.thinning.keep_labels
-        raw = {name: torch.from_numpy(np.where(known, labels[name][kept], np.nan)) for name in self.selection.labels}
+        unknown = np.full(len(row_id), np.nan, np.float32)
+        raw = {
+            name: torch.from_numpy(np.where(known, labels[name][kept], np.nan) if name in there else unknown)
+            for name in self.selection.labels
+        }
         weight = torch.from_numpy(labels["weight"][kept].copy()) if self.log.spec.weight else torch.ones(len(row_id))
-        hashes = key_hash(pl.Series(pl.from_arrow(table["group"])))[kept] if self.selection.groups else None
-        groups = None if hashes is None else torch.from_numpy(hashes.copy())
-        return Batch(torch.from_numpy(row_id.copy()), serving, raw, weight, privileged, groups)
+        groups = scenarios = None
+        if self.selection.groups:
+            frame = pl.DataFrame(pl.from_arrow(table.select(["row_id", "group"])))
+            groups = torch.from_numpy(list_of(frame)[kept].copy())
+        if self.selection.scenarios:
+            named = pl.Series(pl.from_arrow(table["scenario"])).cast(pl.String)  # hashed as the words of a job are
+            scenarios = torch.from_numpy(hash_texts(named)[kept].copy())
+        return Batch(torch.from_numpy(row_id.copy()), serving, raw, weight, privileged, groups, scenarios)
 
     @property
     def _roles(self) -> tuple[str, ...]:
         """The raw roles that are read."""
-        return (*(["weight"] if self.log.spec.weight else []), *(["group"] if self.selection.groups else []))
+        chosen = {
+            "weight": self.log.spec.weight is not None,
+            "group": self.selection.groups,
+            "scenario": self.selection.scenarios,
+        }
+        return tuple(role for role, read in chosen.items() if read)
 
     def _kept(self, labels: dict[str, NDArray[Any]]) -> slice | NDArray[np.int64]:
         """The rows of a group that take part: all, or all but the negatives that are thinned out."""
@@ -246,8 +312,9 @@ def take(batch: Batch, rows: torch.Tensor) -> Batch:
     """Some rows of a batch, in the order given."""
     labels = {name: label[rows] for name, label in batch.labels.items()}
     privileged = take_view(batch.privileged, rows) if batch.privileged is not None else None
-    groups = batch.group_B[rows] if batch.group_B is not None else None
-    return Batch(batch.row_id_B[rows], take_view(batch.serving, rows), labels, batch.weight_B[rows], privileged, groups)
+    groups, scenarios = (None if h is None else h[rows] for h in (batch.group_B, batch.scenario_B))
+    serving = take_view(batch.serving, rows)
+    return Batch(batch.row_id_B[rows], serving, labels, batch.weight_B[rows], privileged, groups, scenarios)
 
 
 def take_view(view: View, rows: torch.Tensor) -> View:

@@ -55,11 +55,21 @@ def write_scores(
     labels: Mapping[str, NDArray[np.float32]],
     logits_NK: NDArray[np.float32],
     roles: pl.DataFrame | None = None,
+    main: str | None = None,
 ) -> None:
-    """Write one member's scores: row_id, label, logit, score; further labels under ``label.NAME`` and so on; roles."""
+    """Write one member's scores: row_id, label, logit, score; further labels under ``label.NAME`` and so on; roles.
+
+    Args:
+        path: the file.
+        row_id_N: identity of each row.
+        labels: the labels that the member predicts.
+        logits_NK: its logits, one column per label.
+        roles: the raw roles of each row.
+        main: the label without a suffix; by default the first one.
+    """
     columns: dict[str, NDArray[np.generic]] = {"row_id": row_id_N}
     for k, (name, label_N) in enumerate(labels.items()):
-        suffix = "" if k == 0 else f".{name}"
+        suffix = "" if name == (main or next(iter(labels))) else f".{name}"
         logit_N = logits_NK[:, k]
         columns |= {
             f"label{suffix}": label_N,

@@ -1,4 +1,4 @@
-"""Signals made from signals: several teachers become one target, or a gradient turns around.
+"""Signals made from several: teachers become one target, or a gradient turns around.
 
 Means of logits are means of log-odds; means of probabilities are returned as logits too, so that every loss takes them.
 """
@@ -10,12 +10,26 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from recdistill.distill.signal import Column, Live, Scene, Shuffled, Signal
+from recdistill.data.transforms.hashing import splitmix64_tensor, text_hash
+from recdistill.distill.learned import adapt, gate
+from recdistill.distill.signal import (
+    Column,
+    Live,
+    Noise,
+    Probability,
+    Remembered,
+    Scenario,
+    Scene,
+    Shuffled,
+    Signal,
+    draw,
+)
 from recdistill.errors import TrainingError
 from recdistill.losses.supervised import bce
 
 CERTAIN = 1e-6  # probabilities are kept this far from 0 and 1 before they become logits
 OF = ("logit", "probability")
+BY = ("step", "row")
 
 
 class Several:
@@ -49,7 +63,7 @@ class Weighted(Several):
 
 
 @dataclass(frozen=True)
-class Picked(Several):
+class Closest(Several):
     """For each row the signal that predicts its label best; their mean where the label is not known."""
 
     label: Column
@@ -65,18 +79,69 @@ class Picked(Several):
 
 
 @dataclass(frozen=True)
-class Routed(Several):
-    """For each row the signal whose number a raw column holds, 0 the first; their mean where it is null."""
+class Picked(Several):
+    """One of the signals at random: for a whole step, so that only one member answers, or for each row by itself."""
 
-    column: Column
+    signals: tuple[Signal, ...]
+    weights: tuple[float, ...]
+    by: str
+
+    def value(self, scene: Scene) -> Tensor:
+        """The value of the signal that is drawn, of its shape."""
+        edges = torch.tensor(self.weights, dtype=torch.float64).cumsum(0)
+        if self.by == "step":
+            place = torch.searchsorted(edges, draw(scene, torch.zeros(1, dtype=torch.int64), "pick")[0], right=True)
+            return self.signals[min(int(place), len(self.signals) - 1)].value(scene)
+        place_B = torch.searchsorted(edges, draw(scene, scene.batch.row_id_B, "pick")[:, 0], right=True)
+        return chosen(self.signals, place_B.clamp(max=len(self.signals) - 1), scene)
+
+
+@dataclass(frozen=True)
+class Routed(Several):
+    """For each row the signal whose number a binary column holds, or that its scenario names; else their mean."""
+
+    column: Column | Scenario
+    signals: tuple[Signal, ...]
+    values: tuple[int, ...] = ()
+
+    def value(self, scene: Scene) -> Tensor:
+        """The value of each row, of the shape of each signal."""
+        key_B = self.column.value(scene)
+        if isinstance(self.column, Scenario):
+            matches_BK = key_B.unsqueeze(1) == torch.tensor(self.values)
+            known_B, place_B = matches_BK.any(1), matches_BK.to(torch.int64).argmax(1)
+        else:
+            known_B, place_B = ~torch.isnan(key_B), key_B.nan_to_num().long().clamp(0, len(self.signals) - 1)
+        found = chosen(self.signals, place_B, scene)
+        if bool(known_B.all()):
+            return found
+        mean = torch.stack([signal.value(scene) for signal in self.signals]).mean(0)
+        return torch.where(known_B.reshape(-1, *[1] * (found.dim() - 1)), found, mean)
+
+
+@dataclass(frozen=True)
+class Unseen(Several):
+    """For each row the copy that has learned from other folds; copy k has seen no row of the fold k."""
+
     signals: tuple[Signal, ...]
 
     def value(self, scene: Scene) -> Tensor:
-        """The logit of each row, (B,)."""
-        logit_KB = torch.stack([signal.value(scene) for signal in self.signals])
-        route_B = self.column.value(scene)
-        chosen_B = route_B.nan_to_num().long().clamp(0, len(self.signals) - 1)
-        return torch.where(torch.isnan(route_B), logit_KB.mean(0), logit_KB.gather(0, chosen_B.unsqueeze(0))[0])
+        """The value of each row, of the shape of each signal."""
+        return chosen(self.signals, fold_of(scene.batch.row_id_B, len(self.signals)), scene)
+
+
+def fold_of(row_id_B: Tensor, folds: int) -> Tensor:
+    """The fold of each row, 0 to folds - 1, fixed by its id, (B,)."""
+    return (splitmix64_tensor(row_id_B ^ text_hash("fold")) & (2**63 - 1)) % folds
+
+
+def chosen(signals: tuple[Signal, ...], place_B: Tensor, scene: Scene) -> Tensor:
+    """Row by row the value of the signal at a place; a value that is not chosen cannot spoil another, even NaN."""
+    found = signals[0].value(scene)
+    for k, signal in enumerate(signals[1:], 1):
+        here_B = (place_B == k).reshape(-1, *[1] * (found.dim() - 1))
+        found = torch.where(here_B, signal.value(scene), found)
+    return found
 
 
 @dataclass(frozen=True)
@@ -108,6 +173,7 @@ class Reversed:
 
     signal: Signal
     scale: float
+    turns = True
 
     @property
     def members(self) -> frozenset[str]:
@@ -121,13 +187,40 @@ class Reversed:
 
 
 def live(signal: Signal) -> Live:
-    """A target that is not detached, so that the term teaches it as well."""
+    """A target or input that is not detached, so that gradients reach whoever is behind it."""
     return Live(signal)
 
 
 def shuffled(signal: Signal) -> Shuffled:
     """Each row gets the value of another row of the batch."""
     return Shuffled(signal)
+
+
+def probability(signal: Signal) -> Probability:
+    """The sigmoid of logits."""
+    return Probability(signal)
+
+
+def memory(signal: Signal, *, decay: float = 0.6) -> Remembered:
+    """What a signal was for each row in earlier steps, as a moving average (O3).
+
+    Raises:
+        TrainingError: the decay is not in [0, 1).
+    """
+    if not 0 <= decay < 1:
+        raise TrainingError(f"memory: decay is a share in [0, 1), found {decay}")
+    return Remembered(signal, decay)
+
+
+def noise(width: float) -> Noise:
+    """Standard normal numbers, (B, width).
+
+    Raises:
+        TrainingError: the width is no positive whole number.
+    """
+    if width < 1 or width != int(width):
+        raise TrainingError(f"noise: the width is a positive whole number, found {width}")
+    return Noise(int(width))
 
 
 def mean(*signals: Signal, of: str = "logit") -> Weighted:
@@ -145,13 +238,22 @@ def weighted(*signals: Signal, weights: str, of: str = "logit") -> Weighted:
     Raises:
         TrainingError: the weights are not as many positive numbers as there are signals, or ``of`` is unknown.
     """
+    return weighted_mean(signals, positive_numbers(weights, len(signals), "weighted"), of, "weighted")
+
+
+def positive_numbers(words: str, count: int, name: str) -> tuple[float, ...]:
+    """The numbers in a text.
+
+    Raises:
+        TrainingError: they are not so many positive numbers.
+    """
     try:
-        numbers = tuple(float(word) for word in weights.split())
+        numbers = tuple(float(word) for word in words.split())
     except ValueError:
         numbers = ()
-    if len(numbers) != len(signals) or not all(number > 0 for number in numbers):
-        raise TrainingError(f"weighted: expected {len(signals)} positive numbers as weights, found {weights!r}")
-    return weighted_mean(signals, numbers, of, "weighted")
+    if len(numbers) != count or not all(number > 0 for number in numbers):
+        raise TrainingError(f"{name}: expected {count} positive numbers as weights, found {words!r}")
+    return numbers
 
 
 def weighted_mean(signals: tuple[Signal, ...], numbers: tuple[float, ...], of: str, name: str) -> Weighted:
@@ -163,14 +265,46 @@ def weighted_mean(signals: tuple[Signal, ...], numbers: tuple[float, ...], of: s
     return Weighted(signals, tuple(number / sum(numbers) for number in numbers), of)
 
 
-def pick(label: Column, *signals: Signal) -> Picked:
+def closest(label: Column, *signals: Signal) -> Closest:
     """For each row the signal that predicts its label best."""
-    return Picked(label, several(signals, "pick"))
+    return Closest(label, several(signals, "closest"))
 
 
-def route(column: Column, *signals: Signal) -> Routed:
-    """For each row the signal whose number a binary column holds (E3, E10)."""
-    return Routed(column, several(signals, "route"))
+def pick(*signals: Signal, by: str = "step", weights: str = "") -> Picked:
+    """One of the signals at random, drawn anew in every ``step``, or for every ``row`` (E9, T6).
+
+    Raises:
+        TrainingError: there is only one signal, ``by`` is unknown, or the weights do not fit.
+    """
+    if by not in BY:
+        raise TrainingError(f"pick: by is {by!r}; expected one of {', '.join(BY)}")
+    count = len(several(signals, "pick"))
+    numbers = positive_numbers(weights, count, "pick") if weights else (1.0,) * count
+    return Picked(signals, tuple(number / sum(numbers) for number in numbers), by)
+
+
+def route(column: Column | Scenario, *signals: Signal, values: str = "") -> Routed:
+    """For each row the signal whose number a binary column holds, or of its scenario (E3, E10).
+
+    ``route(scenario, a.logit, b.logit, values='home search')`` names the scenario of each signal; a text or a number as
+    the log holds it.
+
+    Raises:
+        TrainingError: there is only one signal, or the scenarios are not as many as the signals.
+    """
+    several(signals, "route")
+    named = values.split()
+    if isinstance(column, Scenario) != bool(named) or len(named) not in (0, len(signals)):
+        raise TrainingError(
+            f"route: expected values that name the scenario of each of the {len(signals)} signals (and none for a "
+            f"binary column), found {values!r}"
+        )
+    return Routed(column, signals, tuple(text_hash(word) for word in named))
+
+
+def out_of_fold(*signals: Signal) -> Unseen:
+    """For each row the copy that has not learned from it: ``out_of_fold(teacher[:].logit)`` of a member with folds."""
+    return Unseen(several(signals, "out_of_fold"))
 
 
 def vote(*signals: Signal) -> Voted:
@@ -190,13 +324,20 @@ def reverse(signal: Signal, *, scale: float = 1.0) -> Reversed:
     return Reversed(signal, scale)
 
 
-SIGNALS: dict[str, Callable[..., Signal]] = {
+SIGNALS: dict[str, Callable[..., object]] = {
     "live": live,
     "shuffled": shuffled,
+    "probability": probability,
+    "memory": memory,
+    "noise": noise,
     "mean": mean,
     "weighted": weighted,
+    "closest": closest,
     "pick": pick,
     "route": route,
+    "out_of_fold": out_of_fold,
     "vote": vote,
     "reverse": reverse,
+    "adapt": adapt,
+    "gate": gate,
 }

@@ -1,39 +1,60 @@
 """A job becomes members and phases: every name is resolved and every argument checked before anything is trained."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from recdistill.distill.member import Member, Phase
-from recdistill.distill.words import Compiler, term
+from recdistill.distill.checks import behind, check_members, check_phases
+from recdistill.distill.copies import expanded
+from recdistill.distill.member import RECORDED, Member, Part, Phase, Same, Update
+from recdistill.distill.rehearse import rehearse
+from recdistill.distill.schedule import Schedule
+from recdistill.distill.signal import Signal
+from recdistill.distill.term import Term
+from recdistill.distill.words import Compiler, rates, signal, term
 from recdistill.errors import SpecError
 from recdistill.nets.catalog import NETS, Net, wrong_options
 from recdistill.nets.sequences import POOLS
+from recdistill.spec.controls import served_with
 from recdistill.spec.features import FeatureSpec
-from recdistill.spec.job import Job, MemberSpec, columns_of
+from recdistill.spec.job import Job, columns_of
+from recdistill.spec.members import MemberSpec, Sharing
+from recdistill.spec.phases import FeedSpec, PhaseSpec
 from recdistill.spec.strict import nearest
+from recdistill.spec.train import StopRule
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job trains: members in the order of the job, and phases.
+    """What a job trains.
 
     Attributes:
-        members: who is trained.
-        phases: in what order.
+        members: the members in the order of the job, and behind them those that stand behind signals.
+        phases: in what order, every repetition by itself.
         columns: raw binary columns that the terms need; the labels come first.
         labels: how many of them are predicted.
+        feeds: rows besides those of the log.
+        scenario: whether the scenario of each row is needed.
+        served: the student, and the members without which it could not answer.
     """
 
     members: tuple[Member, ...]
     phases: tuple[Phase, ...]
     columns: tuple[str, ...]
     labels: int
+    feeds: Mapping[str, FeedSpec] = field(default_factory=dict)
+    scenario: bool = False
+    served: tuple[str, ...] = ()
 
     @property
     def student(self) -> Member:
         """The member that serves."""
         return next(member for member in self.members if member.serve)
+
+    @property
+    def scored(self) -> tuple[Member, ...]:
+        """The members whose answers are scores of labels."""
+        return tuple(member for member in self.members if member.scored)
 
 
 def compile_job(job: Job, spec: FeatureSpec) -> Plan:
@@ -55,14 +76,31 @@ def problems_of(job: Job, spec: FeatureSpec) -> list[str]:
 
 def examine(job: Job, spec: FeatureSpec) -> tuple[Plan | None, list[str]]:
     """The plan, if there is one, and all problems."""
-    c = Compiler(job, spec, columns=dict.fromkeys(job.label))
-    members = [_member(c, name, member) for name, member in job.members.items()]
-    phases = [_phase(c, i) for i in range(len(job.phases))]
-    if not c.problems:
-        _check_training(c, [p for p in phases if p], [m for m in members if m])
-    if c.problems:
-        return None, c.problems
-    return Plan(tuple(m for m in members if m), tuple(p for p in phases if p), tuple(c.columns), len(job.label)), []
+    problems: list[str] = []
+    try:
+        c = Compiler(expanded(job, problems), spec, problems, dict.fromkeys(job.label))
+    except SpecError as error:
+        return None, list(error.problems)
+    members = _members(c)
+    terms = {place: term(c, text, place) for place, text in c.job.terms.items()}
+    lr = [rates(c, phase.lr, f"phases.{i}.lr") for i, phase in enumerate(c.job.phases)]
+    if problems or len(members) < len(c.job.members):
+        return None, problems
+    by_name = members | {member.name: member for member in c.implied.values()}
+    served = served_with(c.job)
+    problems += check_members(by_name, served, spec)
+    if problems:
+        return None, problems
+    phases = [_phase(phase, i, terms, lr[i], by_name, c.job.train.stop) for i, phase in enumerate(c.job.phases)]
+    problems += check_phases(phases, by_name, c.job)
+    problems += rehearse(list(by_name.values()), phases, spec)
+    if problems:
+        return None, problems
+    every = tuple(made for made, phase in zip(phases, c.job.phases, strict=True) for _ in range(phase.repeat))
+    plan = Plan(
+        tuple(by_name.values()), every, tuple(c.columns), len(job.label), c.job.feeds, c.scenario, tuple(served)
+    )
+    return plan, []
 
 
 def net_of(described: Mapping[str, Any]) -> Net:
@@ -73,39 +111,94 @@ def net_of(described: Mapping[str, Any]) -> Net:
     return Net(name, dict(options or {}))
 
 
+def _members(c: Compiler) -> dict[str, Member]:
+    """The members of the job, those that have the net of another one last to be made."""
+    made: dict[str, Member | None] = dict.fromkeys(c.job.members)
+    for name, described in c.job.members.items():
+        if described.of is None:
+            made[name] = _recorded(c, name, described) if described.scores is not None else _member(c, name, described)
+    for name, described in c.job.members.items():
+        source = made.get(described.of) if described.of is not None else None
+        if source is not None:
+            made[name] = _second(c, name, described, source)
+    return {name: member for name, member in made.items() if member is not None}
+
+
 def _member(c: Compiler, name: str, member: MemberSpec) -> Member | None:
+    """A member with a net of its own."""
     place = f"members.{name}.net"
-    ((net_name, options),) = member.net.items()
+    ((net_name, options),) = (member.net or {"": None}).items()
     if net_name not in NETS:
         c.problems.append(f"{place}: unknown net {net_name!r}; {nearest(net_name, NETS)}")
         return None
     if not isinstance(options, dict | list | None):
         c.problems.append(f"{place}.{net_name}: expected options as a mapping or a list, found {options!r}")
         return None
-    net = net_of(member.net)
+    net = net_of({net_name: options})
     c.problems += [f"{place}: {problem}" for problem in net.problems()]
-    serving, privileged = columns_of(member.view, c.spec, c.job.privileged)
-    if not serving and not privileged:
-        c.problems.append(f"members.{name}.view: names no column")
+    serving, privileged = columns_of(member.columns, c.spec, c.job.privileged)
+    if not serving and not privileged and not member.inputs and member.embed is None:
+        c.problems.append(f"members.{name}.view: names no column, and the member reads no signal either")
     c.problems += _wrong_widths(c, name, member, [*serving, *privileged])
     c.problems += _wrong_pools(c, name, member, [*serving, *privileged])
     if member.serve and privileged:
         return None  # reported with the job's views
+    inputs, embed = _signals(c, name, member)
+    lent = c.job.members.get(member.share.trunk or "")
     return Member(
         name,
         net,
         tuple(serving),
         tuple(privileged),
-        serve=member.serve,
+        serve=bool(member.serve),
+        labels=tuple(c.job.label.index(label) for label in member.labels or c.job.label),
+        origin=member.frozen,
+        inputs=inputs,
+        embed=embed,
+        outputs=member.outputs,
+        distort=member.distort,
+        fold=member.fold,
         dim=member.dim,
         dims=member.dims,
         pool=member.pool,
         dropout=member.dropout,
-        trunk=tuple(member.trunk),
+        trunk=tuple(lent.trunk if lent is not None else member.trunk),
         share=member.share,
+        init=member.init,
         dense=member.dense,
         warm_start=member.warm_start,
     )
+
+
+def _signals(c: Compiler, name: str, member: MemberSpec) -> tuple[tuple[Signal, ...], Signal | None]:
+    """What a member reads of others, beside its columns and in place of them."""
+    inputs = [signal(c, text, f"members.{name}.inputs.{i}") for i, text in enumerate(member.inputs)]
+    embed = None if member.embed is None else signal(c, member.embed, f"members.{name}.view.embed")
+    return tuple(found for found in inputs if found is not None), embed
+
+
+def _second(c: Compiler, name: str, described: MemberSpec, source: Member) -> Member:
+    """A member that has the net of another one: a copy that follows it, or a second name of it."""
+    origin = described.ema or described.best or described.snapshot or described.previous or Same(source.name)
+    inputs, embed = _signals(c, name, described)
+    changes: dict[str, Any] = {
+        "name": name,
+        "serve": bool(described.serve),
+        "origin": origin,
+        "inputs": inputs or source.inputs,
+        "embed": embed,
+        "distort": described.distort,
+        "warm_start": None,
+    }
+    if not isinstance(origin, Same):
+        changes["share"] = Sharing()
+    return replace(source, **changes)
+
+
+def _recorded(c: Compiler, name: str, member: MemberSpec) -> Member:
+    """A member of which only scores are left."""
+    labels = tuple(c.job.label.index(label) for label in member.labels or c.job.label)
+    return Member(name, Net(RECORDED), (), labels=labels, origin=member.scores)
 
 
 def _wrong_widths(c: Compiler, name: str, member: MemberSpec, columns: list[str]) -> list[str]:
@@ -140,36 +233,38 @@ def _wrong_pools(c: Compiler, name: str, member: MemberSpec, columns: list[str])
 
 def _across_towers(place: str, member: MemberSpec, column: str, target: str | None) -> list[str]:
     """A tower whose sequence attends to the other side could not be computed before that side is known."""
-    item = (member.net.get("two_tower") or {}).get("item", [])
-    if target is None or "two_tower" not in member.net or (column in item) == (target in item):
+    net = member.net or {}
+    item = (net.get("two_tower") or {}).get("item", [])
+    if target is None or "two_tower" not in net or (column in item) == (target in item):
         return []
     return [f"{place}: the target {target!r} stands in the other tower than {column!r}; name one of its own side"]
 
 
-def _phase(c: Compiler, index: int) -> Phase | None:
-    phase = c.job.phases[index]
-    terms = [term(c, text, f"phases.{index}.terms.{j}") for j, text in enumerate(phase.terms)]
-    if None in terms:
-        return None
-    return Phase(tuple(t for t in terms if t), phase.stop or c.job.train.stop, phase.epochs, phase.steps)
+def _phase(
+    phase: PhaseSpec,
+    index: int,
+    terms: Mapping[str, Term | None],
+    lr: tuple[Schedule, ...],
+    members: Mapping[str, Member],
+    stop: StopRule,
+) -> Phase:
+    """One repetition of a phase."""
+    updates = []
+    for j, move in enumerate(phase.moves):
+        place = f"phases.{index}.updates.{j}.terms." if phase.updates else f"phases.{index}.terms."
+        mine = tuple(found for key, found in terms.items() if key.startswith(place) and found is not None)
+        parts = tuple(Part(*_cut(word)) for word in move.train)
+        taught = {name for each in mine for name in each.taught}
+        moved = parts or tuple(Part(name) for name in members if name in behind(taught, members, live=True))
+        moved = moved if parts else tuple(part for part in moved if members[part.member].trainable)
+        needed = behind({name for each in mine for name in each.members}, members)
+        updates.append(Update(mine, moved, frozenset(needed), move.every, move.feed))
+    carry = tuple(phase.carry.items())
+    chosen = phase.stop or stop
+    return Phase(tuple(updates), chosen, phase.epochs, phase.steps, lr, tuple(phase.restart), carry)
 
 
-def _check_training(c: Compiler, phases: list[Phase], members: list[Member]) -> None:
-    """Each member is trained by some phase, and no phase moves what a frozen member of it uses."""
-    never = [m.name for m in members if not any(m.name in p.trained for p in phases)]
-    c.problems += [f"members.{name}: no term teaches it; add one, or remove the member" for name in never]
-    by_name = {m.name: m for m in members}
-    for i, phase in enumerate(phases):
-        for frozen in sorted(phase.members - phase.trained):
-            for trained in sorted(phase.trained):
-                for what in ("tables", "trunk"):
-                    if _owner(by_name[frozen], what) == _owner(by_name[trained], what):
-                        c.problems.append(
-                            f"phases.{i}: trains {trained!r}, whose {what} the frozen {frozen!r} uses as well, so it "
-                            f"would change; give {frozen!r} {what} of its own, or add a term that teaches it"
-                        )
-
-
-def _owner(member: Member, what: str) -> str:
-    source = member.share.tables if what == "tables" else member.share.trunk
-    return source or member.name
+def _cut(word: str) -> tuple[str, str]:
+    """Member and path of ``student.trunk``."""
+    member, _, path = word.partition(".")
+    return member, path

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recdistill.data.batch import Batch, View
 from recdistill.distill.member import Member
 from recdistill.errors import VisibilityError
 from recdistill.nets.inputs import Field, Inputs
-from recdistill.nets.sequences import build_pool, padded
+from recdistill.nets.sequences import padded
 from recdistill.spec.columns import Bag, Text
 from recdistill.spec.columns import Sequence as SequenceColumn
 from recdistill.spec.features import FeatureSpec
@@ -107,6 +107,21 @@ class SequencePiece:
 
 
 @dataclass(frozen=True)
+class Column:
+    """Something in a member's input vector: its name, its width, and whether it is an embedding."""
+
+    name: str
+    width: int
+    embedded: bool
+
+
+def fields(columns: Sequence[Column]) -> Inputs:
+    """The fields of columns that stand side by side."""
+    starts = [sum(c.width for c in columns[:i]) for i in range(len(columns))]
+    return Inputs(tuple(Field(c.name, start, c.width, c.embedded) for c, start in zip(columns, starts, strict=True)))
+
+
+@dataclass(frozen=True)
 class MemberLayout:
     """A member's input: pieces of leaves, plain numbers, and pooled sequences.
 
@@ -114,16 +129,30 @@ class MemberLayout:
         pieces: of the leaves, in order.
         serving_floats, privileged_floats: plain numbers, after the pieces.
         sequences: what the member's head pools itself; the vectors come last.
-        inputs: the fields of the whole vector.
+        columns: the fields of pieces and numbers.
+        pooled: the fields of the sequences.
         banks: the banks that are looked up.
+        taps: what it reads of other members, between the numbers and the sequences.
     """
 
     pieces: tuple[Piece, ...]
     serving_floats: tuple[str, ...]
     privileged_floats: tuple[str, ...]
     sequences: tuple[SequencePiece, ...]
-    inputs: Inputs
+    columns: tuple[Column, ...]
+    pooled: tuple[Column, ...]
     banks: tuple[str, ...]
+    taps: tuple[Column, ...] = ()
+
+    @property
+    def flat(self) -> Inputs:
+        """The fields that the head is given: all but the sequences, which it pools itself."""
+        return fields([*self.columns, *self.taps])
+
+    @property
+    def inputs(self) -> Inputs:
+        """The fields of the whole input vector."""
+        return fields([*self.columns, *self.taps, *self.pooled])
 
 
 @dataclass(frozen=True)
@@ -142,7 +171,8 @@ def lay_out(members: Sequence[Member], spec: FeatureSpec, rows: Mapping[str, int
         spec: the feature spec.
         rows: rows of each table.
     """
-    homes = {member.name: _homes(member, members, spec) for member in members}
+    homes = {member.name: _homes(member, members, spec) for member in members if member.same is None}
+    homes |= {member.name: homes[member.same] for member in members if member.same is not None}
     banks: dict[str, Bank] = {}
     for member in members:
         own = [column for column, owner in homes[member.name].items() if owner == member.name]
@@ -160,10 +190,13 @@ def lay_out(members: Sequence[Member], spec: FeatureSpec, rows: Mapping[str, int
 
 def _homes(member: Member, members: Sequence[Member], spec: FeatureSpec) -> dict[str, str]:
     """The member among whose tables each embedded column is looked up."""
-    embedded = [c for c in (*member.serving, *member.privileged) if is_embedded(spec, c)]
-    source = next((m for m in members if m.name == member.share.tables), None)
-    shared = {*source.serving, *source.privileged} - {*member.share.own} if source else set()
-    return {column: source.name if source and column in shared else member.name for column in embedded}
+    by_name = {other.name: other for other in members}
+    homes = {}
+    for column in (c for c in (*member.serving, *member.privileged) if is_embedded(spec, c)):
+        owner = member.share.owner_of(column)
+        seen = owner is not None and column in (*by_name[owner].serving, *by_name[owner].privileged)
+        homes[column] = owner if owner is not None and seen else member.name
+    return homes
 
 
 def is_embedded(spec: FeatureSpec, name: str) -> bool:
@@ -192,36 +225,30 @@ def _member_layout(member: Member, homes: dict[str, str], banks: dict[str, Bank]
     used = [n for owner in dict.fromkeys(homes.values()) for n in (owner, f"{owner}-tokens") if n in banks]
     mine = [(n, f) for n in used for f in banks[n].features if homes.get(f.column) == banks[n].owner]
     pieces: list[Piece] = []
-    fields: list[Field] = []
-
-    def add(column: str, width: int, *, embedded: bool) -> None:
-        fields.append(Field(column, sum(f.width for f in fields), width, embedded))
-
+    columns: list[Column] = []
     for name, feature in mine:
         if feature.form in ("single", "bag"):
             alone = banks[name].tokens or feature.mean
             _append(pieces, Piece(name, *banks[name].columns(feature), feature if alone else None))
-            add(feature.column, banks[name].dims[feature.table], embedded=True)
+            columns.append(Column(feature.column, banks[name].dims[feature.table], embedded=True))
     floats = [c for c in (*member.serving, *member.privileged) if not is_embedded(spec, c)]
-    for column in floats:
-        add(column, 1, embedded=False)
+    columns += [Column(column, 1, embedded=False) for column in floats]
     by_name = {feature.name: Piece(name, *banks[name].columns(feature), feature) for name, feature in mine}
     sequences = []
     for column in (*member.serving, *member.privileged):
         tokens = by_name.get(column)
         if tokens is not None and tokens.feature is not None and tokens.feature.form == "sequence":
             sequences.append(SequencePiece(column, tokens.feature.audience, tokens, by_name.get(f"{column}/gaps")))
-            add(column, tokens.width, embedded=True)
     serving = tuple(c for c in floats if c in member.serving)
-    privileged = tuple(floats[len(serving) :])
-    banks_used = tuple(dict.fromkeys(name for name, _ in mine))
-    return MemberLayout(tuple(pieces), serving, privileged, tuple(sequences), Inputs(tuple(fields)), banks_used)
-
-
-def pools_of(member: Member, layout: MemberLayout) -> list[nn.Module]:
-    """The poolings of a member's sequences, in order, with parameters drawn from PyTorch's generator."""
-    flat = Inputs(layout.inputs.fields[: len(layout.inputs.fields) - len(layout.sequences)])
-    return [build_pool(member.pool.get(s.column, {"mean": {}}), flat, s.tokens.width) for s in layout.sequences]
+    return MemberLayout(
+        tuple(pieces),
+        serving,
+        tuple(floats[len(serving) :]),
+        tuple(sequences),
+        tuple(columns),
+        tuple(Column(sequence.column, sequence.tokens.width, embedded=True) for sequence in sequences),
+        tuple(dict.fromkeys(name for name, _ in mine)),
+    )
 
 
 def _append(pieces: list[Piece], piece: Piece) -> None:
@@ -242,8 +269,15 @@ class Leaf(Protocol):
         spans: in a bank of tokens, the lines of each feature, by name.
     """
 
-    leaf_BW: Tensor
-    spans: dict[str, tuple[int, int]]
+    @property
+    def leaf_BW(self) -> Tensor:
+        """The vectors."""
+        ...
+
+    @property
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """The lines of each feature, if they are not rows."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -255,8 +289,8 @@ class Assembled:
     lengths: list[Tensor]
 
 
-def assemble(layout: MemberLayout, leaves: Mapping[str, Leaf], batch: Batch) -> Assembled:
-    """A member's input: slices of leaves, bags divided by their sizes, plain numbers, tokens of sequences.
+def assemble(layout: MemberLayout, leaves: Mapping[str, Leaf], batch: Batch, taps: Sequence[Tensor] = ()) -> Assembled:
+    """A member's input: slices of leaves, bags divided by their sizes, plain numbers, taps, tokens of sequences.
 
     A member without privileged columns is never given the privileged view.
 
@@ -273,6 +307,7 @@ def assemble(layout: MemberLayout, leaves: Mapping[str, Leaf], batch: Batch) -> 
         parts.append(batch.serving.floats(layout.serving_floats))
     if layout.privileged_floats:
         parts.append(view_of(batch, "privileged").floats(layout.privileged_floats))
+    parts += taps
     tokens, lengths = [], []
     for sequence in layout.sequences:
         values_TD = _slice(sequence.tokens, leaves[sequence.tokens.bank])

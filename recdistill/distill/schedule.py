@@ -1,10 +1,25 @@
-"""How the weight of a term changes: functions of the step within the phase."""
+"""How the weight of a term changes: functions of the step within the phase, and of what validation has seen in it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from recdistill.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class Now:
+    """A moment of a phase.
+
+    Attributes:
+        step: steps taken in the phase.
+        planned: steps that the phase takes unless its stop rule ends it.
+        seen: what each evaluation of the phase has found so far, ``member.metric`` to value.
+    """
+
+    step: int = 0
+    planned: int = 1000
+    seen: tuple[Mapping[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -19,11 +34,38 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """A weight over the steps of a phase; ``weight(step, planned)`` with steps counted from 0."""
+class Metric:
+    """A member's validation metric, ``student.auc`` or ``student.logloss``; within one scenario if it is named."""
 
-    weight: Callable[[int, int], float]
+    member: str
+    name: str
+    scenario: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name among the values of an evaluation."""
+        return f"{self.member}.{self.name}" + ("" if self.scenario is None else f"@{self.scenario}")
+
+    @property
+    def sign(self) -> int:
+        """1 if higher is better, -1 if lower is."""
+        return 1 if self.name == "auc" else -1
+
+    def within(self, scenario: str | None) -> "Metric":
+        """The same within a scenario."""
+        return Metric(self.member, self.name, scenario)
+
+
+METRICS = ("auc", "logloss")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A weight over a phase: ``weight(now)``; the metrics that it looks at are evaluated for it."""
+
+    weight: Callable[[Now], float]
     words: str
+    metrics: tuple[Metric, ...] = ()
 
 
 def step(before: float, after: float, *, at: float) -> Schedule:
@@ -39,13 +81,15 @@ def step(before: float, after: float, *, at: float) -> Schedule:
 
     Example:
         >>> s = step(0, 0.5, at=200)
-        >>> s.weight(199, 1000), s.weight(200, 1000)
+        >>> s.weight(Now(199)), s.weight(Now(200))
         (0, 0.5)
     """
     if at < 0:
         raise TrainingError(f"step: at must not be negative, found {at}")
     moment = Moment(at)
-    return Schedule(lambda k, n: after if k >= moment.steps(n) else before, f"step({before}, {after}, at={at})")
+    return Schedule(
+        lambda now: after if now.step >= moment.steps(now.planned) else before, f"step({before}, {after}, at={at})"
+    )
 
 
 def ramp(start: float, end: float, *, over: float, begin: float = 0) -> Schedule:
@@ -62,18 +106,11 @@ def ramp(start: float, end: float, *, over: float, begin: float = 0) -> Schedule
 
     Example:
         >>> r = ramp(0, 1, over=100, begin=50)
-        >>> [r.weight(k, 1000) for k in (0, 50, 75, 150, 900)]
+        >>> [r.weight(Now(k)) for k in (0, 50, 75, 150, 900)]
         [0.0, 0.0, 0.25, 1.0, 1.0]
     """
-    if over <= 0 or begin < 0:
-        raise TrainingError(f"ramp: over must be positive and begin not negative, found over={over}, begin={begin}")
-    length, first = Moment(over), Moment(begin)
-
-    def weight(k: int, n: int) -> float:
-        share = (k - first.steps(n)) / length.steps(n)
-        return start + (end - start) * min(1.0, max(0.0, share))
-
-    return Schedule(weight, f"ramp({start}, {end}, over={over}, begin={begin})")
+    share = progress("ramp", over, begin)
+    return Schedule(lambda now: start + (end - start) * share(now), f"ramp({start}, {end}, over={over}, begin={begin})")
 
 
 def cosine(start: float, end: float, *, over: float, begin: float = 0) -> Schedule:
@@ -90,12 +127,159 @@ def cosine(start: float, end: float, *, over: float, begin: float = 0) -> Schedu
 
     Example:
         >>> c = cosine(1, 0, over=100)
-        >>> [round(c.weight(k, 1000), 3) for k in (0, 25, 50, 100, 200)]
+        >>> [round(c.weight(Now(k)), 3) for k in (0, 25, 50, 100, 200)]
         [1.0, 0.854, 0.5, 0.0, 0.0]
     """
-    line = ramp(0, 1, over=over, begin=begin)
+    share = progress("cosine", over, begin)
     words = f"cosine({start}, {end}, over={over}, begin={begin})"
-    return Schedule(lambda k, n: start + (end - start) * (1 - math.cos(math.pi * line.weight(k, n))) / 2, words)
+    return Schedule(lambda now: start + (end - start) * (1 - math.cos(math.pi * share(now))) / 2, words)
 
 
-SCHEDULES: dict[str, Callable[..., Schedule]] = {"step": step, "ramp": ramp, "cosine": cosine}
+def cycle(start: float, end: float, *, over: float) -> Schedule:
+    """A cosine from ``start`` to ``end`` that begins anew every ``over`` steps.
+
+    Args:
+        start: the first weight of each cycle.
+        end: the weight that each cycle approaches.
+        over: steps of a cycle, or a fraction below 1 of the planned steps.
+
+    Raises:
+        TrainingError: ``over`` is not positive.
+
+    Example:
+        >>> c = cycle(1, 0, over=4)
+        >>> [round(c.weight(Now(k)), 3) for k in (0, 2, 3, 4, 6)]
+        [1.0, 0.5, 0.146, 1.0, 0.5]
+    """
+    if over <= 0:
+        raise TrainingError(f"cycle: over must be positive, found {over}")
+    length = Moment(over)
+
+    def weight(now: Now) -> float:
+        share = now.step % length.steps(now.planned) / length.steps(now.planned)
+        return start + (end - start) * (1 - math.cos(math.pi * share)) / 2
+
+    return Schedule(weight, f"cycle({start}, {end}, over={over})")
+
+
+def gaussian(start: float, end: float, *, over: float, begin: float = 0) -> Schedule:
+    """From ``start`` to ``end`` along ``exp(-5 (1 - t)^2)``: late and steep; exactly ``start`` at the beginning.
+
+    Args:
+        start: the weight at and before ``begin``.
+        end: the last weight.
+        over: steps, or a fraction below 1 of the planned steps.
+        begin: the step, or fraction, at which it starts to change.
+
+    Raises:
+        TrainingError: ``over`` is not positive or ``begin`` is negative.
+
+    Example:
+        >>> g = gaussian(0, 1, over=100)
+        >>> [round(g.weight(Now(k)), 3) for k in (0, 50, 100)]
+        [0, 0.287, 1.0]
+    """
+    share = progress("gaussian", over, begin)
+
+    def weight(now: Now) -> float:
+        t = share(now)
+        return start if t == 0 else start + (end - start) * math.exp(-5 * (1 - t) ** 2)
+
+    return Schedule(weight, f"gaussian({start}, {end}, over={over}, begin={begin})")
+
+
+def progress(name: str, over: float, begin: float) -> Callable[[Now], float]:
+    """The share of a stretch of steps that is over, from 0 to 1.
+
+    Raises:
+        TrainingError: the stretch is empty or begins before the phase.
+    """
+    if over <= 0 or begin < 0:
+        raise TrainingError(f"{name}: over must be positive and begin not negative, found over={over}, begin={begin}")
+    length, first = Moment(over), Moment(begin)
+    return lambda now: min(1.0, max(0.0, (now.step - first.steps(now.planned)) / length.steps(now.planned)))
+
+
+def stalled(moving: float, standing: float, metric: Metric, *, patience: float = 1, warmup: float = 0) -> Schedule:
+    """``standing`` while the metric has not reached its best for ``patience`` evaluations, ``moving`` otherwise.
+
+    It starts with ``moving``, and returns to it as soon as an evaluation is at least as good as the best before.
+
+    Args:
+        moving: the weight while the metric improves.
+        standing: the weight while it does not.
+        metric: what validation measures, for example ``student.logloss``.
+        patience: evaluations without a new best after which the weight changes.
+        warmup: evaluations at the beginning of the phase that do not count as standing still.
+
+    Raises:
+        TrainingError: patience is below 1, or warmup is negative.
+
+    Example:
+        >>> s = stalled(0, 0.5, Metric("m", "auc"))
+        >>> seen = [{"m.auc": v} for v in (0.70, 0.72, 0.71, 0.715, 0.73, 0.729)]
+        >>> [s.weight(Now(seen=tuple(seen[:k]))) for k in range(1, 7)]
+        [0, 0, 0.5, 0.5, 0, 0.5]
+    """
+    if patience < 1 or warmup < 0:
+        raise TrainingError(f"stalled: patience is at least 1 and warmup at least 0, found {patience} and {warmup}")
+
+    def weight(now: Now) -> float:
+        best, waited = -math.inf, 0
+        for place, values in enumerate(now.seen):
+            value = metric.sign * values[metric.key]
+            if value >= best:
+                best, waited = value, 0
+            elif place >= warmup:
+                waited += 1
+        return standing if waited >= patience else moving
+
+    return Schedule(weight, f"stalled({moving}, {standing}, {metric.key}, patience={patience})", (metric,))
+
+
+def behind(
+    weight: float, caught_up: float, learner: Metric, teacher: Metric, *, margin: float = 0.0, scenario: str = ""
+) -> Schedule:
+    """``weight`` while the learner is not better than its teacher by the margin, ``caught_up`` otherwise.
+
+    It goes by the last evaluation, in both directions; before the first one the learner is behind.
+
+    Args:
+        weight: the weight while the learner is behind.
+        caught_up: the weight while it is ahead by at least the margin.
+        learner: the learner's metric.
+        teacher: the teacher's.
+        margin: by how much the learner must be better.
+        scenario: if given, the metrics are those of the rows of this scenario alone.
+
+    Raises:
+        TrainingError: the two metrics are of different kinds.
+
+    Example:
+        >>> b = behind(0.9, 0, Metric("s", "auc"), Metric("t", "auc"), margin=0.01)
+        >>> [b.weight(Now(seen=({"s.auc": s, "t.auc": 0.8},))) for s in (0.8, 0.811, 0.805)]
+        [0.9, 0, 0.9]
+    """
+    if learner.name != teacher.name:
+        raise TrainingError(f"behind: compares two metrics of one kind, found {learner.name} and {teacher.name}")
+    first, second = (m.within(scenario) if scenario else m for m in (learner, teacher))
+
+    def value(now: Now) -> float:
+        if not now.seen:
+            return weight
+        lead = first.sign * (now.seen[-1][first.key] - now.seen[-1][second.key])
+        return caught_up if lead >= margin else weight
+
+    words = f"behind({weight}, {caught_up}, {first.key}, {second.key}, margin={margin})"
+    return Schedule(value, words, (first, second))
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "step": step,
+    "ramp": ramp,
+    "cosine": cosine,
+    "cycle": cycle,
+    "gaussian": gaussian,
+    "stalled": stalled,
+    "behind": behind,
+}

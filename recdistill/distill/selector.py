@@ -11,8 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from recdistill.data.transforms.hashing import splitmix64_tensor
-from recdistill.distill.signal import Column, Scene, Signal
+from recdistill.data.transforms.hashing import text_hash
+from recdistill.distill.schedule import Now, Schedule
+from recdistill.distill.signal import Column, Scenario, Scene, Signal, draw
 from recdistill.errors import TrainingError
 from recdistill.losses.supervised import bce
 
@@ -45,10 +46,10 @@ class Measured(Protocol):
 
 @dataclass(frozen=True)
 class ByColumn:
-    """Rows for which a raw column is known, or has a given value."""
+    """Rows for which a raw column is known, or has a given value; or those of one scenario."""
 
-    column: Column
-    equals: float | None = None
+    column: Column | Scenario
+    equals: float | int | None = None
     members: frozenset[str] = frozenset()
 
     def mask(self, scene: Scene) -> Tensor:
@@ -103,10 +104,15 @@ class Beating:
 
 @dataclass(frozen=True)
 class Smallest:
-    """The share of the rows of a batch on which a loss is smallest; it depends on which rows meet."""
+    """The share of the rows of a batch on which a loss is smallest; it depends on which rows meet.
+
+    With a column the share is taken among the rows of each of its values, so that a rare class keeps its part.
+    """
 
     loss: Measured
-    keep: float
+    keep: Schedule
+    within: Column | None = None
+    in_batch = True
 
     @property
     def members(self) -> frozenset[str]:
@@ -114,13 +120,25 @@ class Smallest:
         return self.loss.members
 
     def mask(self, scene: Scene) -> Tensor:
-        """True for the selected rows, (B,); of rows with equal losses all or none."""
+        """True for the selected rows, (B,): of n known ones ``floor(keep * n)``; of equal losses the first."""
         loss_B, weight_B = self.loss.losses(scene)
-        known = weight_B > 0
-        count = int(torch.ceil(self.keep * known.sum()))
-        if count == 0:
-            return known
-        return known & (loss_B <= loss_B[known].kthvalue(count).values)
+        keep = self.keep.weight(scene.now)
+        if self.within is None:
+            return lowest(loss_B, weight_B > 0, keep)
+        class_B = self.within.value(scene)
+        found = torch.zeros_like(weight_B, dtype=torch.bool)
+        for value in torch.unique(class_B[~torch.isnan(class_B)]):
+            found |= lowest(loss_B, (weight_B > 0) & (class_B == value), keep)
+        return found
+
+
+def lowest(loss_B: Tensor, among_B: Tensor, share: float) -> Tensor:
+    """True for the given share, rounded down, of some rows: those with the smallest losses."""
+    rows = torch.nonzero(among_B).flatten()
+    count = int(share * len(rows) + 1e-9)  # 0.3 * 10 is a little less than 3
+    found = torch.zeros_like(among_B)
+    found[rows[torch.argsort(loss_B[rows], stable=True)[:count]]] = True
+    return found
 
 
 @dataclass(frozen=True)
@@ -132,9 +150,7 @@ class Sampled:
 
     def mask(self, scene: Scene) -> Tensor:
         """True for the selected rows, (B,)."""
-        salt = splitmix64_tensor(torch.tensor([scene.seed, scene.step], dtype=torch.int64)).sum()
-        draw_B = (splitmix64_tensor(scene.batch.row_id_B ^ salt) & (2**53 - 1)).to(torch.float64) / 2.0**53
-        return draw_B < self.rate
+        return draw(scene, scene.batch.row_id_B, "sampled")[:, 0] < self.rate
 
 
 def present(column: Column) -> ByColumn:
@@ -142,8 +158,17 @@ def present(column: Column) -> ByColumn:
     return ByColumn(column)
 
 
-def equals(column: Column, value: float) -> ByColumn:
-    """The rows that have this value."""
+def equals(column: Column | Scenario, value: float | str) -> ByColumn:
+    """The rows that have this value: ``equals(like, 1)``, ``equals(scenario, 'home')``.
+
+    Raises:
+        TrainingError: a binary column is compared with a text.
+    """
+    if isinstance(column, Scenario):
+        text = value if isinstance(value, str) else f"{value:g}"
+        return ByColumn(column, text_hash(text))
+    if isinstance(value, str):
+        raise TrainingError(f"equals: {column.name} is binary, so it is compared with 0 or 1, found {value!r}")
     return ByColumn(column, float(value))
 
 
@@ -157,15 +182,32 @@ def beats(better: Signal, worse: Signal, label: Column, *, margin: float = 0.0) 
     return Beating(better, worse, label, margin)
 
 
-def smallest(loss: Measured, *, keep: float) -> Smallest:
-    """The share ``keep`` of a batch's rows whose loss is smallest (P2b).
+def smallest(
+    loss: Measured, *, keep: float | Schedule = 1.0, drop: float | Schedule = 0.0, within: Column | None = None
+) -> Smallest:
+    """The rows of a batch whose loss is smallest (P2b): the share ``keep``, or all but the share ``drop``.
+
+    Args:
+        loss: the loss to rank by; it is not trained on.
+        keep: the share of the rows, maybe on a schedule, or
+        drop: the share that is left out, likewise.
+        within: a column; the share is then taken among the rows of each value.
 
     Raises:
-        TrainingError: the share is not in (0, 1].
+        TrainingError: a share is not in (0, 1].
     """
-    if not 0 < keep <= 1:
-        raise TrainingError(f"smallest: keep is a share in (0, 1], found {keep}")
-    return Smallest(loss, keep)
+    given = keep if isinstance(keep, Schedule) else fixed(keep)
+    left = drop if isinstance(drop, Schedule) else fixed(drop)
+    share = Schedule(lambda now: given.weight(now) - left.weight(now), f"{given.words} - {left.words}")
+    for now in (Now(0), Now(10**9)):
+        if not 0 < share.weight(now) <= 1:
+            raise TrainingError(f"smallest: keeps a share in (0, 1] of the rows, found {share.weight(now)}")
+    return Smallest(loss, share, within)
+
+
+def fixed(value: float) -> Schedule:
+    """A weight that does not change."""
+    return Schedule(lambda _: value, str(value))
 
 
 def sampled(rate: float) -> Sampled:

@@ -1,27 +1,46 @@
 """What a term compares: named outputs of members, raw columns, and signals made from them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from recdistill.data.batch import Batch
 from recdistill.data.transforms.hashing import splitmix64_tensor
+from recdistill.distill.schedule import Now
 from recdistill.nets.inputs import Outputs
+
+
+class Store(Protocol):
+    """What a `memory` keeps of each row."""
+
+    def read(self, row_id_B: Tensor) -> Tensor:
+        """What is kept of some rows, NaN where nothing is, (B,)."""
+        ...
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is known during a step: each member's outputs, the batch, the seed of the run, the step of the phase."""
+    """What is known during a step.
+
+    Attributes:
+        outputs: what each member answers; computed when it is first asked for.
+        batch: the rows.
+        seed: of the run.
+        now: the moment of the phase.
+        memories: what is kept of each row, by the words of the signal.
+    """
 
     outputs: Mapping[str, Outputs]
     batch: Batch
     seed: int = 0
-    step: int = 0
+    now: Now = field(default_factory=Now)
+    memories: Mapping[str, Store] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Signal(Protocol):
     """Something with one value, or one vector, per row."""
 
@@ -35,17 +54,45 @@ class Signal(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Logit:
-    """``member.logit``, or ``member.logit.label`` where a member predicts several labels: (B,)."""
+def walk(thing: object) -> Iterator[object]:
+    """A signal, term or selector, and everything that it is made of."""
+    yield thing
+    if is_dataclass(thing):
+        for each in fields(thing):
+            value = getattr(thing, each.name)
+            for inner in value if isinstance(value, tuple) else (value,):
+                if is_dataclass(inner) and not isinstance(inner, type):
+                    yield from walk(inner)
+
+
+class OfMember:
+    """A signal that is one output of one member."""
 
     member: str
-    label: int = 0
 
     @property
     def members(self) -> frozenset[str]:
         """The member itself."""
         return frozenset({self.member})
+
+
+class OfSignal:
+    """A signal made from another one."""
+
+    signal: Signal
+
+    @property
+    def members(self) -> frozenset[str]:
+        """Those of the signal."""
+        return self.signal.members
+
+
+@dataclass(frozen=True)
+class Logit(OfMember):
+    """``member.logit``, or ``member.logit.label`` where a member predicts several labels: (B,)."""
+
+    member: str
+    label: int = 0
 
     def value(self, scene: Scene) -> Tensor:
         """The logit of each row, (B,)."""
@@ -53,16 +100,22 @@ class Logit:
 
 
 @dataclass(frozen=True)
-class Hidden:
+class All(OfMember):
+    """``member.logits``, the logits of all labels, or ``member.out``, all values of a member with `outputs`: (B, K)."""
+
+    member: str
+
+    def value(self, scene: Scene) -> Tensor:
+        """The values of each row, (B, K)."""
+        return scene.outputs[self.member].logits_BK
+
+
+@dataclass(frozen=True)
+class Hidden(OfMember):
     """``member.hidden[k]``, a hidden layer counted from the input, or from the end if negative: (B, H)."""
 
     member: str
     layer: int
-
-    @property
-    def members(self) -> frozenset[str]:
-        """The member itself."""
-        return frozenset({self.member})
 
     def value(self, scene: Scene) -> Tensor:
         """The layer of each row, (B, H)."""
@@ -70,15 +123,10 @@ class Hidden:
 
 
 @dataclass(frozen=True)
-class Embed:
+class Embed(OfMember):
     """``member.embed``, the input vector after the lookup: (B, E)."""
 
     member: str
-
-    @property
-    def members(self) -> frozenset[str]:
-        """The member itself."""
-        return frozenset({self.member})
 
     def value(self, scene: Scene) -> Tensor:
         """The input vector of each row, (B, E)."""
@@ -86,16 +134,11 @@ class Embed:
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(OfMember):
     """``member.attention.column``: the weights that a member gives the tokens of a sequence, (B, L), zeros behind."""
 
     member: str
     sequence: int
-
-    @property
-    def members(self) -> frozenset[str]:
-        """The member itself."""
-        return frozenset({self.member})
 
     def value(self, scene: Scene) -> Tensor:
         """The weights of each row, (B, L)."""
@@ -115,15 +158,36 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Live:
-    """``live(x)``: a target that is not detached, so that the term teaches it as well."""
+class Scenario:
+    """``scenario``: the hash of each row's scenario, int64 (B,)."""
+
+    members: frozenset[str] = frozenset()
+
+    def value(self, scene: Scene) -> Tensor:
+        """The hash of each row's scenario."""
+        return scene.batch.scenarios()
+
+
+@dataclass(frozen=True)
+class Noise:
+    """``noise(width)``: standard normal numbers, (B, width), drawn by row id, seed and step."""
+
+    width: int
+    members: frozenset[str] = frozenset()
+
+    def value(self, scene: Scene) -> Tensor:
+        """The numbers of each row, (B, width), by Box and Muller's transform of hashed row ids."""
+        uniform = [
+            draw(scene, scene.batch.row_id_B, f"{part}/{self.width}", self.width) for part in ("radius", "angle")
+        ]
+        return (torch.sqrt(-2 * torch.log(1 - uniform[0])) * torch.cos(2 * torch.pi * uniform[1])).float()
+
+
+@dataclass(frozen=True)
+class Live(OfSignal):
+    """``live(x)``: a target or input that is not detached, so that gradients reach whoever is behind it."""
 
     signal: Signal
-
-    @property
-    def members(self) -> frozenset[str]:
-        """Those of the signal."""
-        return self.signal.members
 
     def value(self, scene: Scene) -> Tensor:
         """The value of the signal."""
@@ -131,7 +195,38 @@ class Live:
 
 
 @dataclass(frozen=True)
-class Shuffled:
+class Probability(OfSignal):
+    """``probability(x)``: the sigmoid of logits."""
+
+    signal: Signal
+
+    def value(self, scene: Scene) -> Tensor:
+        """The probability of each row, of the shape of the signal."""
+        return torch.sigmoid(self.signal.value(scene))
+
+
+@dataclass(frozen=True)
+class Remembered(OfSignal):
+    """``memory(x, decay=)``: the moving average of what a signal was for each row in earlier steps; NaN at first.
+
+    The average is divided by what has entered it, so that a constant is remembered as itself from the first time on.
+    """
+
+    signal: Signal
+    decay: float
+
+    @property
+    def key(self) -> str:
+        """What tells it from other memories: equal words remember the same."""
+        return f"memory({self.signal}, decay={self.decay})"
+
+    def value(self, scene: Scene) -> Tensor:
+        """What is remembered of each row, (B,); it carries no gradient."""
+        return scene.memories[self.key].read(scene.batch.row_id_B)
+
+
+@dataclass(frozen=True)
+class Shuffled(OfSignal):
     """``shuffled(x)``: each row gets the value of another row of the batch; the control for a teacher's signal.
 
     The rows are put in a circle by the hash of their ids and the seed, and each takes its neighbour's value; so the
@@ -140,14 +235,35 @@ class Shuffled:
 
     signal: Signal
 
-    @property
-    def members(self) -> frozenset[str]:
-        """Those of the signal."""
-        return self.signal.members
-
     def value(self, scene: Scene) -> Tensor:
         """The permuted value."""
         salt = splitmix64_tensor(torch.tensor(scene.seed, dtype=torch.int64))
         order = torch.argsort(splitmix64_tensor(scene.batch.row_id_B ^ salt), stable=True)
         value = self.signal.value(scene)
         return value[torch.empty_like(order).index_copy_(0, order, order.roll(1))]
+
+
+def salted(scene: Scene, purpose: str) -> Tensor:
+    """A number that depends on the run's seed, the step and what it is for, int64 ()."""
+    words = [scene.seed, scene.now.step, *purpose.encode()]
+    total = torch.zeros((), dtype=torch.int64)
+    for word in words:
+        total = splitmix64_tensor(total ^ word)
+    return total
+
+
+def draw(scene: Scene, key_B: Tensor, purpose: str, width: int = 1) -> Tensor:
+    """Numbers in [0, 1) by key, seed, step and purpose, float64 (B, width): alike however rows meet."""
+    place_W = splitmix64_tensor(torch.arange(width, dtype=torch.int64) ^ salted(scene, purpose))
+    hashed_BW = splitmix64_tensor(key_B.unsqueeze(1) ^ place_W)
+    return (hashed_BW & (2**53 - 1)).to(torch.float64) / 2.0**53
+
+
+def flows(signal: Signal) -> bool:
+    """Whether gradients pass through a signal that is not the learner."""
+    return isinstance(signal, Live) or bool(getattr(signal, "turns", False))
+
+
+def unknown_at_times(signal: Signal) -> bool:
+    """Whether a signal has no value for some rows, which then take no part."""
+    return any(isinstance(part, Column | Remembered) or getattr(part, "partial", False) for part in walk(signal))

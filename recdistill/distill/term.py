@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from recdistill.distill.schedule import Schedule
+from recdistill.distill.combine import fold_of
+from recdistill.distill.schedule import Metric, Now, Schedule
 from recdistill.distill.selector import Selector
-from recdistill.distill.signal import Column, Live, Scene, Signal
+from recdistill.distill.signal import Remembered, Scene, Shuffled, Signal, flows, unknown_at_times, walk
 from recdistill.losses.catalog import LIST
 
 
@@ -30,7 +31,9 @@ class Term:
         schedules: factors that change over the steps of the phase.
         rows: the rows that take part; by default all of them.
         over: what the sum is divided by: the weights of the ``selected`` rows, or of all rows of the ``batch``.
-        per_list: whether the loss returns one value per list instead of one per row.
+        scope: whether the loss returns one value per ``row``, per ``list``, or one for the whole ``batch``.
+        in_batch: whether the value of a row depends on the other rows of the batch.
+        fold: (k, n) if the learner may not learn from the rows of the fold k of n.
     """
 
     words: str
@@ -42,7 +45,9 @@ class Term:
     schedules: tuple[Schedule, ...] = ()
     rows: Selector | None = None
     over: str = "selected"
-    per_list: bool = False
+    scope: str = "row"
+    in_batch: bool = False
+    fold: tuple[int, int] | None = None
 
     def __mul__(self, factor: "float | Schedule") -> "Term":
         if isinstance(factor, Schedule):
@@ -53,8 +58,8 @@ class Term:
 
     @property
     def taught(self) -> frozenset[str]:
-        """The members that the term moves: its learner's, and those of live targets."""
-        live = [t.members for t in self.targets if isinstance(t, Live)]
+        """The members that the term is about to move: its learner's, and those of live targets."""
+        live = [t.members for t in self.targets if flows(t)]
         return self.learner.members.union(*live)
 
     @property
@@ -63,36 +68,65 @@ class Term:
         looked_at = self.rows.members if self.rows is not None else frozenset()
         return self.learner.members.union(looked_at, *(t.members for t in self.targets))
 
-    def weight(self, step: int, planned: int) -> float:
-        """The factor of the whole term at a step of the phase."""
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The validation metrics that its weight depends on."""
+        return tuple(metric for part in walk(self) if isinstance(part, Schedule) for metric in part.metrics)
+
+    @property
+    def memories(self) -> tuple[Remembered, ...]:
+        """What it remembers of each row."""
+        return tuple(part for part in walk(self) if isinstance(part, Remembered))
+
+    @property
+    def exempt(self) -> bool:
+        """Whether its value depends on which rows meet in a batch, so that parts of a batch do not add up to it."""
+        depends = any(isinstance(part, Shuffled) or getattr(part, "in_batch", False) for part in walk(self))
+        return depends or self.scope != "row"
+
+    def weight(self, now: Now) -> float:
+        """The factor of the whole term at a moment of the phase."""
         weight = self.scale
         for schedule in self.schedules:
-            weight *= schedule.weight(step, planned)
+            weight *= schedule.weight(now)
         return weight
 
     def losses(self, scene: Scene) -> tuple[Tensor, Tensor]:
-        """The loss of each row, and the weight with which the row takes part, both (B,); or of each list, both (G,).
+        """The loss of each row, and the weight with which the row takes part, both (B,).
 
-        A row whose target is not known (NaN) takes no part. A list consists of those of its rows that do, and weighs
-        as much as one of them on average.
+        A row whose target is not known (NaN) takes no part. Of losses over lists it is the loss of each list, (G,),
+        which consists of those of its rows that take part, and weighs as much as one of them on average; of losses over
+        the batch it is one value, with the weight of all rows that take part, both (1,).
         """
-        targets = [t.value(scene) if isinstance(t, Live) else t.value(scene).detach() for t in self.targets]
+        targets = [t.value(scene) if flows(t) else t.value(scene).detach() for t in self.targets]
+        weight_B = self._weights(scene)
+        for i, (signal, value) in enumerate(zip(self.targets, targets, strict=True)):
+            if unknown_at_times(signal):
+                known_B = ~torch.isnan(value).reshape(len(value), -1).any(1)
+                weight_B = weight_B * known_B
+                targets[i] = value.nan_to_num()
+        learner = self.learner.value(scene)
+        if self.scope == "row":
+            return self.loss(learner, *targets, **self.options), weight_B
+        rows = torch.nonzero(weight_B > 0).flatten()
+        of_rows = [value[rows] for value in (learner, *targets)]
+        if self.scope == "batch":
+            loss = self.loss(*of_rows, **self.options) if len(rows) else learner.sum() * 0
+            return loss.reshape(1), weight_B.sum().reshape(1)
+        _, list_R, size_G = torch.unique(scene.batch.groups()[rows], return_inverse=True, return_counts=True)
+        weight_G = torch.zeros(len(size_G)).index_add(0, list_R, weight_B[rows]) / size_G
+        return self.loss(*of_rows, **{LIST: list_R}, **self.options), weight_G
+
+    def _weights(self, scene: Scene) -> Tensor:
+        """The weight of each row as far as selector and fold decide it, (B,)."""
         weight_B = scene.batch.weight_B
         if self.rows is not None:
             with torch.no_grad():
                 weight_B = weight_B * self.rows.mask(scene)
-        for i, (signal, value) in enumerate(zip(self.targets, targets, strict=True)):
-            if isinstance(signal, Column):
-                known_B = ~torch.isnan(value)
-                weight_B = weight_B * known_B
-                targets[i] = torch.where(known_B, value, torch.zeros_like(value))
-        learner = self.learner.value(scene)
-        if not self.per_list:
-            return self.loss(learner, *targets, **self.options), weight_B
-        rows = torch.nonzero(weight_B > 0).flatten()
-        _, list_R, size_G = torch.unique(scene.batch.groups()[rows], return_inverse=True, return_counts=True)
-        weight_G = torch.zeros(len(size_G)).index_add(0, list_R, weight_B[rows]) / size_G
-        return self.loss(learner[rows], *(t[rows] for t in targets), **{LIST: list_R}, **self.options), weight_G
+        if self.fold is not None:
+            mine, folds = self.fold
+            weight_B = weight_B * (fold_of(scene.batch.row_id_B, folds) != mine)
+        return weight_B
 
 
 def reduce(loss_B: Tensor, weight_B: Tensor, total: Tensor) -> Tensor:

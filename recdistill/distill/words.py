@@ -1,37 +1,60 @@
 """From the words of a term to what they stand for: signals, losses, weights and selectors, all of them checked."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 
 from recdistill.distill.combine import SIGNALS
-from recdistill.distill.schedule import SCHEDULES, Schedule
+from recdistill.distill.learned import WantedAdapter, WantedGate
+from recdistill.distill.member import Member
+from recdistill.distill.schedule import METRICS, SCHEDULES, Metric, Schedule
 from recdistill.distill.selector import SELECTORS, Measured, Selector
-from recdistill.distill.signal import Attention, Column, Embed, Hidden, Logit, Signal
+from recdistill.distill.signal import All, Attention, Column, Embed, Hidden, Logit, Scenario, Signal
 from recdistill.distill.term import Term
-from recdistill.errors import RecdistillError
+from recdistill.errors import RecdistillError, ShapeError
 from recdistill.losses.catalog import LIST, LOSSES
+from recdistill.losses.scope import is_in_batch, scope_of
+from recdistill.nets.catalog import Net
 from recdistill.spec.columns import Binary
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job, columns_of
+from recdistill.spec.members import MemberSpec
 from recdistill.spec.strict import nearest
-from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, TermSyntaxError, parse_term
+from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, TermSyntaxError, parse_signal, parse_term
 
-TAPS = ("logit", "hidden", "embed", "attention")
+TAPS = ("logit", "logits", "hidden", "embed", "attention", "out")
 OVER = ("selected", "batch")
 
 
 @dataclass
 class Compiler:
-    """A job on its way to a plan: what is wrong so far, and the raw columns that its terms need."""
+    """A job on its way to a plan: what is wrong so far, and what its terms need besides the members of the job.
+
+    Attributes:
+        job: with every copy of a member as a member of its own.
+        spec: the feature spec.
+        problems: what is wrong, one sentence each.
+        columns: raw columns that the terms need.
+        scenario: whether they need the scenario of each row.
+        implied: members that stand behind signals, by the words of the signal.
+    """
 
     job: Job
     spec: FeatureSpec
     problems: list[str] = field(default_factory=list)
     columns: dict[str, None] = field(default_factory=dict)
+    scenario: bool = False
+    implied: dict[str, Member] = field(default_factory=dict)
+
+    def source(self, name: str) -> MemberSpec:
+        """What the job says of a member, or of the one whose net it has."""
+        member = self.job.members[name]
+        return self.job.members.get(member.of or name, member)
 
 
 def term(c: Compiler, text: str, place: str) -> Term | None:
@@ -41,14 +64,8 @@ def term(c: Compiler, text: str, place: str) -> Term | None:
     except TermSyntaxError:
         return None  # reported with the job itself
     before = len(c.problems)
-    scale, schedules, losses = 1.0, [], []
-    for factor in parsed.factors:
-        if isinstance(factor, float | int):
-            scale *= factor
-        elif factor.function in SCHEDULES:
-            schedules.append(_schedule(c, factor, place))
-        else:
-            losses.append(factor)
+    scale, found = _weights(c, parsed, place)
+    losses = [f for f in parsed.factors if isinstance(f, Call) and f.function not in SCHEDULES]
     if len(losses) != 1:
         c.problems.append(
             f"{place}: a term has exactly one loss, found {[x.function for x in losses] or 'none'} in {text!r}"
@@ -58,19 +75,42 @@ def term(c: Compiler, text: str, place: str) -> Term | None:
     term = _loss(c, losses[0], place)
     if term is None or len(c.problems) > before:
         return None
-    words = " ".join(text.split())
-    found = tuple(s for s in schedules if s is not None)
-    return replace(term, words=words, scale=scale, schedules=found, rows=rows)
+    if rows is not None and term.scope == "batch":
+        c.problems.append(f"{place}: {losses[0].function} has one value for a whole batch, so it takes no `.rows`")
+    return replace(term, words=" ".join(text.split()), scale=scale, schedules=found, rows=rows)
 
 
-def _schedule(c: Compiler, call: Call, place: str) -> Schedule | None:
-    if not _fits(c, SCHEDULES[call.function], call, place):
-        return None
+def rates(c: Compiler, text: str | None, place: str) -> tuple[Schedule, ...]:
+    """The schedules of a learning rate, ``cosine(1, 0, over=0.9)`` for example."""
     try:
-        return SCHEDULES[call.function](*call.args, **call.kwargs)
-    except (RecdistillError, TypeError) as error:
-        c.problems.append(f"{place}: {call}: {error}")
-        return None
+        parsed = parse_term(text) if text is not None else ParsedTerm(())
+    except TermSyntaxError:
+        return ()  # reported with the job itself
+    wrong = [str(f) for f in parsed.factors if isinstance(f, Call) and f.function not in SCHEDULES]
+    if wrong or parsed.rows is not None:
+        c.problems.append(f"{place}: a learning rate is a product of numbers and schedules ({', '.join(SCHEDULES)})")
+        return ()
+    scale, found = _weights(c, parsed, place)
+    return found if scale == 1 else (*found, Schedule(lambda _: scale, str(scale)))
+
+
+def _weights(c: Compiler, parsed: ParsedTerm, place: str) -> tuple[float, tuple[Schedule, ...]]:
+    """The product of a term's numbers, and its schedules."""
+    scale, found = 1.0, []
+    for factor in parsed.factors:
+        if isinstance(factor, float | int):
+            scale *= factor
+        elif factor.function in SCHEDULES:
+            found.append(_made(c, SCHEDULES[factor.function], factor, place))
+    return scale, tuple(schedule for schedule in found if schedule is not None)
+
+
+def signal(c: Compiler, text: str, place: str) -> Signal | None:
+    """The signal that a text stands for, or None if something is wrong with it, which is then noted."""
+    try:
+        return _signal(c, parse_signal(text), place)
+    except TermSyntaxError:
+        return None  # reported with the job itself
 
 
 def _selector(c: Compiler, parsed: ParsedTerm, place: str) -> Selector | None:
@@ -86,7 +126,7 @@ def _selector(c: Compiler, parsed: ParsedTerm, place: str) -> Selector | None:
 
 
 def _made(c: Compiler, function: Callable[..., Any], call: Call, place: str) -> Any:
-    """What a function of signals makes of its arguments, each of which is compiled to what its parameter asks for."""
+    """What a function makes of its arguments, each of which is compiled to what its parameter asks for."""
     if not _fits(c, function, call, place):
         return None
     signature = inspect.signature(function)
@@ -98,7 +138,7 @@ def _made(c: Compiler, function: Callable[..., Any], call: Call, place: str) -> 
     for name, given in bound.arguments.items():
         kind = signature.parameters[name].kind
         compiled = [
-            _argument(c, each, wanted[name], call, place)
+            _argument(c, each, kinds_of(wanted[name]), call, place)
             for each in (given if kind is kind.VAR_POSITIONAL else [given])
         ]
         if kind is kind.KEYWORD_ONLY:
@@ -114,21 +154,66 @@ def _made(c: Compiler, function: Callable[..., Any], call: Call, place: str) -> 
         return None
 
 
-def _argument(c: Compiler, given: Argument, wanted: Any, call: Call, place: str) -> Any:
-    """One argument as its parameter asks for it: a raw column, a signal, a loss, a number or a text."""
-    if wanted in (float, str):
-        if isinstance(given, str) != (wanted is str) or isinstance(given, Call | Name):
-            c.problems.append(f"{place}: {call}: expected a {'text' if wanted is str else 'number'}, found {given!r}")
-        return given
-    if wanted is Measured:
-        if not isinstance(given, Call):
-            c.problems.append(f"{place}: {call}: expected a loss such as bce(student.logit, label), found {given}")
-            return None
-        return _loss(c, given, place)
-    signal = _signal(c, given, place)
-    if wanted is Column and signal is not None and not isinstance(signal, Column):
-        c.problems.append(f"{place}: {call}: {given} stands where a raw binary column is expected")
-    return signal
+def kinds_of(hint: Any) -> tuple[Any, ...]:
+    """What a parameter takes: the types of a union, or the only one."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+NAMED = {
+    float: "a number",
+    str: "a text",
+    Schedule: "a schedule such as ramp(0, 1, over=100)",
+    Metric: "a metric such as student.auc",
+    Measured: "a loss such as bce(student.logit, label)",
+    Signal: "a member's output",
+    Column: "a raw binary column",
+    Scenario: "`scenario`",
+}
+
+
+def _argument(c: Compiler, given: Argument, wanted: tuple[Any, ...], call: Call, place: str) -> Any:
+    """One argument as its parameter asks for it: a number, a text, a schedule, a metric, a loss, a column, a signal."""
+    found: Any = None
+    before = len(c.problems)
+    match given:
+        case str() if str in wanted:
+            found = given
+        case int() | float() if float in wanted:
+            found = given
+        case Call(function=name) if Schedule in wanted and name in SCHEDULES:
+            found = _made(c, SCHEDULES[name], given, place)
+        case Call() if Measured in wanted:
+            found = _loss(c, given, place)
+        case Name() if Metric in wanted:
+            found = _metric(c, given, place)
+        case Name(path=("scenario",)) if Scenario in wanted:
+            found = _scenario(c, place)
+        case Name() | Call() if Signal in wanted or Column in wanted:
+            found = _signal(c, given, place)
+            if Signal not in wanted and found is not None and not isinstance(found, Column):
+                found = None
+    if found is None and len(c.problems) == before:
+        expected = " or ".join(NAMED[kind] for kind in wanted if kind in NAMED)
+        shown = repr(given) if isinstance(given, str) else given
+        c.problems.append(f"{place}: {call}: expected {expected}, found {shown}")
+    return found
+
+
+def _metric(c: Compiler, name: Name, place: str) -> Metric | None:
+    match name.path:
+        case (str() as member, str() as metric) if member in c.job.members and metric in METRICS:
+            return Metric(member, metric)
+    known = [f"{member}.{metric}" for member in c.job.members for metric in METRICS]
+    c.problems.append(f"{place}: {name} is no validation metric; {nearest(str(name), known)}")
+    return None
+
+
+def _scenario(c: Compiler, place: str) -> Scenario | None:
+    if c.spec.scenario is None:
+        c.problems.append(f"{place}: the feature spec names no `scenario`; add the raw column that tells them apart")
+        return None
+    c.scenario = True
+    return Scenario()
 
 
 def _loss(c: Compiler, call: Call, place: str) -> Term | None:
@@ -154,19 +239,25 @@ def _loss(c: Compiler, call: Call, place: str) -> Term | None:
         return None
     if problem := _tried(loss, len(targets), options):
         c.problems.append(f"{place}: {problem}")
-    per_list = LIST in inspect.signature(loss).parameters
-    if per_list and c.spec.group is None:
+    scope = scope_of(loss)
+    if scope == "list" and c.spec.group is None:
         c.problems.append(f"{place}: {call.function} compares the rows of a list; name the spec's `group`")
-    if per_list and over == "batch":
-        c.problems.append(f'{place}: {call.function} has one value per list; over="batch" is for losses of rows')
-    return Term(str(call), loss, learner, tuple(targets), options, over=str(over), per_list=per_list)
+    if scope != "row" and over == "batch":
+        c.problems.append(f'{place}: {call.function} has one value per {scope}; over="batch" is for losses of rows')
+    fold = next((c.job.members[m].fold for m in sorted(learner.members) if m in c.job.members), None)
+    return Term(
+        str(call), loss, learner, tuple(targets), options, over=str(over), scope=scope, in_batch=is_in_batch(loss),
+        fold=fold,
+    )  # fmt: skip
 
 
 def _tried(loss: Callable[..., torch.Tensor], targets: int, options: Mapping[str, Any]) -> str | None:
-    """Why the loss refuses its options, found by calling it on two rows."""
+    """Why the loss refuses its options, found by calling it on two rows; shapes are looked at later."""
     try:
         lists = {LIST: torch.zeros(2, dtype=torch.int64)} if LIST in inspect.signature(loss).parameters else {}
         loss(*(torch.zeros(2) for _ in range(1 + targets)), **lists, **options)
+    except ShapeError:
+        return None
     except (RecdistillError, TypeError, ValueError) as error:
         return str(error)
     return None
@@ -177,7 +268,10 @@ def _signal(c: Compiler, argument: Argument, place: str) -> Signal | None:
         if argument.function not in SIGNALS:
             c.problems.append(f"{place}: unknown signal {argument.function!r}; {nearest(argument.function, SIGNALS)}")
             return None
-        combined: Signal | None = _made(c, SIGNALS[argument.function], argument, place)
+        made = _made(c, SIGNALS[argument.function], argument, place)
+        if isinstance(made, WantedAdapter | WantedGate):
+            return made.of(_implied(c, made, str(argument)).name)
+        combined: Signal | None = made
         return combined
     if not isinstance(argument, Name):
         c.problems.append(f"{place}: expected a member's output or a column, found {argument!r}")
@@ -186,6 +280,16 @@ def _signal(c: Compiler, argument: Argument, place: str) -> Signal | None:
     if first in c.job.members:
         return _tap(c, str(first), rest, argument, place)
     return _column(c, argument, place)
+
+
+def _implied(c: Compiler, wanted: WantedAdapter | WantedGate, words: str) -> Member:
+    """The member that stands behind a signal; the same words stand for the same one."""
+    if words not in c.implied:
+        taken = {*c.job.members, *(member.name for member in c.implied.values())}
+        name = next(n for n in (f"{wanted.kind}{k}" for k in itertools.count()) if n not in taken)
+        net = Net("mlp", {"layers": list(wanted.layers)})
+        c.implied[words] = Member(name, net, (), inputs=wanted.inputs, outputs=wanted.outputs, implied=True)
+    return c.implied[words]
 
 
 def _column(c: Compiler, name: Name, place: str) -> Column | None:
@@ -202,32 +306,32 @@ def _column(c: Compiler, name: Name, place: str) -> Column | None:
 
 
 def _tap(c: Compiler, member: str, rest: list[str | int], name: Name, place: str) -> Signal | None:
+    found, known = taps(c, member)
     match rest:
-        case ["logit"]:
-            return Logit(member)
-        case ["logit", str() as label] if label in c.job.label:
-            return Logit(member, c.job.label.index(label))
-        case ["hidden", int() as layer]:
+        case ["hidden", int() as layer] if "hidden" in found:
             return Hidden(member, layer)
-        case ["embed"]:
-            return Embed(member)
-        case ["attention", str() as column] if column in (sequences := _sequences(c, member)):
-            return Attention(member, sequences.index(column))
-    taps = [
-        f"{member}.logit",
-        *(f"{member}.logit.{label}" for label in c.job.label),
-        f"{member}.hidden[-1]",
-        f"{member}.embed",
-        *(f"{member}.attention.{column}" for column in _sequences(c, member)),
-    ]
-    c.problems.append(f"{place}: {name} is no output; {nearest(str(name), taps)} (outputs: {', '.join(TAPS)})")
+        case _ if ".".join(map(str, rest)) in found:
+            return found[".".join(map(str, rest))]
+    c.problems.append(f"{place}: {name} is no output; {nearest(str(name), known)} (outputs: {', '.join(TAPS)})")
     return None
 
 
-def _sequences(c: Compiler, member: str) -> list[str]:
-    """The sequences of a member, in the order in which its head pools them."""
-    serving, privileged = columns_of(c.job.members[member].view, c.spec, c.job.privileged)
-    return [column for column in (*serving, *privileged) if c.spec.columns[column].type == "sequence"]
+def taps(c: Compiler, member: str) -> tuple[dict[str, Signal], list[str]]:
+    """The outputs of a member by what follows its name, and how they are written."""
+    described = c.source(member)
+    labels = described.labels or c.job.label
+    found: dict[str, Signal] = {}
+    if described.outputs is None:
+        found = {"logit": Logit(member), "logits": All(member)}
+        found |= {f"logit.{label}": Logit(member, k) for k, label in enumerate(labels)}
+    else:
+        found = {"out": All(member)} | ({"logit": Logit(member)} if described.outputs == 1 else {})
+    if described.scores is None:
+        found |= {"embed": Embed(member), "hidden": Hidden(member, -1)}
+        serving, privileged = columns_of(described.columns, c.spec, c.job.privileged)
+        sequences = [column for column in (*serving, *privileged) if c.spec.columns[column].type == "sequence"]
+        found |= {f"attention.{column}": Attention(member, k) for k, column in enumerate(sequences)}
+    return found, [f"{member}.{word if word != 'hidden' else 'hidden[-1]'}" for word in found]
 
 
 def _fits(c: Compiler, function: Callable[..., Any], call: Call, place: str) -> bool:

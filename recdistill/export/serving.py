@@ -3,24 +3,12 @@
 It is built from the fitted serving columns and the student's own parameters alone; nothing else can get in.
 """
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from recdistill.data.fit import FittedSpec
-from recdistill.data.transforms.raw import keyed_by_text, unit_of
-from recdistill.distill.layout import Layout, MemberLayout, SequencePiece, pools_of
-from recdistill.distill.member import Member
-from recdistill.errors import ExportError, VisibilityError
-from recdistill.nets.catalog import Head
-from recdistill.nets.inputs import Inputs
 from recdistill.nets.sequences import padded
-from recdistill.nets.towers import Stack
-from recdistill.spec.features import FeatureSpec
 
 
 class Singles(nn.Module):
@@ -107,42 +95,115 @@ class Encoders:
     numbers: list[nn.Module]
 
 
+@dataclass(frozen=True)
+class Places:
+    """Which of the encoded columns a member reads; bags come before sequences among the encoded lists."""
+
+    bags: list[int]
+    sequences: list[int]
+    numbers: list[int]
+    all_numbers: bool
+
+
+class ServingMember(nn.Module):
+    """One member, from encoded columns to its outputs.
+
+    Args:
+        groups: the tables of the single-valued columns, one group per width.
+        pooled: the tables of the bags.
+        sequenced: the tables of the sequences.
+        places: which of the encoded bags, sequences and numbers these are.
+        order: for each embedded column of the input vector its index among the columns of all groups, then bags.
+        reads: what it reads of the members before it: the number of an output, and the column of it or -1 for all.
+        head: its net.
+    """
+
+    order: list[int]
+    bag_places: list[int]
+    sequence_places: list[int]
+    number_places: list[int]
+    read_outputs: list[int]
+    read_columns: list[int]
+
+    def __init__(
+        self,
+        groups: list[Singles],
+        pooled: list[Pooled],
+        sequenced: list[SequenceRows],
+        places: Places,
+        order: list[int],
+        reads: list[tuple[int, int]],
+        head: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.groups = nn.ModuleList(groups)
+        self.pooled = nn.ModuleList(pooled)
+        self.sequenced = nn.ModuleList(sequenced)
+        self.bag_places, self.sequence_places, self.number_places = places.bags, places.sequences, places.numbers
+        self.all_numbers = places.all_numbers
+        self.order = order
+        self.plain_order = order == list(range(len(order))) and len(groups) == 1 and len(pooled) == 0
+        self.read_outputs = [output for output, _ in reads]
+        self.read_columns = [column for _, column in reads]
+        self.head = head
+
+    def forward(
+        self,
+        ids_FB: Tensor,
+        values: list[Tensor],
+        lengths: list[Tensor],
+        channels: list[Tensor],
+        floats_BN: Tensor,
+        given: list[Tensor],
+    ) -> list[Tensor]:
+        """Logits (B, K), input vector (B, E) and hidden layers of each row."""
+        found: list[Tensor] = []
+        plain: list[Tensor] = []
+        for group in self.groups:
+            vectors_BFD = group(ids_FB)
+            if self.plain_order:
+                plain.append(vectors_BFD.flatten(1))
+            else:
+                found.extend(vectors_BFD.unbind(1))
+        for k, pool in enumerate(self.pooled):
+            place = self.bag_places[k]
+            found.append(pool(values[place], lengths[place], channels[place]))
+        parts = plain
+        for place in self.order:
+            if not self.plain_order:
+                parts.append(found[place])
+        parts.append(floats_BN if self.all_numbers else floats_BN[:, self.number_places])
+        for k, output in enumerate(self.read_outputs):
+            column = self.read_columns[k]
+            parts.append(given[output] if column < 0 else given[output][:, column : column + 1])
+        tokens: list[Tensor] = []
+        counts: list[Tensor] = []
+        for k, sequence in enumerate(self.sequenced):
+            place = self.sequence_places[k]
+            tokens.append(sequence(values[place], lengths[place], channels[place]))
+            counts.append(lengths[place])
+        out = self.head(torch.cat(parts, 1), tokens, counts)
+        answers: list[Tensor] = [out.logits_BK, out.embed_BE]
+        answers.extend(out.hidden)
+        return answers
+
+
 class ServingStudent(nn.Module):
     """Raw columns to probabilities.
 
     Args:
         encoders: from raw columns to rows and numbers.
-        groups: the tables of the single-valued columns, one group per width.
-        pooled: the tables of the bags.
-        sequenced: the tables of the sequences.
-        order: for each embedded column of the input vector its index among the columns of all groups, then bags.
-        head: the student's net.
+        members: the student last, and before it the members whose outputs it reads.
         correction: added to every logit, for negatives left out of the log or of training.
     """
 
-    order: list[int]
-
-    def __init__(
-        self,
-        encoders: Encoders,
-        groups: list[Singles],
-        pooled: list[Pooled],
-        sequenced: list[SequenceRows],
-        order: list[int],
-        head: nn.Module,
-        correction: float,
-    ) -> None:
+    def __init__(self, encoders: Encoders, members: list[ServingMember], correction: float) -> None:
         super().__init__()
         self.singles = nn.ModuleList(encoders.singles)
         self.bags = nn.ModuleList(encoders.bags)
         self.sequences = nn.ModuleList(encoders.sequences)
         self.numbers = nn.ModuleList(encoders.numbers)
-        self.groups = nn.ModuleList(groups)
-        self.pooled = nn.ModuleList(pooled)
-        self.sequenced = nn.ModuleList(sequenced)
-        self.order = order
-        self.plain_order = order == list(range(len(order))) and len(groups) == 1 and len(pooled) == 0
-        self.head = head
+        self.members = nn.ModuleList(members)
         self.correction = correction
 
     def forward(self, numbers: dict[str, Tensor], texts: dict[str, list[str]], lengths: dict[str, Tensor]) -> Tensor:
@@ -203,26 +264,13 @@ class ServingStudent(nn.Module):
                 the column has none.
             floats_BN: scaled numbers, float32 (B, N).
         """
-        found: list[Tensor] = []
-        plain: list[Tensor] = []
-        for group in self.groups:
-            vectors_BFD = group(ids_FB)
-            if self.plain_order:
-                plain.append(vectors_BFD.flatten(1))
-            else:
-                found.extend(vectors_BFD.unbind(1))
-        for k, pool in enumerate(self.pooled):
-            found.append(pool(values[k], lengths[k], channels[k]))
-        parts = plain
-        for place in self.order:
-            if not self.plain_order:
-                parts.append(found[place])
-        parts.append(floats_BN)
-        tokens: list[Tensor] = []
-        bags = len(self.bags)
-        for k, sequence in enumerate(self.sequenced):
-            tokens.append(sequence(values[bags + k], lengths[bags + k], channels[bags + k]))
-        logits_BK: Tensor = self.head(torch.cat(parts, 1), tokens, lengths[bags:]).logits_BK + self.correction
+        answers: list[Tensor] = []
+        logits_BK = floats_BN
+        for member in self.members:
+            found: list[Tensor] = member(ids_FB, values, lengths, channels, floats_BN, answers)
+            logits_BK = found[0]
+            answers.extend(found)
+        logits_BK = logits_BK + self.correction
         return logits_BK.squeeze(1) if logits_BK.size(1) == 1 else logits_BK
 
 
@@ -263,131 +311,3 @@ def agreed(batch: int, rows: int, name: str) -> int:
     if batch >= 0 and rows != batch:
         raise ValueError("column " + name + " has " + str(rows) + " rows, others have " + str(batch))
     return rows
-
-
-def serving_student(
-    member: Member,
-    layout: Layout,
-    spec: FeatureSpec,
-    fitted: FittedSpec,
-    parameters: Mapping[str, Tensor],
-    *,
-    labels: int,
-    negative_keep_rate: float,
-) -> ServingStudent:
-    """The serving module of a member, from the parameters of a checkpoint.
-
-    Args:
-        member: the member; it must read serving columns only.
-        layout: where its columns are looked up.
-        spec: the feature spec.
-        fitted: the fitted columns.
-        parameters: of the checkpoint; only the member's own are used.
-        labels: number of labels that it predicts.
-        negative_keep_rate: the share of negatives that it has seen; logits are corrected by its logarithm.
-
-    Raises:
-        VisibilityError: the member reads a column that is known only after the event.
-        ExportError: a parameter is missing.
-    """
-    mine = layout.members[member.name]
-    for field in mine.inputs.fields:
-        if field.name not in spec.serving:
-            raise VisibilityError(
-                f"export of {member.name!r}: reads {field.name!r}, known only after the event; only a member that "
-                "reads serving columns can be exported, so choose another member"
-            )
-    kinds = {field.name: fitted.columns[field.name].kind for field in mine.inputs.fields}
-    by_kind = {kind: [n for n in kinds if kinds[n] == kind] for kind in ("id", "bag", "sequence", "float")}
-    tables = _Tables(mine, layout, parameters)
-    by_width: dict[int, list[str]] = {}
-    for name in by_kind["id"]:
-        by_width.setdefault(tables.of(name).shape[1], []).append(name)
-    groups = [tables.together(names, [by_kind["id"].index(n) for n in names]) for names in by_width.values()]
-    found = [name for names in by_width.values() for name in names] + by_kind["bag"]
-    modules = {kind: [fitted.columns[n].torch() for n in names] for kind, names in by_kind.items()}
-    return ServingStudent(
-        Encoders(modules["id"], modules["bag"], modules["sequence"], modules["float"]),
-        groups,
-        [Pooled(tables.of(n), spec.columns[n].pool == "mean") for n in by_kind["bag"]],  # type: ignore[union-attr]
-        [tables.sequence(sequence) for sequence in mine.sequences],
-        [found.index(name) for name in kinds if kinds[name] in ("id", "bag")],
-        _head(member, mine, parameters, labels),
-        math.log(negative_keep_rate),
-    ).eval()
-
-
-class _Tables:
-    """The tables of a member, from the parameters of a checkpoint."""
-
-    def __init__(self, layout: MemberLayout, whole: Layout, parameters: Mapping[str, Tensor]) -> None:
-        features = ((bank, feature) for bank in layout.banks for feature in whole.banks[bank].features)
-        self.keys = {feature.name: f"tables.{bank}.{feature.table}" for bank, feature in features}
-        self.parameters = parameters
-
-    def of(self, name: str) -> Tensor:
-        """The table that a feature is looked up in."""
-        return _parameter(self.parameters, self.keys[name])
-
-    def together(self, names: list[str], places: list[int]) -> Singles:
-        """The tables of several columns in one matrix; a table that several of them use lies in it once."""
-        unique = dict.fromkeys(self.keys[name] for name in names)
-        first, starts = 0, {}
-        for key in unique:
-            starts[key] = first
-            first += len(self.parameters[key])
-        weight = torch.cat([self.parameters[key] for key in unique])
-        return Singles(weight, [starts[self.keys[name]] for name in names], places)
-
-    def sequence(self, piece: SequencePiece) -> SequenceRows:
-        """The tables of a sequence."""
-        gaps = None if piece.gaps is None else Rows(self.of(f"{piece.column}/gaps"))
-        return SequenceRows(Rows(self.of(piece.column)), gaps)
-
-
-def _head(member: Member, layout: MemberLayout, parameters: Mapping[str, Tensor], labels: int) -> Head:
-    """The member's head with its trained parameters."""
-    inputs = layout.inputs
-    with torch.random.fork_rng(devices=[]):
-        pools = pools_of(member, layout)
-        trunk = Stack(inputs.width, trunk_widths(member, parameters))
-        net = member.net.build(Inputs.plain(trunk.width) if len(trunk.blocks) else inputs, labels)
-    head = Head(pools, trunk, net)
-    head.load_state_dict({key: _parameter(parameters, f"{member.name}.{key}") for key in head.state_dict()})
-    return head
-
-
-def trunk_widths(member: Member, parameters: Mapping[str, Tensor]) -> list[int]:
-    """The widths of a member's trunk, its own or a shared one, read off its parameters."""
-    biases = {
-        k: v for k, v in parameters.items() if k.startswith(f"{member.name}.trunk.blocks.") and k.endswith(".0.bias")
-    }
-    return [len(biases[key]) for key in sorted(biases, key=lambda k: int(k.split(".")[3]))]
-
-
-def _parameter(parameters: Mapping[str, Tensor], key: str) -> Tensor:
-    if key not in parameters:
-        raise ExportError(f"export: the checkpoint has no parameter {key!r}; it is of another job")
-    return parameters[key]
-
-
-def describe_inputs(member: Member, spec: FeatureSpec, fitted: FittedSpec) -> list[dict[str, Any]]:
-    """The raw columns that the artefact takes: name, kind, list or not, what missing and unknown values become.
-
-    Optional ones are fresher values of history columns, which the artefact knows as they were after the last row that
-    was trained on.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for name in member.serving:
-        column = fitted.columns[name]
-        for source, dtype in {**column.raw, **column.optional}.items():
-            raw = found.setdefault(source, {"name": source, "feeds": []})
-            raw["feeds"].append({"column": name, "type": spec.columns[name].type, "unknown": column.unknown})
-            raw["kind"] = "text" if keyed_by_text(dtype) else "float" if dtype.is_float() else "integer"
-            raw["list"] = source in column.lists
-            if (unit := unit_of(dtype)) is not None:
-                raw["unit"] = unit
-            raw["missing"] = {"text": "", "float": "NaN", "integer": "the int64 minimum"}[str(raw["kind"])]
-            if source in column.optional:
-                raw["optional"] = True
-    return list(found.values())

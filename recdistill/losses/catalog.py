@@ -7,9 +7,8 @@ from torch import Tensor
 from recdistill.losses.listwise import soft_list
 from recdistill.losses.representation import l2
 from recdistill.losses.response import soft
+from recdistill.losses.scope import LIST
 from recdistill.losses.supervised import bce
-
-LIST = "list_B"  # the keyword by which a loss over lists receives the list of each row
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "bce": bce,
@@ -17,3 +16,5 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "soft_list": soft_list,
     "l2": l2,
 }
+
+__all__ = ["LIST", "LOSSES"]

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from recdistill.training.engine import Event
+from recdistill.training.runlog import Event
 
 METRICS = {
     "auc": "AUC",

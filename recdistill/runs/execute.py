@@ -95,7 +95,7 @@ def execute(request: Request, console: Console | None = None) -> RunFolder:
             for arm, plan in plans:
                 _train(folder, arm, plan, data, seed, reporter)
         results = collect(folder, plans, data, seeds)
-        artefact = export_student(folder, job, plans[0][1], data.final, log, best_seed(results))
+        artefact = export_student(folder, job, plans[0][1], data.final.log, log, best_seed(results))
         fits = {arm.name: [folder.summary(arm.name, seed) for seed in seeds] for arm, _ in plans}
         results = replace(results, warnings=[*results.warnings, *budget_warnings(fits)])
         timings = {name: [summary["seconds"] for summary in found] for name, found in fits.items()}
@@ -118,7 +118,8 @@ def _prepare(folder: RunFolder, job: Job, spec: FeatureSpec, data: Data) -> None
     write_text(folder.root / "job.yaml", dump_yaml(job))
     write_text(folder.root / "spec.yaml", dump_yaml(spec))
     prints = {"spec": fingerprint(spec.model_dump(mode="json")), "job": fingerprint(job.model_dump(mode="json"))}
-    prints |= {"data": data.final.fingerprint, "tuning_data": data.tuning.fingerprint}
+    prints |= {"data": data.final.log.fingerprint, "tuning_data": data.tuning.log.fingerprint}
+    prints |= {f"feed {name}": log.fingerprint for name, log in data.final.feeds.items()}
     made_with = manifest(list(range(job.seeds)), prints)
     if (folder.root / "manifest.json").exists():
         before = json.loads((folder.root / "manifest.json").read_text(encoding="utf-8"))
@@ -132,7 +133,7 @@ def _prepare(folder: RunFolder, job: Job, spec: FeatureSpec, data: Data) -> None
     write_json(folder.root / "manifest.json", made_with)
     fitted = folder.root / "fitted"
     if not fitted.exists():
-        link_tree(data.final.folder, fitted, only=("manifest.json", "fitted.json", "vocabularies"))
+        link_tree(data.final.log.folder, fitted, only=("manifest.json", "fitted.json", "vocabularies"))
 
 
 def _train(folder: RunFolder, arm: Arm, plan: Plan, data: Data, seed: int, reporter: Reporter) -> None:
@@ -156,9 +157,10 @@ def _cached(arm: Arm, data: Data, seed: int) -> Path | None:
     """Where a control's training lies in the cache; the job itself is always trained."""
     if arm.name == MAIN:
         return None
-    kept = {"members", "phases", "train", "label", "privileged"}
+    kept = {"members", "phases", "train", "label", "privileged", "feeds"}
     parts = [arm.job.model_dump(mode="json", include=kept), arm.shuffle_privileged, seed]
-    key = fingerprint([parts, data.tuning.fingerprint, data.final.fingerprint, manifest([], {})])
+    logs = [log.fingerprint for part in (data.tuning, data.final) for log in (part.log, *part.feeds.values())]
+    key = fingerprint([parts, logs, manifest([], {})])
     return cache_folder("trainings") / key
 
 
@@ -174,13 +176,14 @@ def collect(
         return {split: [read_scores(path, label) for path in paths] for split, paths in parts.items()}
 
     main, *controls = plans
+    number = 0 if label is None else main[1].columns.index(label)
     return Results(
         student=main[1].student.name,
         seeds=seeds,
-        members={m.name: scores(MAIN, m.name) for m in main[1].members},
+        members={m.name: scores(MAIN, m.name) for m in main[1].scored if number in m.labels},
         controls={arm.name: scores(arm.name, plan.student.name) for arm, plan in controls},
-        references=references(data.final, main[1].columns[0]) if label is None else {},
-        warnings=column_warnings(data.tuning, main[0].job, label or main[1].columns[0]),
+        references=references(data.final.log, main[1].columns[0]) if label is None else {},
+        warnings=column_warnings(data.tuning.log, main[0].job, label or main[1].columns[0]),
     )
 
 
@@ -244,5 +247,5 @@ def describe(job: Job, request: Request, data: Data) -> dict[str, Any]:
         "about": job.about,
         "label": job.label,
         "privileged": job.privileged,
-        "rows": data.final.rows,
+        "rows": data.final.log.rows,
     }

@@ -20,7 +20,8 @@ from recdistill.distill.layout import lay_out
 from recdistill.distill.member import Member
 from recdistill.errors import ExportError, LogError, RunError
 from recdistill.export import artefact
-from recdistill.export.serving import ServingStudent, describe_inputs, serving_student
+from recdistill.export.build import describe_inputs, served_columns, serving_student
+from recdistill.export.serving import ServingStudent
 from recdistill.runs.console import Reporter
 from recdistill.runs.folder import RunFolder
 from recdistill.runs.logs import encoded, raw_log
@@ -62,7 +63,7 @@ def export_student(
     """
     spec, member, out = log.spec, member or plan.student, out or folder.student
     training = folder.training(MAIN, seed)
-    inputs = describe_inputs(member, spec, log.fitted)
+    inputs = describe_inputs(served_columns(member, plan.members), spec, log.fitted)
     batches = raw_batches(spec, raw_log, job.where, "test", required(inputs), EVALUATION_BATCH)
     first = next(batches)
     student, described = _built(member, plan, log, job, training)
@@ -98,11 +99,10 @@ def _built(
     parameters = checkpoint.read(training / "checkpoints" / "final")
     spec, keep_rate = log.spec, log.spec.negative_keep_rate * job.train.negative_keep_rate
     layout = lay_out(plan.members, spec, log.fitted.tables)
-    student = serving_student(
-        member, layout, spec, log.fitted, parameters, labels=plan.labels, negative_keep_rate=keep_rate
-    )
+    student = serving_student(member, plan.members, layout, spec, log.fitted, parameters, negative_keep_rate=keep_rate)
     fingerprints = {"data": log.fingerprint}
-    return student, {"outputs": job.label, "negative_keep_rate": keep_rate, "fingerprints": fingerprints}
+    outputs = [job.label[k] for k in member.labels]
+    return student, {"outputs": outputs, "negative_keep_rate": keep_rate, "fingerprints": fingerprints}
 
 
 def withheld(job: Job, spec: FeatureSpec) -> list[str]:
@@ -145,20 +145,20 @@ def export_again(path: Path, out: Path | None, member: str | None, seed: int | N
         LogError: its log has changed since.
     """
     run = Finished.open(path)
-    if member is not None and member not in run.job.members:
-        raise RunError(f"{path}: has no member {member!r}; {nearest(member, run.job.members)}")
+    if member is not None and member not in run.members:
+        raise RunError(f"{path}: has no member {member!r}; {nearest(member, run.members)}")
     if seed is not None and seed not in run.report["seeds"]:
         raise RunError(f"{path}: has no seed {seed}; it has {run.report['seeds']}")
     reporter = Reporter(Console(stderr=True))
     with reporter.progress:
         log, spec = raw_log(run.job, run.spec, reporter)
         fit_on = ("train", "valid") if run.job.train.refit else ("train",)
-        data = encoded(spec, log, run.job, fit_on, reporter)
+        data = encoded(spec, log, run.job, fit_on, reporter).log
     known = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["fingerprints"]["data"]
     if data.fingerprint != known:
         raise LogError(
             f"{path}: the log {log} has changed since this run (fingerprint {data.fingerprint}, was {known}); "
             "run the job again"
         )
-    chosen = None if member is None else next(m for m in run.plan.members if m.name == member)
+    chosen = None if member is None else run.members[member]
     return export_student(run.folder, run.job, run.plan, data, log, run.seed if seed is None else seed, chosen, out)

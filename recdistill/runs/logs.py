@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from recdistill.data.encode import encode, fingerprint_of
-from recdistill.data.encoded import EncodedLog
-from recdistill.data.log import log_files
+from recdistill.data.fit import FittedSpec
+from recdistill.data.lists import in_lists
+from recdistill.data.log import log_files, spec_of
 from recdistill.data.simulate import simulate_marketplace
 from recdistill.data.simulate_spec import flat_spec, simulate_spec
 from recdistill.runs.console import Reporter
 from recdistill.runs.folder import cache_folder, fingerprint
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job, Simulation
+from recdistill.training.fit import Logs
 
 
 def raw_log(job: Job, spec: FeatureSpec, reporter: Reporter) -> tuple[str, FeatureSpec]:
@@ -32,12 +34,26 @@ def raw_log(job: Job, spec: FeatureSpec, reporter: Reporter) -> tuple[str, Featu
     return str(path), flat_spec(spec) if job.log.simulate == "spec" else spec
 
 
-def encoded(spec: FeatureSpec, log: str, job: Job, fit_on: tuple[str, ...], reporter: Reporter) -> EncodedLog:
-    """The encoded log, from the cache if nothing has changed."""
+def encoded(spec: FeatureSpec, log: str, job: Job, fit_on: tuple[str, ...], reporter: Reporter) -> Logs:
+    """The encoded log, and those of the job's feeds, from the cache if nothing has changed."""
     extends = None
     if job.extends is not None:
         extends = Path(job.extends)
         extends = extends / "fitted" if (extends / "fitted").exists() else extends
-    out = cache_folder("encoded") / fingerprint_of(spec, log, job.where, fit_on, extends)[:16]
+    cache = cache_folder("encoded")
+    out = cache / fingerprint_of(spec, log, job.where, fit_on, extends)[:16]
     with reporter.rows("encoding") as done:
-        return encode(spec, log, out, where=job.where, fit_on=fit_on, extends=extends, progress=done)
+        main = encode(spec, log, out, where=job.where, fit_on=fit_on, extends=extends, progress=done)
+    feeds = {}
+    for name, feed in job.feeds.items():
+        if feed.log is not None:
+            theirs = spec_of(spec, feed.log)
+            key = fingerprint([fingerprint_of(theirs, feed.log, feed.where, (), None), main.fingerprint])
+            with reporter.rows(f"encoding {name}") as done:
+                known = FittedSpec({n: main.fitted.columns[n] for n in theirs.columns})
+                feeds[name] = encode(
+                    theirs, feed.log, cache / key[:16], where=feed.where, fitted=known, progress=done
+                )  # fmt: skip
+    if job.train.whole_lists:
+        main = in_lists(main, fit_on, cache / f"{main.fingerprint[:16]}-lists-{len(fit_on)}")
+    return Logs(main, feeds)

@@ -26,7 +26,7 @@ def show(request: Request, console: Console) -> None:
     reporter = Reporter(console)
     with reporter.progress:
         log, spec = raw_log(job, spec, reporter)
-        data = encoded(spec, log, job, ("train",), reporter)
+        data = encoded(spec, log, job, ("train",), reporter).log
     plan = plans["main"]
     layout = lay_out(plan.members, spec, data.fitted.tables)
     console.print(f"log: {log}  rows {data.rows}", highlight=False)

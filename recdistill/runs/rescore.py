@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +19,7 @@ from recdistill.data.log import ROW_ID, raw_batches
 from recdistill.data.reader import Reader
 from recdistill.data.scores import Scored, scored, sigmoid
 from recdistill.distill.compile import Plan, compile_job
+from recdistill.distill.member import Member
 from recdistill.errors import RunError
 from recdistill.evaluation.report.metrics import plain_json, summary
 from recdistill.export import artefact
@@ -57,6 +58,11 @@ class Finished:
         return cls(RunFolder(path), job, spec, compile_job(job, spec), report)
 
     @property
+    def members(self) -> dict[str, Member]:
+        """The members whose answers are scores, by name."""
+        return {member.name: member for member in self.plan.scored}
+
+    @property
     def seed(self) -> int:
         """The seed whose student was exported."""
         return int(self.report["artefact"]["seed"])
@@ -86,14 +92,14 @@ def score_run(path: Path, log: str, out: Path, member: str | None = None) -> int
         LogError: the log lacks a column.
     """
     run = Finished.open(path)
-    name = member or run.job.student
-    if name == run.job.student:
+    name = member or run.plan.student.name
+    if name == run.plan.student.name:
         return score_artefact(run.folder.student, log, out, run.spec)
-    if name not in run.job.members:
-        raise RunError(f"{path}: has no member {name!r}; {nearest(name, run.job.members)}")
+    if name not in run.members:
+        raise RunError(f"{path}: has no member {name!r}; {nearest(name, run.members)}")
     inputs = {n: c for n, c in run.spec.post_event.items() if n in run.job.privileged}
     spec = _without_roles(run.spec).model_copy(update={"post_event": inputs})
-    plan = Plan(run.plan.members, run.plan.phases, (), run.plan.labels)
+    plan = replace(run.plan, phases=(), columns=(), scenario=False)
     with process_group(), run.encoded(log, spec, {}) as encoded:
         engine = run.engine(plan, encoded, run.seed)
         logits, row_id_N, _ = engine.score([name], engine.train)
@@ -181,7 +187,7 @@ def evaluate_run(path: Path, log: str) -> dict[str, Any]:
     label = run.job.label[0]
     with process_group(), run.encoded(log, spec, dict(run.job.where)) as encoded:
         roles = encoded.roles("test")
-        per_member: dict[str, list[Scored]] = {name: [] for name in run.job.members}
+        per_member: dict[str, list[Scored]] = {name: [] for name, member in run.members.items() if 0 in member.labels}
         for seed in run.report["seeds"]:
             engine = run.engine(run.plan, encoded, seed)
             logits, row_id_N, labels = engine.score(list(per_member), engine.train)
@@ -197,7 +203,7 @@ def evaluate_run(path: Path, log: str) -> dict[str, Any]:
         {
             "members": {name: {"test": summary(found)} for name, found in per_member.items()},
             "artefact": {"test": summary([served])},
-            "student": run.job.student,
+            "student": run.plan.student.name,
             "seeds": run.report["seeds"],
             "rows": encoded.rows["test"],
         }

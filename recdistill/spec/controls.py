@@ -1,7 +1,8 @@
 """The jobs that a result is compared with, derived from the job itself.
 
-``plain`` drops every member that does not serve, with every term that needs one and every phase left empty. What is
-left trains the student at full weight: schedules that made room for a teacher are dropped as well.
+``plain`` drops every member that does not serve, with every term that compares anything with a member's output, and
+every phase left empty. What is left trains the student from labels at full weight: schedules that made room for a
+teacher are dropped as well.
 ``shuffled`` keeps the whole job but takes the knowledge out of it: privileged columns are permuted jointly over the
 rows; where nothing is privileged, what the student receives from other members is permuted instead, and the control is
 called ``shuffled_signal``. Only the difference between the result and this control is the teacher's knowledge; the
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from recdistill.errors import SpecError
-from recdistill.spec.job import PRIVILEGED, Job, NoControls, Sharing, member_names
-from recdistill.spec.terms import Argument, Call, Name, ParsedTerm
+from recdistill.spec.job import Job, NoControls, member_names, without_index
+from recdistill.spec.members import PRIVILEGED, MemberSpec, Sharing
+from recdistill.spec.phases import PhaseSpec
+from recdistill.spec.terms import Argument, Call, ParsedTerm, names_of, parse_signal, parse_term
 
 MAIN = "main"
 
@@ -47,21 +50,14 @@ def arms(job: Job) -> list[Arm]:
 
 
 def _plain(job: Job) -> Arm:
-    student = job.student
-    share = job.members[student].share
-    trunk = job.members[share.trunk or student].trunk  # the student keeps the layers that it has shared
-    alone = {"share": Sharing(), "trunk": trunk}
-    members = {student: job.members[student].model_copy(update=alone)}
-    phases = []
-    for i, phase in enumerate(job.phases):
-        kept = [term for term in job.terms(i) if set(member_names(job, term)) == {student}]
-        if kept:
-            phases.append(phase.model_copy(update={"terms": [str(term) for term in _at_full_weight(kept, job)]}))
+    served = served_with(job)
+    members = {name: _alone(job, name, served) for name in served}
+    phases = [made for phase in job.phases if (made := _plain_phase(job, phase, served)) is not None]
     if not phases:
         raise SpecError(
             "controls",
             [
-                f"plain: without the other members no term teaches {student!r}; drop `plain` from controls, or "
+                f"plain: without the other members no term teaches {job.student!r}; drop `plain` from controls, or "
                 "write `controls: {none: <reason>}`"
             ],
         )
@@ -72,6 +68,60 @@ def _plain(job: Job) -> Arm:
         "controls": NoControls(none="it is a control itself"),
     }
     return Arm("plain", job.model_copy(update=changes))
+
+
+def served_with(job: Job) -> list[str]:
+    """The student, and the members without which it could not answer: those whose outputs it reads, or whom it follows.
+
+    In the order of the job.
+    """
+    found, waiting = {job.student}, [job.student]
+    while waiting:
+        member = job.members[waiting.pop()]
+        names = {name for text in member.inputs for name in _members_of(parse_signal(text), job)}
+        names |= {without_index(member.of)} if member.of is not None else set()
+        waiting += names - found
+        found |= names
+    return [name for name in job.members if name in found]
+
+
+def _alone(job: Job, name: str, served: list[str]) -> MemberSpec:
+    """A member without what it shares with members that are gone; what it has shared with them, it keeps."""
+    member = job.members[name]
+    share = member.share
+    gone = [o for o in (share.trunk, *share.table_owners, *share.modules.values()) if o and o not in served]
+    changes: dict[str, Any] = {"share": Sharing()} if gone else {}
+    if share.trunk in gone:
+        changes["trunk"] = job.members[without_index(share.trunk)].trunk
+    if name == job.student and len(served) == 1:
+        changes |= {"copies": 1, "share": Sharing(), "trunk": changes.get("trunk", member.trunk)}
+    return member.model_copy(update=changes)
+
+
+def _plain_phase(job: Job, phase: PhaseSpec, served: list[str]) -> PhaseSpec | None:
+    """What is left of a phase: the terms that compare served members with labels, and nothing with a member."""
+    moves = []
+    for move in phase.moves:
+        parsed = [parse_term(text) for text in move.terms]
+        kept = [term for term in parsed if _is_supervised(term, job, served)]
+        if kept:
+            train = [part for part in move.train if without_index(part.partition(".")[0]) in served]
+            terms = [str(term) for term in _at_full_weight(kept, job)]
+            moves.append(move.model_copy(update={"terms": terms, "train": train}))
+    if not moves:
+        return None
+    carry = {to: of for to, of in phase.carry.items() if {without_index(to), without_index(of)} <= {*served}}
+    restart = [name for name in phase.restart if without_index(name) in served]
+    return phase.with_moves(moves).model_copy(update={"carry": carry, "restart": restart})
+
+
+def _is_supervised(term: ParsedTerm, job: Job, served: list[str]) -> bool:
+    """Whether a term teaches served members alone, and from labels alone."""
+    if not {without_index(name) for name in member_names(job, term)} <= {*served}:
+        return False
+    losses = [factor for factor in term.factors if isinstance(factor, Call) and _members_of(factor, job)]
+    taught_by = [argument for loss in losses for argument in (*loss.args[1:], *loss.kwargs.values())]
+    return len(losses) == 1 and not any(_members_of(argument, job) for argument in taught_by)
 
 
 def _at_full_weight(terms: list[ParsedTerm], job: Job) -> list[ParsedTerm]:
@@ -91,31 +141,36 @@ def _at_full_weight(terms: list[ParsedTerm], job: Job) -> list[ParsedTerm]:
 
 
 def _shuffled(job: Job) -> Arm:
-    if any(word == PRIVILEGED or word in job.privileged for member in job.members.values() for word in member.view):
+    views = [word for member in job.members.values() for word in member.columns]
+    if any(word == PRIVILEGED or word in job.privileged for word in views):
         return Arm("shuffled", job, shuffle_privileged=True)
+    served = {*served_with(job)}
     phases = []
     changed = 0
-    for i, phase in enumerate(job.phases):
-        terms = [_with_shuffled_targets(term, job) for term in job.terms(i)]
-        changed += sum(str(new) != str(old) for new, old in zip(terms, job.terms(i), strict=True))
-        phases.append(phase.model_copy(update={"terms": [str(term) for term in terms]}))
+    for phase in job.phases:
+        moves = []
+        for move in phase.moves:
+            terms = [(text, str(_with_shuffled_targets(parse_term(text), job, served))) for text in move.terms]
+            changed += sum(str(parse_term(old)) != new for old, new in terms)
+            moves.append(move.model_copy(update={"terms": [new for _, new in terms]}))
+        phases.append(phase.with_moves(moves))
     if not changed:
         raise SpecError(
             "controls",
             [
-                f"shuffled: {job.student!r} receives nothing from another member that could be permuted; drop "
-                "`shuffled` from controls, or write `controls: {none: <reason>}`"
+                f"shuffled: {job.student!r} receives nothing from a member that could be permuted; drop `shuffled` "
+                "from controls, or write `controls: {none: <reason>}`"
             ],
         )
     return Arm("shuffled_signal", job.model_copy(update={"phases": phases}))
 
 
-def _with_shuffled_targets(term: ParsedTerm, job: Job) -> ParsedTerm:
-    """The term with every target of the student that comes from another member permuted over the rows."""
+def _with_shuffled_targets(term: ParsedTerm, job: Job, served: set[str]) -> ParsedTerm:
+    """The term with every target of the student that comes from a member permuted over the rows."""
     factors = []
     for factor in term.factors:
-        if isinstance(factor, Call) and factor.args and _members_of(factor.args[0], job) == {job.student}:
-            targets = [_shuffled_signal(a) if _from_others(a, job) else a for a in factor.args[1:]]
+        if isinstance(factor, Call) and factor.args and _members_of(factor.args[0], job) & served:
+            targets = [_shuffled_signal(a) if _members_of(a, job) else a for a in factor.args[1:]]
             factor = Call(factor.function, (factor.args[0], *targets), factor.kwargs)
         factors.append(factor)
     return ParsedTerm(tuple(factors), term.rows)
@@ -128,14 +183,5 @@ def _shuffled_signal(signal: Argument) -> Argument:
     return Call("shuffled", (signal,))
 
 
-def _from_others(argument: Argument, job: Job) -> bool:
-    found = _members_of(argument, job)
-    return bool(found - {job.student})
-
-
 def _members_of(argument: Argument, job: Job) -> set[str]:
-    if isinstance(argument, Name):
-        return {str(argument.path[0])} & job.members.keys()
-    if isinstance(argument, Call):
-        return set().union(*(_members_of(a, job) for a in (*argument.args, *argument.kwargs.values())))
-    return set()
+    return {str(name.path[0]) for name in names_of([argument])} & job.members.keys()

@@ -1,18 +1,19 @@
 """What a job says: members, phases of terms, training, controls. The Python API has the same words."""
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from recdistill.spec.columns import Binary
 from recdistill.spec.features import FeatureSpec
-from recdistill.spec.strict import Strict, nearest, refusal
-from recdistill.spec.terms import ParsedTerm, TermSyntaxError, names_in, parse_term
-from recdistill.spec.train import DenseOptimizer, StopRule, TrainSpec
+from recdistill.spec.members import PRIVILEGED, SERVING, WITHOUT, MemberSpec, ServingView
+from recdistill.spec.phases import LOG, FeedSpec, PhaseSpec
+from recdistill.spec.strict import Strict, nearest
+from recdistill.spec.terms import ParsedTerm, TermSyntaxError, names_in, parse_signal, parse_term
+from recdistill.spec.train import TrainSpec
 
-SERVING, PRIVILEGED = "serving", "privileged"
-WITHOUT = "-"  # before a column that a view leaves out
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 
 
@@ -40,81 +41,6 @@ def _kind_of_log(value: Any) -> str:
 
 
 Log = Annotated[Annotated[str, Tag("path")] | Annotated[Simulation, Tag("simulation")], Discriminator(_kind_of_log)]
-
-
-def _one_key(value: Any) -> Any:
-    return {value: {}} if isinstance(value, str) else value
-
-
-class Sharing(Strict):
-    """Parameters that a member takes from another one instead of having its own.
-
-    Attributes:
-        tables: the member whose embedding tables are used, for every column that both see.
-        own: columns whose tables stay apart all the same.
-        trunk: the member whose trunk (its first layers) is used.
-    """
-
-    tables: str | None = None
-    own: list[str] = []
-    trunk: str | None = None
-
-
-class WarmStart(Strict):
-    """Parameters to begin with: those of a member of a finished run (of its best seed, or of the one given)."""
-
-    run: str
-    member: str
-    seed: int | None = None
-
-
-Width = Annotated[int, Field(ge=4, multiple_of=4)]  # what the embedding kernels take
-
-
-class MemberSpec(Strict):
-    """One net of a job.
-
-    Attributes:
-        net: its architecture, ``{name: options}`` (`recdistill/nets`).
-        view: which columns it reads: ``serving``, ``privileged``, or names of columns; ``-name`` leaves one out.
-        serve: whether it is the student that is exported.
-        dim: width of its embeddings, a multiple of 4.
-        dims: columns whose embeddings have another width; a column that borrows a table has the width of its owner.
-        pool: how a sequence becomes one vector, ``{column: {name: options}}``: ``mean`` (the default),
-            ``target_attention`` or ``self_attention``.
-        dropout: share of its embedding outputs dropped while training.
-        trunk: widths of first layers that other members may share.
-        share: what it takes from other members.
-        dense: its own optimizer where it differs from ``train.dense``.
-        warm_start: a member of another run to begin from.
-    """
-
-    net: Annotated[dict[str, Any], BeforeValidator(_one_key)] = Field(min_length=1, max_length=1)
-    view: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = [SERVING]
-    serve: bool = False
-    dim: Width = 16
-    dims: dict[str, Width] = {}
-    pool: dict[str, Annotated[dict[str, Any], BeforeValidator(_one_key)]] = {}
-    dropout: float = Field(0.0, ge=0, lt=1)
-    trunk: list[int] = []
-    share: Sharing = Sharing()
-    dense: DenseOptimizer | None = None
-    warm_start: WarmStart | None = None
-
-
-class PhaseSpec(Strict):
-    """A stretch of training. It moves the members that some term of it teaches, and no other."""
-
-    terms: list[str] = Field(min_length=1)
-    epochs: int | None = Field(None, ge=1)
-    steps: int | None = Field(None, ge=1)
-    stop: StopRule | None = None
-
-    @model_validator(mode="after")
-    def _one_length(self) -> "PhaseSpec":
-        if (self.epochs is None) == (self.steps is None):
-            raise refusal("give either epochs or steps")
-        return self
 
 
 class NoControls(Strict):
@@ -150,6 +76,8 @@ class Job(Strict):
         label: the post-event column to predict, or several; the first one is the main label.
         privileged: post-event columns that teachers may read.
         members, phases, train: who learns what from whom, in what order, and how.
+        feeds: rows besides those of the log, by name.
+        product: what the job is for, if not a student: a report, for example.
         controls: what the result is compared with.
         seeds: number of repetitions.
         variants: named sets of overrides, ``{name: {key.path: value}}``.
@@ -166,7 +94,9 @@ class Job(Strict):
     privileged: list[str] = []
     members: dict[str, MemberSpec] = Field(min_length=1)
     phases: list[PhaseSpec] = Field(min_length=1)
+    feeds: dict[str, FeedSpec] = {}
     train: TrainSpec = TrainSpec()
+    product: Literal["student"] = "student"
     controls: Controls = ["plain", "shuffled"]
     seeds: int = Field(5, ge=1)
     variants: dict[str, dict[str, Any]] = {}
@@ -176,13 +106,29 @@ class Job(Strict):
         """The name of the serving member."""
         return next(name for name, member in self.members.items() if member.serve)
 
-    def terms(self, phase: int) -> list[ParsedTerm]:
-        """The parsed terms of a phase."""
-        return [parse_term(text) for text in self.phases[phase].terms]
+    @property
+    def signals(self) -> dict[str, str]:
+        """Every signal that a member reads, by its place in the job."""
+        found: dict[str, str] = {}
+        for name, member in self.members.items():
+            if member.embed is not None:
+                found[f"members.{name}.view.embed"] = member.embed
+            found |= {f"members.{name}.inputs.{i}": text for i, text in enumerate(member.inputs)}
+        return found
+
+    @property
+    def terms(self) -> dict[str, str]:
+        """Every term by its place in the job."""
+        found: dict[str, str] = {}
+        for i, phase in enumerate(self.phases):
+            for j, move in enumerate(phase.moves):
+                place = f"phases.{i}.updates.{j}.terms" if phase.updates else f"phases.{i}.terms"
+                found |= {f"{place}.{k}": text for k, text in enumerate(move.terms)}
+        return found
 
     def problems(self) -> list[str]:
         """What is wrong across the fields of the job itself, one sentence each."""
-        return [*_repeated(self), *_wrong_members(self), *_wrong_terms(self)]
+        return [*_repeated(self), *_wrong_members(self), *_wrong_texts(self), *_wrong_phases(self)]
 
     def problems_with(self, spec: FeatureSpec) -> list[str]:
         """What is wrong between the job and its feature spec, one sentence each."""
@@ -200,44 +146,109 @@ def _wrong_members(job: Job) -> list[str]:
     serving = [name for name, member in job.members.items() if member.serve]
     if len(serving) != 1:
         found.append(f"members: exactly one member serves, found {serving or 'none'}; set `serve: true` on the student")
-    for name in job.members:
+    for name, member in job.members.items():
         if not WORD.match(name):
             found.append(f"members.{name}: a member's name is a word of letters, digits and _")
         found += _wrong_sharing(job, name)
+        found += _wrong_origin(job, name)
+        found += [
+            f"members.{name}.labels: no label {label!r} in the job; {nearest(label, job.label)}"
+            for label in member.labels
+            if label not in job.label
+        ]
+        if isinstance(member.serve, ServingView) and member.embed is None:
+            found.append(
+                f"members.{name}.serve: a view of its own is for a member with `view: {{embed: ...}}`; put the columns "
+                "into `view`"
+            )
+        if member.serve and member.outputs is not None:
+            found.append(f"members.{name}.outputs: a member that serves answers a logit for each label; remove it")
+        if member.folds and (member.copies < 2 or member.share != type(member.share)()):
+            found.append(f"members.{name}.folds: needs several copies, none of which shares anything")
     return found
+
+
+def _wrong_origin(job: Job, name: str) -> list[str]:
+    """What is wrong with whom a member follows."""
+    member = job.members[name]
+    if member.of is None:
+        return []
+    key = next(k for k in ("ema", "best", "snapshot", "previous", "same") if getattr(member, k) is not None)
+    other = without_index(member.of)
+    if other not in job.members:
+        return [f"members.{name}.{key}: no member {other!r}; {nearest(other, job.members)}"]
+    if other == name or job.members[other].of is not None or job.members[other].scores is not None:
+        return [f"members.{name}.{key}: {other!r} has no parameters of its own; name a member that is trained"]
+    return []
+
+
+def without_index(name: str) -> str:
+    """``teacher`` of ``teacher[0]``."""
+    return name.partition("[")[0]
 
 
 def _wrong_sharing(job: Job, name: str) -> list[str]:
     found = []
-    member = job.members[name]
-    for what, other in (("tables", member.share.tables), ("trunk", member.share.trunk)):
-        if other is None:
-            continue
-        place = f"members.{name}.share.{what}"
+    share, member = job.members[name].share, job.members[name]
+    used = [("tables", o) for o in share.table_owners] + [(f"modules.{p}", o) for p, o in share.modules.items()]
+    if share.trunk is not None:
+        used.append(("trunk", share.trunk))
+    for what, word in used:
+        place, other = f"members.{name}.share.{what}", without_index(word)
         if other not in job.members:
             found.append(f"{place}: no member {other!r}; {nearest(other, job.members)}")
-        elif other == name:
-            found.append(f"{place}: a member cannot share with itself; remove it")
-        elif getattr(job.members[other].share, what) is not None:
+            continue
+        theirs = job.members[other]
+        if other == name:
+            if member.copies == 1:
+                found.append(f"{place}: a member cannot share with itself; remove it")
+        elif (what == "tables" and theirs.share.tables is not None and theirs.share.table_owners != [other]) or (
+            what == "trunk" and theirs.share.trunk not in (None, other)
+        ):
             found.append(f"{place}: {other!r} takes its {what} from another member; name that one")
-        elif what == "tables" and job.members[other].dim != member.dim:
-            found.append(
-                f"{place}: {other!r} has dim {job.members[other].dim}, {name!r} has {member.dim}; make them equal"
-            )
-        elif what == "trunk" and not job.members[other].trunk:
+        elif what == "tables" and theirs.dim != member.dim:
+            found.append(f"{place}: {other!r} has dim {theirs.dim}, {name!r} has {member.dim}; make them equal")
+        if what == "trunk" and other in job.members and not theirs.trunk:
             found.append(f"{place}: {other!r} has no trunk; give it `trunk: [width, ...]`")
     return found
 
 
-def _wrong_terms(job: Job) -> list[str]:
+def _wrong_texts(job: Job) -> list[str]:
+    """Terms, signals and learning rates outside the grammar."""
+    rates = {f"phases.{i}.lr": phase.lr for i, phase in enumerate(job.phases) if phase.lr is not None}
     found = []
-    for i, phase in enumerate(job.phases):
-        for j, text in enumerate(phase.terms):
+    for parse, texts in ((parse_term, {**job.terms, **rates}), (parse_signal, job.signals)):
+        for place, text in texts.items():
             try:
-                parse_term(text)
+                parse(text)
             except TermSyntaxError as error:
-                found.append(f"phases.{i}.terms.{j}: {error}")
+                found.append(f"{place}: {error}")
     return found
+
+
+def _wrong_phases(job: Job) -> list[str]:
+    found = []
+    feeds = [LOG, *job.feeds]
+    for i, phase in enumerate(job.phases):
+        for j, move in enumerate(phase.moves):
+            place = f"phases.{i}.updates.{j}" if phase.updates else f"phases.{i}"
+            if move.feed not in feeds:
+                found.append(f"{place}.feed: no feed {move.feed!r}; {nearest(move.feed, feeds)}")
+            found += _unknown(f"{place}.train", (part.partition(".")[0] for part in move.train), job)
+        found += _unknown(f"phases.{i}.restart", phase.restart, job)
+        found += _unknown(f"phases.{i}.carry", [*phase.carry, *phase.carry.values()], job)
+    if LOG in job.feeds:
+        found.append(f"feeds.{LOG}: is the name of the job's own training rows; choose another one")
+    for name, feed in job.feeds.items():
+        for part in feed.mix:
+            if part not in feeds or part == name or (part != LOG and job.feeds[part].log is None):
+                found.append(f"feeds.{name}.mix.{part}: is no feed of rows of a log; {nearest(part, feeds)}")
+    return found
+
+
+def _unknown(place: str, names: Iterable[str], job: Job) -> list[str]:
+    bare = [without_index(name) for name in names]
+    return [f"{place}: no member {name!r}; {nearest(name, job.members)}" for name in bare if name not in job.members]
 
 
 def _wrong_labels(job: Job, spec: FeatureSpec) -> list[str]:
@@ -265,21 +276,27 @@ def _wrong_labels(job: Job, spec: FeatureSpec) -> list[str]:
 def _wrong_views(job: Job, spec: FeatureSpec) -> list[str]:
     found = []
     for name, member in job.members.items():
-        place = f"members.{name}.view"
-        found += [f"{place}: {problem}" for word in member.view if (problem := _wrong_word(job, spec, member, word))]
-        if PRIVILEGED in member.view and not job.privileged:
-            found.append(f"{place}: 'privileged' is empty; name privileged columns in the job")
-        if len(set(member.view)) != len(member.view):
-            found.append(f"{place}: {member.view} names something twice")
-        for column in member.share.own:
-            if column not in spec.columns:
-                found.append(f"members.{name}.share.own: no column {column!r}; {nearest(column, spec.columns)}")
+        views = [("view", member.view)] if isinstance(member.view, list) else []
+        views += [("serve.view", member.serve.view)] if isinstance(member.serve, ServingView) else []
+        for key, view in views:
+            place, serves = f"members.{name}.{key}", bool(member.serve) and view == member.columns
+            found += [f"{place}: {problem}" for word in view if (problem := _wrong_word(job, spec, serves, word))]
+            if PRIVILEGED in view and not job.privileged:
+                found.append(f"{place}: 'privileged' is empty; name privileged columns in the job")
+            if len(set(view)) != len(view):
+                found.append(f"{place}: {view} names something twice")
+        shared = {"own": member.share.own, "tables": member.share.tables}
+        distorted = member.distort.columns if member.distort is not None else []
+        for key, columns in (*((f"share.{k}", v) for k, v in shared.items()), ("distort.columns", distorted)):
+            for column in columns if isinstance(columns, list | dict) else ():
+                if column not in spec.columns:
+                    found.append(f"members.{name}.{key}: no column {column!r}; {nearest(column, spec.columns)}")
     return found
 
 
-def _wrong_word(job: Job, spec: FeatureSpec, member: MemberSpec, word: str) -> str | None:
+def _wrong_word(job: Job, spec: FeatureSpec, serves: bool, word: str) -> str | None:
     """What is wrong with one word of a member's view."""
-    if member.serve and (word == PRIVILEGED or word in spec.post_event):
+    if serves and (word == PRIVILEGED or word in spec.post_event):
         return (
             f"a serving member may read serving columns only, but {word!r} is known after the event; remove it, or let "
             "another member serve"

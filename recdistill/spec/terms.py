@@ -13,6 +13,7 @@ arguments are checked against what exists when the job is compiled (`recdistill/
 """
 
 import ast
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -98,6 +99,25 @@ def parse_term(text: str) -> ParsedTerm:
     if len(selectors) > 1:
         raise TermSyntaxError(f"{text!r}: .rows() may be given once")
     return ParsedTerm(tuple(factors), selectors[0] if selectors else None)
+
+
+def parse_signal(text: str) -> Argument:
+    """The tree of one signal: a name, or a call of names.
+
+    Raises:
+        TermSyntaxError: the text is outside the grammar.
+
+    Example:
+        >>> parse_signal("live(generator.out)")
+        Call(function='live', args=(Name(path=('generator', 'out')),), kwargs={})
+    """
+    found = parse_term(f"signal({text})").factors[0]
+    if not isinstance(found, Call) or found.function != "signal" or len(found.args) != 1 or found.kwargs:
+        raise TermSyntaxError(f"{text!r} is not a signal; name a member's output, for example teacher.hidden[-1]")
+    (signal,) = found.args
+    if not isinstance(signal, Call | Name):
+        raise TermSyntaxError(f"{text!r} is not a signal; name a member's output, for example teacher.hidden[-1]")
+    return signal
 
 
 def _product(node: ast.expr, text: str) -> tuple[list[float | int | Call], list[Argument]]:
@@ -192,12 +212,17 @@ def _path(node: ast.expr, text: str) -> list[str | int]:
 
 def names_in(term: ParsedTerm) -> list[Name]:
     """Every name in a term, in order of appearance."""
+    return names_of([*term.factors, *([term.rows] if term.rows is not None else [])])
+
+
+def names_of(arguments: Sequence[Argument]) -> list[Name]:
+    """Every name in some arguments, in order of appearance."""
     found: list[Name] = []
-    stack: list[Any] = [term.rows, *reversed(term.factors)]
+    stack: list[Any] = [*reversed(arguments)]
     while stack:
         node = stack.pop()
         if isinstance(node, Name):
             found.append(node)
-        elif node is not None and not isinstance(node, float | int | str):
+        elif isinstance(node, Call):
             stack.extend([*reversed(node.kwargs.values()), *reversed(node.args)])
     return found

@@ -116,6 +116,8 @@ class TrainSpec(Strict):
         negative_keep_rate: share of the negative training rows that is used; scores are corrected for it.
         keep_labels: share of the rows trained on whose label is kept (an experiment on scarce labels).
         unknown: how often known values are taken for unknown ones.
+        micro_batch: rows whose dense parts are computed at once; gradients of the parts add up to those of the batch.
+        whole_lists: whether batches hold all rows of a group, so that losses over lists see whole lists.
         checkpoint_every: steps after which an unattended training can go on if it is stopped; by default at the
             beginning of each phase.
         threads: of PyTorch; by default one per core.
@@ -131,5 +133,7 @@ class TrainSpec(Strict):
     negative_keep_rate: float = Field(1.0, gt=0, le=1)
     keep_labels: float = Field(1.0, gt=0, le=1)
     unknown: Unknown = Unknown()
+    micro_batch: int | None = Field(None, ge=1)
+    whole_lists: bool = False
     checkpoint_every: int | None = Field(None, ge=1)
     threads: int | None = Field(None, ge=1)

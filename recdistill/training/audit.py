@@ -7,9 +7,11 @@ from torch import Tensor
 
 from recdistill.data.batch import Batch
 from recdistill.distill.member import Phase
-from recdistill.distill.signal import Scene
+from recdistill.distill.schedule import Now
 from recdistill.training.cast import Cast
 from recdistill.training.engine import term_value
+from recdistill.training.memory import RowMemory
+from recdistill.training.play import Lookups, Play
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,17 @@ def audit(cast: Cast, phase: Phase, batch: Batch, *, step: int = 0, planned: int
     Every member that takes part answers in training mode with gradients, frozen or not, so that a term that reaches a
     member it must not reach is seen.
     """
-    names = sorted(phase.members)
+    names = sorted(name for name in phase.members if name in cast.heads)
     everyone = frozenset(names)
-    lookups = cast.look_up(names, batch, everyone)
-    scene = Scene(cast.answer(names, lookups, batch, everyone), batch, seed)
+    now = Now(step, planned)
+    lookups = Lookups(cast, sorted(phase.members), batch, cast.banks_of(names), training=True, seed=seed, now=now)
+    memories = {key: RowMemory(batch.row_id_B, memory.decay) for key, memory in phase.memories.items()}
+    scene = Play(cast, lookups, (0, len(batch)), everyone, seed, now, memories).scene
     parameters = {f"{name}.{key}": p for name in names for key, p in cast.heads[name].named_parameters()}
-    leaves = {bank: lookup.leaf_BW for bank, lookup in lookups.items()}
+    leaves = lookups.leaves
     found = []
     for term in phase.terms:
-        weight = term.weight(step, planned)
+        weight = term.weight(now)
         value = term_value(term, scene) * weight
         inputs = [*parameters.values(), *leaves.values()]
         gradients = torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True)

@@ -1,22 +1,22 @@
-"""The members at work: their heads, the tables they look up, and what they answer for a batch."""
+"""The members of a job, built: their heads, their tables, the scores that are read instead of them."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from recdistill.data.batch import Batch
-from recdistill.distill.layout import Layout, MemberLayout, assemble, pools_of
-from recdistill.distill.member import Member
-from recdistill.errors import TrainingError, VisibilityError
+from recdistill.data.recorded import RecordedScores
+from recdistill.distill.checks import behind
+from recdistill.distill.heads import build_heads
+from recdistill.distill.layout import Layout, MemberLayout
+from recdistill.distill.member import Member, Part
+from recdistill.errors import VisibilityError
 from recdistill.nets.catalog import Head
-from recdistill.nets.inputs import Inputs, Outputs
-from recdistill.nets.towers import Stack
 from recdistill.spec.features import FeatureSpec
-from recdistill.training.sharding import Lookup, Tables, device
+from recdistill.training.sharding import Tables, device
 
 
 class Cast:
@@ -27,9 +27,9 @@ class Cast:
         layout: where their columns are looked up.
         tables: the embedding tables.
         spec: the feature spec, for the roles of columns.
-        labels: number of labels that every member predicts.
         precision: of the heads, ``float32`` or ``bfloat16``.
         seed: of the initial parameters; those of a member depend on its own name and the seed alone.
+        recorded: the scores of members that have no net.
 
     Raises:
         VisibilityError: a member that serves was given a column that is known only after the event.
@@ -42,82 +42,88 @@ class Cast:
         tables: Tables,
         spec: FeatureSpec,
         *,
-        labels: int,
         precision: str,
         seed: int,
+        recorded: Mapping[str, RecordedScores] | None = None,
     ) -> None:
         self.members = {member.name: member for member in members}
-        self.layout, self.tables, self.spec = layout, tables, spec
-        self.precision, self.labels = precision, labels
-        for member in self.members.values():
-            refuse_leak(member, layout.members[member.name], spec)
-        self.heads: dict[str, Head] = {}
-        for member in sorted(self.members.values(), key=lambda m: m.share.trunk is not None):
-            self.heads[member.name] = self._head(member, seed).to(device())
+        self.tables, self.spec, self.precision, self.seed = tables, spec, precision, seed
+        self.recorded = dict(recorded or {})
+        serving = {name for name, member in self.members.items() if member.serve}
+        self.served = frozenset(behind(serving, {n: replace(m, embed=None) for n, m in self.members.items()}))
+        made = build_heads(list(self.members.values()), layout, lambda member: drawn(seed, member.name))
+        self.layout = Layout(layout.banks, made.layouts)
+        self.heads: dict[str, Head] = {name: head.to(device()) for name, head in made.heads.items()}
+        for name in self.served:
+            refuse_leak(self.members[name], self.layout.members[name], spec)
 
-    def _head(self, member: Member, seed: int) -> Head:
-        inputs = self.layout.members[member.name].inputs
-        digest = hashlib.blake2b(f"{seed}/{member.name}".encode(), digest_size=7).digest()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int.from_bytes(digest))
-            pools = pools_of(member, self.layout.members[member.name])
-            trunk = Stack(inputs.width, list(member.trunk))
-            if member.share.trunk is not None:
-                trunk = self.heads[member.share.trunk].trunk
-                theirs = self.layout.members[member.share.trunk].inputs
-                if theirs != inputs:
-                    raise TrainingError(
-                        f"members.{member.name}.share.trunk: reads {[f.name for f in inputs.fields]}, but the trunk of "
-                        f"{member.share.trunk!r} reads {[f.name for f in theirs.fields]}; give both the same view"
-                    )
-            net_inputs = Inputs.plain(trunk.width) if len(trunk.blocks) else inputs
-            return Head(pools, trunk, member.net.build(net_inputs, self.labels), member.dropout)
+    def begin_anew(self, name: str, generation: int) -> None:
+        """Fresh parameters for a member, others in every generation; what others share of it begins anew as well."""
+        seed = f"{self.seed}/{generation}"
+        layout = Layout(self.layout.banks, self.layout.members)
+        fresh = build_heads(list(self.members.values()), layout, lambda member: drawn(seed, member.name))
+        with torch.no_grad():
+            for key, value in self.heads[name].state_dict().items():
+                value.copy_(fresh.heads[name].state_dict()[key])
+        for bank in self.layout.members[name].banks:
+            if self.layout.banks[bank].owner == name:
+                self.tables.begin_anew(bank, seed)
 
-    def look_up(self, names: Iterable[str], batch: Batch, trained: frozenset[str]) -> dict[str, Lookup]:
-        """One lookup of each bank that the named members need; banks of trained members collect gradients."""
-        banks = dict.fromkeys(bank for name in names for bank in self.layout.members[name].banks)
-        live = {bank for name in trained for bank in self.layout.members[name].banks}
-        return {bank: self.tables.look_up(bank, batch, train=bank in live) for bank in banks}
+    def banks_of(self, names: Iterable[str]) -> frozenset[str]:
+        """The banks that some members look up."""
+        return frozenset(bank for name in names for bank in self.layout.members[name].banks)
 
-    def answer(
-        self, names: Iterable[str], lookups: Mapping[str, Lookup], batch: Batch, trained: frozenset[str] = frozenset()
-    ) -> dict[str, Outputs]:
-        """The outputs of members, each computed once: trained ones in training mode, the others frozen.
-
-        A member that serves receives the batch without its privileged view. The lower precision is used in training
-        steps only; scores are always computed in float32.
-        """
-        outputs = {}
-        for name in names:
-            head, train = self.heads[name], name in trained
-            head.train(train)
-            visible = replace(batch, privileged=None) if self.members[name].serve else batch
-            with torch.set_grad_enabled(train), self._autocast(bool(trained)):
-                given = assemble(self.layout.members[name], lookups, visible)
-                outputs[name] = in_float32(head(given.flat_BE, given.tokens, given.lengths))
-        return outputs
-
-    def _autocast(self, training: bool) -> AbstractContextManager[object]:
-        return torch.autocast(device().type, dtype=torch.bfloat16, enabled=training and self.precision == "bfloat16")
+    def parameters_of(self, part: Part) -> list[nn.Parameter]:
+        """The dense parameters of a part."""
+        if part.path == "tables":
+            return []
+        return list(self.heads[part.member].get_submodule(part.path).parameters())
 
     def state(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The parameters of members by name, in their own storage: dense ones, local rows of their banks."""
-        names = list(names)
+        names = [name for name in names if name in self.heads]
         dense = {f"{n}.{key}": value for n in names for key, value in self.heads[n].state_dict().items()}
         banks = dict.fromkeys(bank for name in names for bank in self.layout.members[name].banks)
         rows = {f"tables.{b}.{table}": shard for b in banks for table, shard, _ in self.tables.shards(b)}
         return dense | rows
 
+    def pairs(self, to: str, of: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The parameters of a member beside those of another one that is built alike, in their own storage."""
+        ours, theirs = self.heads[to].state_dict(), self.heads[of].state_dict()
+        for key, value in ours.items():
+            yield value, theirs[key]
+        mine, other = (self.layout.members[name] for name in (to, of))
+        sources = {
+            feature.name: (bank, feature.table) for bank in other.banks for feature in self.layout.banks[bank].features
+        }
+        done = set()
+        for bank in mine.banks:
+            for feature in self.layout.banks[bank].features:
+                if feature.name in sources and (bank, feature.table) not in done:
+                    done.add((bank, feature.table))
+                    there = {table: shard for table, shard, _ in self.tables.shards(sources[feature.name][0])}
+                    for table, shard, _ in self.tables.shards(bank):
+                        if table == feature.table and shard is not there[sources[feature.name][1]]:
+                            yield shard, there[sources[feature.name][1]]
+
+
+@contextmanager
+def drawn(seed: object, name: str) -> Iterator[None]:
+    """PyTorch's random numbers as they depend on a seed and a name; those outside go on undisturbed."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(digest))
+        yield
+
 
 def refuse_leak(member: Member, layout: MemberLayout, spec: FeatureSpec) -> None:
-    """Nothing, if a member that serves is wired to serving columns only.
+    """Nothing, if a member that serves, or that the student reads, is wired to serving columns only.
 
     Raises:
         VisibilityError: it is not.
     """
-    if not member.serve:
-        return
-    wired = {f.name for f in layout.inputs.fields} | {p.feature.column for p in layout.pieces if p.feature}
+    read = {column.name for column in (*layout.columns, *layout.pooled)}
+    wired = read | {p.feature.column for p in layout.pieces if p.feature}
     seen = sorted(
         (wired | set(layout.serving_floats) | {*layout.privileged_floats, *member.privileged}) - set(spec.serving)
     )
@@ -126,13 +132,3 @@ def refuse_leak(member: Member, layout: MemberLayout, spec: FeatureSpec) -> None
             f"members.{member.name}: serves, but reads {seen}, known only after the event; a serving member reads "
             "serving columns only, so remove them from its view"
         )
-
-
-def in_float32(outputs: Outputs) -> Outputs:
-    """Outputs as float32, so that losses and metrics never see a lower precision."""
-    return Outputs(
-        outputs.logits_BK.float(),
-        [h.float() for h in outputs.hidden],
-        outputs.embed_BE.float(),
-        [weight.float() for weight in outputs.attention],
-    )

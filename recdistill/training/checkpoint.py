@@ -1,7 +1,7 @@
 """Parameters on disk: torch.distributed.checkpoint with safetensors files, so no pickle is written or read.
 
 FOLDER/*.safetensors   dense parameters ``member.name`` and tables ``tables.bank.table``
-FOLDER/layout.json     for each member its banks, and for each bank the table of every column
+FOLDER/layout.json     for each member its banks, for each bank the table of every column; second names of parameters
 """
 
 import json
@@ -32,9 +32,9 @@ def save(cast: Cast, folder: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
     barrier()
-    trunks = {name: member.share.trunk for name, member in cast.members.items() if member.share.trunk is not None}
     dense = {f"{n}.{k}": v for n, head in cast.heads.items() for k, v in head.state_dict().items()}
-    state: dict[str, Any] = {k: v for k, v in dense.items() if not k.startswith(tuple(f"{n}.trunk." for n in trunks))}
+    aliases = shared_names(dense)
+    state: dict[str, Any] = {key: value for key, value in dense.items() if key not in aliases}
     state |= cast.tables.sharded_state()
     with _quiet():
         save_distributed(state, storage_writer=HuggingFaceStorageWriter(str(work), save_distributed=True))
@@ -43,11 +43,22 @@ def save(cast: Cast, folder: Path) -> None:
         for file in work.glob("*.safetensors"):
             _sort_header(file)
         (work / "layout.json").write_text(
-            json.dumps({**describe(cast.layout), "trunks": trunks}, indent=1), encoding="utf-8"
+            json.dumps({**describe(cast.layout), "aliases": aliases}, indent=1), encoding="utf-8"
         )
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)
     barrier()
+
+
+def shared_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of parameters that belong to several members, each with the first name of the same parameter."""
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    aliases = {}
+    for name, value in state.items():
+        known = first.setdefault((value.data_ptr(), tuple(value.shape)), name) if value.numel() else name
+        if known != name:
+            aliases[name] = known
+    return aliases
 
 
 def describe(layout: Layout) -> dict[str, object]:
@@ -79,11 +90,8 @@ def read(folder: Path) -> dict[str, Tensor]:
         key: torch.cat([t for _, t in sorted(v, key=lambda f: f[0])]) if len(v) > 1 else v[0][1]
         for key, v in parts.items()
     }
-    trunks = json.loads((folder / "layout.json").read_text(encoding="utf-8"))["trunks"]
-    for member, source in trunks.items():
-        shared = {key: value for key, value in whole.items() if key.startswith(f"{source}.trunk.")}
-        whole |= {f"{member}.{key.removeprefix(f'{source}.')}": value for key, value in shared.items()}
-    return whole
+    aliases = json.loads((folder / "layout.json").read_text(encoding="utf-8"))["aliases"]
+    return whole | {name: whole[known] for name, known in aliases.items()}
 
 
 def restore(cast: Cast, parameters: Mapping[str, Tensor]) -> None:

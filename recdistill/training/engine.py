@@ -1,15 +1,17 @@
-"""The training loop. It knows members, terms and phases, and no method by name.
+"""The training loop. It knows members, updates and phases, and no method by name.
 
-One step of a phase:
+One update of a step:
 
-    look up each bank once -> detached leaves -> every member answers once -> terms, one scalar -> backward
+    look up each bank once -> detached leaves -> members answer once, if asked -> terms, one scalar -> backward
     -> gradients of the leaves into the tables (which step at once) -> dense optimizers step
+
+A step is the updates of its phase, one after the other; then followers follow.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,47 +20,29 @@ from torch import Tensor
 
 from recdistill.data.batch import Batch
 from recdistill.data.reader import Reader
-from recdistill.distill.member import Phase
+from recdistill.distill.member import Phase, Update
+from recdistill.distill.schedule import Now
 from recdistill.distill.signal import Scene
 from recdistill.distill.term import Term, reduce
 from recdistill.errors import TrainingError
-from recdistill.evaluation import auc, log_loss
+from recdistill.spec.phases import LOG
 from recdistill.spec.train import TrainSpec
 from recdistill.training.cast import Cast
-from recdistill.training.optimizers import dense_optimizers
+from recdistill.training.feeds import Cursor, Feed, LogFeed, unique_rows
+from recdistill.training.followers import Followers
+from recdistill.training.memory import RowMemory
+from recdistill.training.optimizers import dense_optimizers, scale_learning_rates
+from recdistill.training.play import Lookups, Play, play
 from recdistill.training.processes import add_up, rank, share_of, world
 from recdistill.training.resume import Stopped, capture, restore
+from recdistill.training.runlog import Event, Listener, silent
+from recdistill.training.watch import Watch
 
 Scores = dict[str, NDArray[np.float32]]
-EVALUATION_BATCH = 8192
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened while training, for logs and progress bars.
-
-    Attributes:
-        kind: ``step`` or ``evaluation``.
-        phase: number of the phase.
-        step: steps taken in the phase.
-        planned: steps that the phase takes at most.
-        values: losses of the terms, or metrics of members, by name.
-    """
-
-    kind: str
-    phase: int
-    step: int
-    planned: int
-    values: dict[str, float]
-
-
-Listener = Callable[[Event], None]
 Save = Callable[[Stopped], None]
-
-
-def silent(event: Event) -> None:
-    """A listener that does nothing."""
-    del event
+Optimizers = list[torch.optim.Optimizer]
+EVALUATION_BATCH = 8192
+REPORT_EVERY = 50
 
 
 @dataclass
@@ -72,6 +56,7 @@ class Engine:
         settings: the job's training settings.
         seed: of row order, dropout and signals.
         listen: called after steps and evaluations.
+        feeds: further rows, by name.
     """
 
     cast: Cast
@@ -80,16 +65,27 @@ class Engine:
     settings: TrainSpec
     seed: int
     listen: Listener = silent
+    feeds: Mapping[str, Feed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.rows = self.train.rows()
-        self.epochs_read = 0
+        self.feeds = {LOG: LogFeed(self.train), **self.feeds}
+        self.cursors = {name: Cursor(feed, self.settings.batch, self.seed) for name, feed in self.feeds.items()}
+        self.followers = Followers(self.cast)
+        self.memories: dict[str, RowMemory] = {}
+        self.generations: dict[str, int] = {}
         torch.manual_seed(self.seed + 7919 * rank())  # of dropout, which processes draw apart from each other
 
     def planned_steps(self, phase: Phase) -> int:
         """The steps that a phase takes unless its stop rule ends it."""
-        per_epoch = math.ceil(self.rows / self.settings.batch)
-        return phase.steps or (phase.epochs or 1) * per_epoch
+        return phase.steps or (phase.epochs or 1) * self.steps_of(phase)
+
+    def steps_of(self, phase: Phase) -> int:
+        """The steps of one epoch of a phase's first feed."""
+        return self.feeds[phase.updates[0].feed].steps(self.settings.batch)
+
+    def rows_of(self, phase: Phase) -> int:
+        """The rows of one epoch of a phase's first feed."""
+        return self.feeds[phase.updates[0].feed].rows()
 
     def run(
         self,
@@ -118,83 +114,145 @@ class Engine:
         planned = self.planned_steps(phase)
         last = steps if steps is not None else planned
         watch = Watch(self, index, phase) if steps is None and self.valid is not None else None
-        optimizers = dense_optimizers(
-            [m for n, m in self.cast.members.items() if n in phase.trained], self.cast.heads, self.settings.dense
-        )
-        first, began = 0, self.epochs_read
+        self._remember(phase)
+        if stopped is None:
+            self._begin(index, phase)
+        optimizers = [dense_optimizers(u.parts, self.cast, self.settings.dense) for u in phase.updates]
+        first = 0
         if stopped is not None:
-            first, began = stopped.step, stopped.epoch
-            kept = restore(stopped.tensors, self.cast, optimizers)
-            if watch is not None:
-                watch.best, watch.best_step = stopped.best, stopped.best_step
-                watch.unimproved, watch.kept = stopped.unimproved, kept
+            first = stopped.step
+            self._go_on(stopped, optimizers, watch)
         elif save is not None:
-            save(self._stopped(0, began, optimizers, watch))
-        for step, batch in enumerate(self._batches(last, first, began), first):
-            losses = self.step(phase, batch, step, planned, optimizers)
-            if step % 50 == 0 or step == last - 1:
+            save(self._stopped(0, optimizers, watch))
+        for step in range(first, last):
+            now = Now(step, planned, tuple(watch.seen) if watch else ())
+            self._set_rates(phase, now, optimizers)
+            losses = self.step(phase, self._batches(phase, step), now, optimizers)
+            self.followers.step_taken(step + 1, planned, phase)
+            if step % REPORT_EVERY == 0 or step == last - 1:
                 self._report(index, step, planned, losses)
-            if watch is not None and watch.is_due(step + 1, last, math.ceil(self.rows / self.settings.batch)):
+            if watch is not None and watch.is_due(step + 1, last, self.steps_of(phase)):
                 watch.look(step + 1, planned)
                 if watch.exhausted:
                     break
             if save is not None and (step + 1) % (self.settings.checkpoint_every or last) == 0 and step + 1 < last:
-                save(self._stopped(step + 1, began, optimizers, watch))
+                save(self._stopped(step + 1, optimizers, watch))
+        for cursor in self.cursors.values():
+            cursor.close()
         return watch.finish(last) if watch is not None else last
 
-    def _stopped(
-        self, step: int, epoch: int, optimizers: list[torch.optim.Optimizer], watch: "Watch | None"
-    ) -> Stopped:
-        tensors = capture(self.cast, optimizers, watch.kept if watch else {})
-        if watch is None:
-            return Stopped(step, epoch, math.inf, 0, 0, tensors)
-        return Stopped(step, epoch, watch.best, watch.best_step, watch.unimproved, tensors)
+    def _begin(self, index: int, phase: Phase) -> None:
+        """What happens before the first step of a phase."""
+        self.followers.phase_begins(first=index == 0)
+        for name in phase.restart:
+            self.generations[name] = self.generations.get(name, 0) + 1
+            self.cast.begin_anew(name, self.generations[name])
+        with torch.no_grad():
+            for to, of in phase.carry:
+                for mine, theirs in self.cast.pairs(to, of):
+                    mine.copy_(theirs)
+        for cursor in self.cursors.values():
+            cursor.begin()
+        self.cast.tables.set_learning_rate(1.0)
 
-    def _batches(self, steps: int, first: int, epoch: int) -> Iterator[Batch]:
-        """The batches of the steps from ``first`` on, where the phase began with an epoch.
+    def _remember(self, phase: Phase) -> None:
+        """Empty memories for what the terms of a phase remember, unless an earlier phase has filled them."""
+        for key, memory in phase.memories.items():
+            if key not in self.memories:
+                used = {update.feed for update in phase.updates}
+                rows = unique_rows({name: feed for name, feed in self.feeds.items() if name in used})
+                self.memories[key] = RowMemory(rows, memory.decay)
 
-        The next phase goes on with the next epoch.
-        """
-        per_epoch = math.ceil(self.rows / self.settings.batch)
-        self.epochs_read = epoch + first // per_epoch
-        taken, skipped = first, first % per_epoch
-        while taken < steps:
-            batches = self.train.shuffled(self.settings.batch, seed=self.seed, epoch=self.epochs_read)
-            for batch in itertools.islice(batches, skipped, None):
-                yield batch
-                taken += 1
-                if taken == steps:
-                    break
-            skipped = 0
-            self.epochs_read += 1
+    def _batches(self, phase: Phase, step: int) -> dict[str, Batch]:
+        """The next batch of every feed that an update of this step reads."""
+        used = dict.fromkeys(update.feed for update in phase.updates if step % update.every == 0)
+        return {name: next(self.cursors[name]) for name in used}
+
+    def _set_rates(self, phase: Phase, now: Now, optimizers: Sequence[Optimizers]) -> None:
+        """Scale all learning rates as the phase says."""
+        if not phase.lr:
+            return
+        factor = math.prod(schedule.weight(now) for schedule in phase.lr)
+        for group in optimizers:
+            scale_learning_rates(group, factor)
+        self.cast.tables.set_learning_rate(factor)
 
     def step(
-        self, phase: Phase, batch: Batch, step: int, planned: int, optimizers: list[torch.optim.Optimizer]
+        self, phase: Phase, batches: Mapping[str, Batch], now: Now, optimizers: Sequence[Optimizers]
     ) -> dict[str, Tensor]:
         """One step; returns the value of each term that has a weight, of this process's rows."""
+        losses: dict[str, Tensor] = {}
+        for update, own in zip(phase.updates, optimizers, strict=True):
+            if now.step % update.every == 0:
+                losses |= self.update(update, batches[update.feed], now, own)
+        return losses
+
+    def update(self, update: Update, batch: Batch, now: Now, optimizers: Optimizers) -> dict[str, Tensor]:
+        """One move: the gradients of an update's terms into whatever it trains."""
         rows, batch = len(batch), share_of(batch)
-        names = sorted(phase.members)
-        lookups = self.cast.look_up(names, batch, phase.trained)
-        scene = Scene(self.cast.answer(names, lookups, batch, phase.trained), batch, self.seed, step)
-        losses = {}
-        total: Tensor | None = None
-        for term in phase.terms:
-            weight = term.weight(step, planned)
-            if weight == 0:
-                continue
-            losses[term.words] = value = term_value(term, scene)
-            total = value * weight if total is None else total + value * weight
-        if total is None:
-            return losses
-        total.backward()
+        terms = [(t, t.weight(now)) for t in update.terms if not t.members & self.followers.silent]
+        terms = [(term, weight) for term, weight in terms if weight != 0]
+        if not terms:
+            return {}
+        names = sorted(update.members)
+        owned = self.cast.banks_of(name for name in update.trained if update.owns_tables(name))
+        lookups = Lookups(self.cast, names, batch, owned, training=True, seed=self.seed, now=now)
+        losses = self._backward(update, lookups, terms, now)
         tables = self.settings.tables.step
-        for lookup in lookups.values():
-            lookup.push(tables.l2 / rows, tables.l2_rare / rows)
+        lookups.push(tables.l2 / rows, tables.l2_rare / rows)
         for optimizer in optimizers:
             sum_gradients(optimizer)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return losses
+
+    def _backward(
+        self, update: Update, lookups: Lookups, terms: Sequence[tuple[Term, float]], now: Now
+    ) -> dict[str, Tensor]:
+        """Collect the gradients of all terms on parameters and leaves, in parts of the batch if the job says so."""
+        size = self.settings.micro_batch or max(len(lookups.batch), 1)
+        parts = [(a, min(a + size, len(lookups.batch))) for a in range(0, max(len(lookups.batch), 1), size)]
+        totals = self._totals(update, lookups, terms, now, parts) if len(parts) > 1 else {}
+        losses: dict[str, Tensor] = {}
+        for part in parts:
+            played = Play(self.cast, lookups, part, update.trained, self.seed, now, self.memories)
+            values = {term.words: (term_value(term, played.scene, totals.get(term.words)), w) for term, w in terms}
+            total = sum(value * weight for value, weight in values.values())
+            assert isinstance(total, Tensor)
+            self._push_back(total, update, lookups, played)
+            losses = {words: losses[words] + v if words in losses else v for words, (v, _) in values.items()}
+            for memory in {m.key: m for term, _ in terms for m in term.memories}.values():
+                with torch.no_grad():
+                    self.memories[memory.key].write(played.scene.batch.row_id_B, memory.signal.value(played.scene))
+        return losses
+
+    def _totals(
+        self, update: Update, lookups: Lookups, terms: Sequence[tuple[Term, float]], now: Now, parts: Sequence[Any]
+    ) -> dict[str, Tensor]:
+        """What each term divides by, for all parts of a batch together; the random numbers of dropout are put back."""
+        state = torch.get_rng_state()
+        found: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for part in parts:
+                scene = Play(self.cast, lookups, part, update.trained, self.seed, now, self.memories).scene
+                for term, _ in terms:
+                    total = divisor(term, scene)
+                    found[term.words] = found[term.words] + total if term.words in found else total
+        torch.set_rng_state(state)
+        return {words: add_up(total) for words, total in found.items()}
+
+    def _push_back(self, total: Tensor, update: Update, lookups: Lookups, played: Play) -> None:
+        """Gradients for what the update trains, and for nothing else that they pass through."""
+        if not total.requires_grad:
+            raise TrainingError(
+                f"terms {[t.words for t in update.terms]}: reach none of {sorted(update.trained)}; read outputs "
+                "through live(...) where gradients are to pass"
+            )
+        if not played.passed and all(not part.path for part in update.parts):
+            total.backward()
+            return
+        inputs = [*lookups.leaves.values(), *(p for part in update.parts for p in self.cast.parameters_of(part))]
+        torch.autograd.backward(total, inputs=inputs)
 
     def _report(self, index: int, step: int, planned: int, losses: dict[str, Tensor]) -> None:
         values = {words: float(add_up(value.detach().clone())) for words, value in losses.items()}
@@ -205,6 +263,44 @@ class Engine:
                     "extreme values in its columns"
                 )
         self.listen(Event("step", index, step + 1, planned, values))
+
+    def _stopped(self, step: int, optimizers: Sequence[Optimizers], watch: Watch | None) -> Stopped:
+        """Where the phase stands."""
+        flat = [optimizer for group in optimizers for optimizer in group]
+        tensors = capture(self.cast, flat, watch.kept if watch else {})
+        tensors |= {f"memory/{k}/{name}": t for k, m in self.memories.items() for name, t in m.state.items()}
+        tensors |= {f"followers/{name}": tensor for name, tensor in self.followers.tensors.items()}
+        progress = {
+            "feeds": {name: [cursor.number, cursor.taken] for name, cursor in self.cursors.items()},
+            "followers": self.followers.progress,
+            "generations": dict(self.generations),
+        }
+        if watch is not None:
+            seen = {
+                "best": watch.best,
+                "best_step": watch.best_step,
+                "unimproved": watch.unimproved,
+                "seen": watch.seen,
+            }
+            progress["watch"] = seen
+        return Stopped(step, progress, tensors)
+
+    def _go_on(self, stopped: Stopped, optimizers: Sequence[Optimizers], watch: Watch | None) -> None:
+        """Put everything back as it stood."""
+        kept = restore(stopped.tensors, self.cast, [optimizer for group in optimizers for optimizer in group])
+        for name, (number, taken) in stopped.progress["feeds"].items():
+            self.cursors[name].go_to(number, taken)
+        self.generations = dict(stopped.progress["generations"])
+        own = {n.removeprefix("followers/"): t for n, t in stopped.tensors.items() if n.startswith("followers/")}
+        self.followers.restore(stopped.progress["followers"], own)
+        states: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in stopped.tensors.items():
+            if name.startswith("memory/"):
+                key, _, part = name.removeprefix("memory/").rpartition("/")
+                states.setdefault(key, {})[part] = tensor
+        self.memories = {key: RowMemory.of(state) for key, state in states.items()}
+        if watch is not None:
+            vars(watch).update(stopped.progress["watch"], kept=kept)
 
     def score(
         self, names: list[str], reader: Reader
@@ -221,9 +317,9 @@ class Engine:
         labels: dict[str, list[NDArray[np.float32]]] = {name: [] for name in reader.selection.labels}
         with torch.no_grad():
             for batch in reader.in_order(EVALUATION_BATCH):
-                outputs = self.cast.answer(names, self.cast.look_up(names, batch, frozenset()), batch)
+                played = play(self.cast, list(self.cast.members), batch, seed=self.seed)
                 for name in names:
-                    logits[name].append(outputs[name].logits_BK.cpu().numpy())
+                    logits[name].append(played[name].logits_BK.cpu().numpy())
                 row_ids.append(batch.row_id_B.numpy())
                 for name, parts in labels.items():
                     parts.append(batch.labels[name].numpy())
@@ -238,72 +334,19 @@ class Engine:
         return scores, np.concatenate(row_ids), {name: np.concatenate(parts) for name, parts in labels.items()}
 
 
-@dataclass
-class Watch:
-    """Follows the validation metric of a phase, remembers the best parameters, and says when to stop."""
-
-    engine: Engine
-    index: int
-    phase: Phase
-    best: float = math.inf
-    best_step: int = 0
-    unimproved: int = 0
-    kept: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether patience has run out."""
-        return self.phase.stop.patience is not None and self.unimproved >= self.phase.stop.patience
-
-    def is_due(self, step: int, last: int, per_epoch: int) -> bool:
-        """Whether to look after this step."""
-        return step % (self.phase.stop.every or per_epoch) == 0 or step == last
-
-    def look(self, step: int, planned: int) -> None:
-        """Evaluate the trained members; lower is better, so an AUC counts with a minus."""
-        assert self.engine.valid is not None
-        trained = [name for name in self.engine.cast.members if name in self.phase.trained]
-        metrics = evaluate(self.engine, trained, self.engine.valid)
-        self.engine.listen(Event("evaluation", self.index, step, planned, metrics))
-        student = [name for name in trained if self.engine.cast.members[name].serve]
-        monitor = self.phase.stop.monitor
-        values = [metrics[f"{name}.{monitor}"] for name in student or trained]
-        value = float(np.mean(values)) * (-1 if monitor == "auc" else 1)
-        if value < self.best:
-            self.best, self.best_step, self.unimproved = value, step, 0
-            if self.phase.stop.keep == "best":
-                self.kept = {key: tensor.clone() for key, tensor in self.engine.cast.state(trained).items()}
-        else:
-            self.unimproved += 1
-
-    def finish(self, last: int) -> int:
-        """Return to the best parameters, if they are to be kept; the steps that led to the parameters now in place."""
-        if self.phase.stop.keep == "last" or not self.kept:
-            return last
-        trained = [name for name in self.engine.cast.members if name in self.phase.trained]
-        with torch.no_grad():
-            for key, tensor in self.engine.cast.state(trained).items():
-                tensor.copy_(self.kept[key])
-        return self.best_step
+def divisor(term: Term, scene: Scene) -> Tensor:
+    """What the sum of a term is divided by, as far as these rows go."""
+    if term.over == "batch":
+        return scene.batch.weight_B.sum()
+    _, weight = term.losses(scene)
+    return weight.sum()
 
 
-def evaluate(engine: Engine, names: list[str], reader: Reader) -> dict[str, float]:
-    """AUC and log loss of members on the main label, ``member.metric`` to value."""
-    scores, _, labels = engine.score(names, reader)
-    label = labels[reader.selection.labels[0]]
-    known = ~np.isnan(label)
-    found = {}
-    for name, logits in scores.items():
-        logit = logits[known, 0]
-        found[f"{name}.auc"] = auc(label[known], logit)
-        found[f"{name}.logloss"] = log_loss(label[known], logit)
-    return found
-
-
-def term_value(term: Term, scene: Scene) -> Tensor:
+def term_value(term: Term, scene: Scene, total: Tensor | None = None) -> Tensor:
     """The scalar of a term: the weighted sum over its rows or lists by the global weight of what it is divided by."""
     loss, weight = term.losses(scene)
-    total = add_up((scene.batch.weight_B if term.over == "batch" else weight).sum())
+    if total is None:
+        total = add_up((scene.batch.weight_B if term.over == "batch" else weight).sum())
     return reduce(loss, weight, total)
 
 

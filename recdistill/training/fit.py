@@ -16,7 +16,8 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,22 @@ from torch import Tensor
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.permute import permute_privileged
 from recdistill.data.reader import Reader, Selection, Thinning
+from recdistill.data.recorded import RecordedScores
 from recdistill.data.scores import write_scores
 from recdistill.data.unknown import Forgetting
 from recdistill.distill.compile import Plan
 from recdistill.distill.layout import is_embedded, lay_out
+from recdistill.distill.member import Member
+from recdistill.spec.members import FromRun, Recorded
+from recdistill.spec.phases import LOG
 from recdistill.spec.train import TrainSpec
 from recdistill.training import checkpoint, resume
 from recdistill.training.cast import Cast
-from recdistill.training.engine import Engine, Event, Listener, silent
+from recdistill.training.engine import Engine
+from recdistill.training.feeds import Feed, LogFeed, MixFeed, NoiseFeed
 from recdistill.training.processes import barrier, rank
 from recdistill.training.resume import LATEST, Progress, Stopped
-from recdistill.training.runlog import RunLog
+from recdistill.training.runlog import Event, Listener, RunLog, silent
 from recdistill.training.sharding import Tables, process_group
 from recdistill.training.warm_start import warm_start
 
@@ -45,11 +51,24 @@ DONE = "fit.json"
 
 
 @dataclass(frozen=True)
-class Data:
-    """The encoded logs of a run: to tune on, and for the final parameters (the same one without ``refit``)."""
+class Logs:
+    """The encoded log of a training, and the other logs that its feeds read."""
 
-    tuning: EncodedLog
-    final: EncodedLog
+    log: EncodedLog
+    feeds: Mapping[str, EncodedLog] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The encoded logs of a run: to tune on, and for the final parameters (the same ones without ``refit``)."""
+
+    tuning: Logs
+    final: Logs
+
+    @classmethod
+    def of(cls, log: EncodedLog) -> "Data":
+        """One log for everything."""
+        return cls(Logs(log), Logs(log))
 
 
 @dataclass(frozen=True)
@@ -119,17 +138,20 @@ class _Fit:
         """Train and score; returns the members and what ``fit.json`` says about the training."""
         training, data, refit = self.training, self.training.data, self.training.settings.refit
         engine = _engine(training, data.tuning, ("train",), self.folder, self._heard)
-        planned = [engine.planned_steps(phase) for phase in training.plan.phases]
+        phases = training.plan.phases
+        planned = [engine.planned_steps(phase) for phase in phases]
         kept = self.before.tuned if self.before else None
         if kept is None:
             kept = self._stage("tune" if refit else "train", engine, None, None)
-            score_split(engine, _reader(training, data.tuning, ("valid",), self.folder), "valid", self.folder)
+            score_split(engine, _reader(training, data.tuning.log, ("valid",), self.folder), "valid", self.folder)
         steps = kept
         if refit:
-            rows = engine.rows
+            before = [engine.rows_of(phase) for phase in phases]
             engine = _engine(training, data.final, ("train", "valid"), self.folder, self._heard)
-            steps = self._stage("refit", engine, [round(count * engine.rows / rows) for count in kept], kept)
-        score_split(engine, _reader(training, data.final, ("test",), self.folder), "test", self.folder)
+            after = [engine.rows_of(phase) for phase in phases]
+            lengths = [round(count * new / old) for count, new, old in zip(kept, after, before, strict=True)]
+            steps = self._stage("refit", engine, lengths, kept)
+        score_split(engine, _reader(training, data.final.log, ("test",), self.folder), "test", self.folder)
         checkpoint.save(engine.cast, self.folder / "checkpoints" / "final")
         return engine.cast, {"seed": training.seed, "steps": steps, "kept": kept, "planned": planned}
 
@@ -158,10 +180,22 @@ def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, w
     """The members of a plan with initial parameters; with ``warm`` those of another run for whom the job says so."""
     layout = lay_out(plan.members, log.spec, log.fitted.tables)
     rarity = rarity_by_table(log) if settings.tables.step.l2_rare else {}
-    tables = Tables(layout, settings.tables, std=settings.table_std, seed=seed, rarity=rarity)
-    cast = Cast(plan.members, layout, tables, log.spec, labels=plan.labels, precision=settings.precision, seed=seed)
+    by_name = {member.name: member for member in plan.members}
+    follows = {n: (m.follows, *by_name[m.follows].share.table_owners) for n, m in by_name.items() if m.follows}
+    tables = Tables(layout, settings.tables, std=settings.table_std, seed=seed, rarity=rarity, follows=follows)
+    recorded = {}
     for member in plan.members:
-        if warm and member.warm_start is not None:
+        if isinstance(member.origin, Recorded):
+            recorded[member.name] = RecordedScores.open(
+                Path(member.origin.file), [plan.columns[k] for k in member.labels]
+            )
+    cast = Cast(
+        plan.members, layout, tables, log.spec, precision=settings.precision, seed=seed, recorded=recorded
+    )  # fmt: skip
+    for member in plan.members if warm else ():
+        if isinstance(member.origin, FromRun):
+            warm_start(cast, member, member.origin, log.fitted, exact=True)
+        elif member.warm_start is not None:
             warm_start(cast, member, member.warm_start, log.fitted)
     return cast
 
@@ -176,28 +210,59 @@ def rarity_by_table(log: EncodedLog) -> dict[str, Tensor]:
     return found
 
 
-def selection(plan: Plan, log: EncodedLog) -> Selection:
-    """The columns that some member reads, embedded ones in the order of lookup."""
-    serving = _read_by(plan, log, "serving")
-    lists = any(term.per_list for phase in plan.phases for term in phase.terms)
-    return Selection(serving, _read_by(plan, log, "privileged"), plan.columns, lists)
+def selection(plan: Plan, log: EncodedLog, feed: str | None = None, *, lists: bool = False) -> Selection:
+    """The columns that some member reads, embedded ones in the order of lookup; or only those of a feed's updates."""
+    names = {member.name for member in plan.members}
+    if feed is not None:
+        names = {n for phase in plan.phases for u in phase.updates if u.feed == feed for n in u.members}
+    members = [member for member in plan.members if member.name in names]
+    listed = lists or any(term.scope == "list" for phase in plan.phases for term in phase.terms)
+    serving, privileged = (_read_by(members, plan, log, audience) for audience in ("serving", "privileged"))
+    return Selection(serving, privileged, plan.columns, listed, plan.scenario)
 
 
-def _read_by(plan: Plan, log: EncodedLog, audience: str) -> tuple[str, ...]:
+def _read_by(members: Sequence[Member], plan: Plan, log: EncodedLog, audience: str) -> tuple[str, ...]:
     """All columns of an audience, in the order in which the banks look them up, so that a batch needs no reordering."""
-    wanted = dict.fromkeys(column for member in plan.members for column in getattr(member, audience))
+    wanted = dict.fromkeys(column for member in members for column in getattr(member, audience))
     layout = lay_out(plan.members, log.spec, log.fitted.tables)
     looked_up = [f.column for bank in layout.banks.values() for f in bank.features if f.column in wanted]
     return tuple(dict.fromkeys([*looked_up, *(c for c in wanted if not is_embedded(log.spec, c))]))
 
 
-def _engine(training: Training, log: EncodedLog, splits: tuple[str, ...], folder: Path, listen: Listener) -> Engine:
-    thinning = Thinning(training.seed, training.settings.keep_labels, training.settings.negative_keep_rate)
+def _engine(training: Training, logs: Logs, splits: tuple[str, ...], folder: Path, listen: Listener) -> Engine:
+    settings, log = training.settings, logs.log
+    thinning = Thinning(training.seed, settings.keep_labels, settings.negative_keep_rate)
     train = _reader(training, log, splits, folder, thinning)
-    train.forgetting = Forgetting.of(log.fitted, training.settings.unknown, training.seed)
+    train.forgetting = Forgetting.of(log.fitted, settings.unknown, training.seed)
+    train.whole_lists = settings.whole_lists
     valid = _reader(training, log, ("valid",), folder) if "valid" not in splits else None
-    cast = build_cast(training.plan, training.settings, log, seed=training.seed)
-    return Engine(cast, train, valid, training.settings, training.seed, listen)
+    cast = build_cast(training.plan, settings, log, seed=training.seed)
+    feeds = _feeds(training, logs, train)
+    return Engine(cast, train, valid, settings, training.seed, listen, feeds)
+
+
+def _feeds(training: Training, logs: Logs, train: Reader) -> dict[str, Feed]:
+    """The feeds besides the log; a mixture reads of all its parts what its own updates need."""
+    plan = training.plan
+
+    def of_log(name: str, reads_for: str) -> LogFeed:
+        log = train.log if name == LOG else logs.feeds[name]
+        chosen = selection(plan, log, reads_for, lists=train.selection.groups)
+        if name == LOG:
+            return LogFeed(replace(train, selection=chosen))
+        reader = Reader(log, ("test",), chosen)  # all rows of a log from which nothing is learned form that split
+        reader.forgetting = train.forgetting
+        return LogFeed(reader)
+
+    feeds: dict[str, Feed] = {}
+    for name, feed in plan.feeds.items():
+        if feed.noise is not None:
+            feeds[name] = NoiseFeed(feed.noise)
+        elif feed.mix:
+            feeds[name] = MixFeed(tuple(of_log(part, name) for part in feed.mix), tuple(feed.mix.values()))
+        else:
+            feeds[name] = of_log(name, name)
+    return feeds
 
 
 def reader_of(plan: Plan, log: EncodedLog, splits: tuple[str, ...]) -> Reader:
@@ -220,10 +285,12 @@ def _reader(
 
 def score_split(engine: Engine, reader: Reader, split: str, folder: Path) -> None:
     """One score file per member for a split."""
-    logits, row_id_N, labels = engine.score(list(engine.cast.members), reader)
+    members = {name: member for name, member in engine.cast.members.items() if member.scored}
+    logits, row_id_N, labels = engine.score(list(members), reader)
     if rank() > 0:
         return
-    predicted = {name: labels[name] for name in reader.selection.labels[: engine.cast.labels]}
     for name, logits_NK in logits.items():
+        predicted = {label: labels[label] for label in (reader.selection.labels[k] for k in members[name].labels)}
         path = folder / "scores" / f"{name}.{split}.parquet"
-        write_scores(path, row_id_N=row_id_N, labels=predicted, logits_NK=logits_NK, roles=reader.log.roles(split))
+        roles, main = reader.log.roles(split), reader.selection.labels[0]
+        write_scores(path, row_id_N=row_id_N, labels=predicted, logits_NK=logits_NK, roles=roles, main=main)

@@ -1,8 +1,9 @@
 """Stopping in the middle of a phase and going on as if nothing had happened, bit for bit.
 
     FOLDER/checkpoints/latest/
-      state-0.safetensors    of each process: parameters, optimizer states, the best parameters so far, random numbers
-      progress.json          stage, phase and step; what the stop rule has seen; length of the metrics log
+      state-0.safetensors    of each process: parameters, optimizer states, the best parameters so far, memories, random
+                             numbers
+      progress.json          stage, phase and step; places of feeds; what the stop rule has seen; length of the log
 
 A checkpoint replaces the one before it only when it is complete. It is read by as many processes as have written it.
 """
@@ -12,6 +13,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,16 +33,13 @@ class Stopped:
 
     Attributes:
         step: steps taken.
-        epoch: the epoch with which the phase began.
-        best, best_step, unimproved: what its stop rule has seen.
+        progress: everything that changes while training and is no tensor: the places of the feeds, what followers and
+            the stop rule have seen.
         tensors: everything that changes while training, by name.
     """
 
     step: int
-    epoch: int
-    best: float
-    best_step: int
-    unimproved: int
+    progress: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
 

@@ -1,11 +1,38 @@
 """The log of a training: one JSON line for each reported step and each evaluation. It holds no timings."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from recdistill.training.engine import Event
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened while training, for logs and progress bars.
+
+    Attributes:
+        kind: ``step`` or ``evaluation``.
+        phase: number of the phase.
+        step: steps taken in the phase.
+        planned: steps that the phase takes at most.
+        values: losses of the terms, or metrics of members, by name.
+    """
+
+    kind: str
+    phase: int
+    step: int
+    planned: int
+    values: dict[str, float]
+
+
+Listener = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """A listener that does nothing."""
+    del event
 
 
 class RunLog:

@@ -11,9 +11,8 @@ Rules that keep it exact, each measured (see the tests):
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,11 +30,11 @@ from torchrec.distributed.sharding_plan import construct_module_sharding_plan, t
 from torchrec.distributed.types import ShardingPlan
 from torchrec.optim import RowWiseAdagrad
 
-from recdistill.data.batch import Batch, View
+from recdistill.data.batch import Batch
 from recdistill.data.transforms.rows import FIRST
-from recdistill.distill.layout import Bank, Feature, Layout, view_of
-from recdistill.errors import TrainingError
+from recdistill.distill.layout import Bank, Layout, view_of
 from recdistill.spec.train import TableOptimizer
+from recdistill.training.lookup import Lookup, in_order, rarity_of, token_features
 
 INIT_ROWS = 65_536  # rows that one generator initialises
 
@@ -64,36 +63,6 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-@dataclass
-class Lookup:
-    """The vectors of a bank for one batch, and the detached leaf on which members work.
-
-    In a bank of tokens ``spans`` holds the lines of each feature; otherwise a line is a row of the batch. ``rarity_BW``
-    is 1 / n for each looked-up vector whose value occurs n times in training, if a penalty needs it.
-    """
-
-    pooled: Tensor
-    leaf_BW: Tensor
-    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
-    rarity_BW: Tensor | None = None
-
-    def push(self, l2: float = 0.0, l2_rare: float = 0.0) -> None:
-        """Send the gradient collected on the leaf into the tables, where the fused optimizer steps at once.
-
-        Args:
-            l2: weight of the penalty ``|vector|^2 / 2`` of each looked-up vector.
-            l2_rare: the same, times the rarity of the value.
-        """
-        gradient = self.leaf_BW.grad
-        if gradient is None:
-            return
-        if l2:
-            gradient = gradient.add(self.leaf_BW.detach(), alpha=l2)
-        if self.rarity_BW is not None:
-            gradient = gradient.addcmul(self.leaf_BW.detach(), self.rarity_BW, value=l2_rare)
-        self.pooled.backward(gradient)
-
-
 class Tables:
     """The sharded embedding tables of all members.
 
@@ -103,6 +72,7 @@ class Tables:
         std: standard deviation of initial rows; the rows for missing and unknown values begin at zero.
         seed: of the initial rows.
         rarity: for tables whose rare values are penalised, 1 / n of each row, 0 where no penalty is wanted.
+        follows: members whose tables are copies of another one's; they lie beside the originals.
     """
 
     def __init__(
@@ -113,25 +83,36 @@ class Tables:
         std: float,
         seed: int,
         rarity: Mapping[str, Tensor] | None = None,
+        follows: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.banks = layout.banks
         self.rarity = rarity or {}
+        self.std = std
+        self.rate = 1.0
         self.model: DistributedModelParallel | None = None
         self._single: dict[int, tuple[Tensor, Tensor]] = {}
         if not self.banks:
             return
         collections = nn.ModuleDict({name: _collection(bank, optimizer) for name, bank in self.banks.items()})
         sharder = EmbeddingBagCollectionSharder()
-        plan = {
-            name: _plan(module, bank, sharder)
-            for (name, module), bank in zip(collections.items(), self.banks.values(), strict=True)
-        }
+        placed = placements(self.banks, follows or {}, dist.get_world_size())
+        plan = {name: _plan(module, placed[name], sharder) for name, module in collections.items()}
         self.model = DistributedModelParallel(
             collections, device=device(), plan=ShardingPlan(plan), sharders=[sharder], init_data_parallel=False
         )
         for name in self.banks:
-            for table, shard, first_row in self.shards(name):
-                initialise(shard, f"{name}/{table}", first_row, std=std, seed=seed)
+            self._draw(name, seed)
+
+    def _draw(self, bank: str, seed: object) -> None:
+        for table, shard, first_row in self.shards(bank):
+            initialise(shard, f"{bank}/{table}", first_row, std=self.std, seed=seed)
+
+    def begin_anew(self, bank: str, seed: object) -> None:
+        """Fresh rows for the tables of a bank, and an optimizer that remembers nothing of them."""
+        self._draw(bank, seed)
+        for name, state in self.optimizer_state().items():
+            if name.startswith(f"{bank}."):
+                state.zero_()
 
     def shards(self, bank: str) -> Iterator[tuple[str, Tensor, int]]:
         """(table, local rows, number of the first local row) of each table of a bank; the rows can be written."""
@@ -168,19 +149,20 @@ class Tables:
         assert self.model is not None
         bank = self.banks[name]
         spans: dict[str, tuple[int, int]] = {}
+        lines: dict[str, Tensor] = {}
         if bank.tokens:
             features, spans = token_features(bank, batch)
+            unpooled = (f for f in bank.features if f.form in ("sequence", "gaps"))
+            lines = {f.name: view_of(batch, f.audience).bag(f.column).lengths_B for f in unpooled}
         else:
             features = self._features(bank, batch)
         with torch.set_grad_enabled(train):
             vectors = self.model.module[name](features)
-            if vectors.keys() != features.keys():
-                raise TrainingError(
-                    f"tables of {name}: TorchRec returned {vectors.keys()}; expected the order of the bank"
-                )
             pooled = vectors.values()
+            if vectors.keys() != features.keys():  # it returns them process by process
+                pooled = pooled[:, in_order(bank, vectors.keys(), features.keys())]
         rarity_BW = rarity_of(bank, batch, spans, pooled, self.rarity) if train and self.rarity else None
-        return Lookup(pooled, pooled.detach().requires_grad_(train), spans, rarity_BW)
+        return Lookup(pooled, pooled.detach().requires_grad_(train), spans, lines, rarity_BW)
 
     def _features(self, bank: Bank, batch: Batch) -> KeyedJaggedTensor:
         """The bank's columns of a batch, complete with offsets so that TorchRec derives nothing."""
@@ -237,72 +219,12 @@ class Tables:
 
     def set_learning_rate(self, factor: float) -> None:
         """Scale the learning rate of all tables."""
-        if self.model is not None:
+        if self.model is not None and factor != self.rate:
+            self.rate = factor
             for group in self.model.fused_optimizer.param_groups:
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
             self.model.fused_optimizer.zero_grad()
             self.model.fused_optimizer.step()
-
-
-def rarity_of(
-    bank: Bank, batch: Batch, spans: Mapping[str, tuple[int, int]], pooled: Tensor, rarity: Mapping[str, Tensor]
-) -> Tensor:
-    """The rarity of the value behind each looked-up vector, as wide as the vectors; 0 for pooled lists."""
-    found = torch.zeros_like(pooled)
-    for feature in bank.features:
-        if feature.table not in rarity or feature.form not in ("single", "sequence"):
-            continue
-        values_L, _, _ = _lines(feature, view_of(batch, feature.audience))
-        first, end = spans.get(feature.name, (0, len(batch)))
-        start, width = bank.columns(feature)
-        found[first:end, start : start + width] = rarity[feature.table][values_L].unsqueeze(1)
-    return found
-
-
-def token_features(bank: Bank, batch: Batch) -> tuple[KeyedJaggedTensor, dict[str, tuple[int, int]]]:
-    """What a bank of tokens looks up, and the lines of each feature.
-
-    There is one key per table: the values of its features one after the other, each value (or pooled bag) a line of its
-    own. TorchRec's collections of unpooled vectors are an order of magnitude slower on CPU than such bags of one. All
-    keys have as many lines as the longest; the others end in empty bags.
-    """
-    spans: dict[str, tuple[int, int]] = {}
-    values: dict[str, list[Tensor]] = {table: [] for table in bank.tables}
-    lengths: dict[str, list[Tensor]] = {table: [] for table in bank.tables}
-    weights: dict[str, list[Tensor]] = {table: [] for table in bank.tables}
-    lines = dict.fromkeys(bank.tables, 0)
-    for feature in bank.features:
-        values_L, lengths_R, weights_L = _lines(feature, view_of(batch, feature.audience))
-        values[feature.table].append(values_L)
-        lengths[feature.table].append(lengths_R)
-        weights[feature.table].append(weights_L)
-        spans[feature.name] = (lines[feature.table], lines[feature.table] + len(lengths_R))
-        lines[feature.table] += len(lengths_R)
-    longest = max(lines.values())
-    for table, count in lines.items():
-        lengths[table].append(torch.zeros(longest - count, dtype=torch.int64))
-    weighted = any(feature.weighted for feature in bank.features)
-    features = KeyedJaggedTensor(
-        keys=list(bank.tables),
-        values=torch.cat([part for parts in values.values() for part in parts]),
-        lengths=torch.cat([part for parts in lengths.values() for part in parts]),
-        weights=torch.cat([part for parts in weights.values() for part in parts]) if weighted else None,
-        stride=longest,
-    )
-    return features, spans
-
-
-def _lines(feature: Feature, view: View) -> tuple[Tensor, Tensor, Tensor]:
-    """The values of a feature, the number of them on each line, and their weights."""
-    if feature.form == "single":
-        values_L = view.ids((feature.column,))[0]
-        return values_L, torch.ones(len(values_L), dtype=torch.int64), torch.ones(len(values_L))
-    bag = view.bag(feature.column)
-    if feature.form == "bag":
-        weights_L = torch.ones(len(bag.values_L)) if bag.weights_L is None else bag.weights_L
-        return bag.values_L, bag.lengths_B, weights_L
-    values_L = bag.values_L if feature.form == "sequence" or bag.gaps_L is None else bag.gaps_L
-    return values_L, torch.ones(len(values_L), dtype=torch.int64), torch.ones(len(values_L))
 
 
 def _collection(bank: Bank, optimizer: TableOptimizer) -> EmbeddingBagCollection:
@@ -335,23 +257,47 @@ def fused(optimizer: TableOptimizer) -> tuple[type[torch.optim.Optimizer], dict[
     return (RowWiseAdagrad if optimizer.rowwise_adagrad is not None else torch.optim.Adagrad), options
 
 
-def _plan(module: nn.Module, bank: Bank, sharder: EmbeddingBagCollectionSharder) -> object:
+def _plan(module: nn.Module, placed: Mapping[str, int], sharder: EmbeddingBagCollectionSharder) -> object:
     world = dist.get_world_size()
-    # Neighbours stay together, because TorchRec returns the vectors of the first process's tables first.
-    placed = {table: table_wise(rank=owner) for table, owner in zip(bank.tables, owners(bank, world), strict=True)}
     return construct_module_sharding_plan(
-        module, placed, sharder=sharder, local_size=world, world_size=world, device_type=device().type
+        module,
+        {table: table_wise(rank=owner) for table, owner in placed.items()},
+        sharder=sharder,
+        local_size=world,
+        world_size=world,
+        device_type=device().type,
     )
 
 
+def placements(
+    banks: Mapping[str, Bank], follows: Mapping[str, Sequence[str]], world: int
+) -> dict[str, dict[str, int]]:
+    """The process that holds each table of each bank: runs of tables of about the same size.
+
+    Neighbours stay together, because TorchRec returns the vectors of the first process's tables first. The tables of a
+    member that follows another one lie where the originals do, so that a copy needs no exchange.
+    """
+    placed = {
+        name: dict(zip(bank.tables, owners(bank, world), strict=True))
+        for name, bank in banks.items()
+        if bank.owner not in follows
+    }
+    for name, bank in banks.items():
+        if bank.owner in follows:
+            originals = [n for n in banks if banks[n].owner in follows[bank.owner] and n in placed]
+            known = {table: rank for n in originals for table, rank in placed[n].items()}
+            placed[name] = {table: known[table] for table in bank.tables}
+    return placed
+
+
 def owners(bank: Bank, world: int) -> list[int]:
-    """The process that holds each table of a bank: runs of tables of about the same size."""
+    """The process that holds each table of a bank."""
     sizes = [rows * bank.dims[table] for table, rows in bank.tables.items()]
     centres = [sum(sizes[:i]) + size / 2 for i, size in enumerate(sizes)]
     return [min(world - 1, int(centre / sum(sizes) * world)) for centre in centres]
 
 
-def initialise(shard: Tensor, name: str, first_row: int, *, std: float, seed: int) -> None:
+def initialise(shard: Tensor, name: str, first_row: int, *, std: float, seed: object) -> None:
     """Draw the rows of a shard; values depend on seed, table and row alone, not on the spread over processes."""
     generator = torch.Generator()
     end = first_row + len(shard)

@@ -9,39 +9,49 @@ from torch import Tensor
 
 from recdistill.data.encoded import load_fitted
 from recdistill.data.fit import FittedSpec, same_rows
+from recdistill.data.transforms.rows import UNKNOWN
 from recdistill.data.transforms.sequence import GAP_ROWS
 from recdistill.distill.member import Member
 from recdistill.errors import RunError
-from recdistill.spec.job import WarmStart
+from recdistill.spec.members import FromRun
 from recdistill.training import checkpoint
 from recdistill.training.cast import Cast
 
 
-def warm_start(cast: Cast, member: Member, source: WarmStart, fitted: FittedSpec) -> None:
+def warm_start(cast: Cast, member: Member, source: FromRun, fitted: FittedSpec, *, exact: bool = False) -> None:
     """Copy a member's parameters from a run: dense ones as they are, table rows by the value that they stand for.
+
+    Args:
+        cast: the members.
+        member: the one that begins with the parameters of another.
+        source: the other one.
+        fitted: the columns of this run.
+        exact: the member is to answer as it did there: numbers must be scaled alike, and values that it has not known
+            are looked up as unknown ones.
 
     Raises:
         RunError: the run has no such member, or the member is built differently.
     """
+    place = f"members.{member.name}.{'frozen' if exact else 'warm_start'}"
     run = Path(source.run)
     folder = run / f"seed_{chosen_seed(run) if source.seed is None else source.seed}" / "checkpoints" / "final"
     parameters = checkpoint.read(folder)
     layout = json.loads((folder / "layout.json").read_text(encoding="utf-8"))
     if source.member not in layout["members"]:
-        raise RunError(
-            f"members.{member.name}.warm_start: {run} has no member {source.member!r}; it has {list(layout['members'])}"
-        )
+        raise RunError(f"{place}: {run} has no member {source.member!r}; it has {list(layout['members'])}")
     with torch.no_grad():
         for key, value in cast.heads[member.name].state_dict().items():
             found = parameters.get(f"{source.member}.{key}")
             if found is None or found.shape != value.shape:
                 there = "does not exist" if found is None else f"has {tuple(found.shape)}"
                 raise RunError(
-                    f"members.{member.name}.warm_start: {key} has shape {tuple(value.shape)}, "
+                    f"{place}: {key} has shape {tuple(value.shape)}, "
                     f"but in {source.member!r} of {run} it {there}; build both alike"
                 )
             value.copy_(found)
         theirs = load_fitted(run / "fitted")
+        if exact:
+            _refuse_other_scales(cast, member, source, fitted, theirs)
         for bank_name in cast.layout.members[member.name].banks:
             bank = cast.layout.banks[bank_name]
             shards = {table: (shard, first) for table, shard, first in cast.tables.shards(bank_name)}
@@ -52,7 +62,23 @@ def warm_start(cast: Cast, member: Member, source: WarmStart, fitted: FittedSpec
                     rows = np.arange(GAP_ROWS)
                     if feature.form != "gaps":
                         rows = same_rows(fitted.columns[feature.column], theirs.columns[feature.column])
+                        rows = np.where(rows < 0, UNKNOWN, rows) if exact else rows
                     _copy_rows(shard, first, parameters[origin], rows, feature.name)
+
+
+def _refuse_other_scales(cast: Cast, member: Member, source: FromRun, fitted: FittedSpec, theirs: FittedSpec) -> None:
+    """Nothing, if the numbers that a member reads are scaled as in its own run.
+
+    Raises:
+        RunError: a column is scaled otherwise.
+    """
+    layout = cast.layout.members[member.name]
+    for name in (*layout.serving_floats, *layout.privileged_floats):
+        if fitted.columns[name] != theirs.columns.get(name):
+            raise RunError(
+                f"members.{member.name}.frozen: {name!r} is scaled otherwise here than in {source.run}; train with "
+                f"`extends: {source.run}`, or write its scores with `recdistill score` and read them with `scores:`"
+            )
 
 
 def chosen_seed(run: Path) -> int:

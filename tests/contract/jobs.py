@@ -69,5 +69,5 @@ class Contract:
     def fit(self, folder: Path, overrides: Mapping[str, Any] | None = None, arm: str = "main") -> Cast:
         """A whole training."""
         plan, chosen = self.plan(overrides, arm)
-        training = Training(plan, chosen.job.train, Data(self.log, self.log), 0, chosen.shuffle_privileged)
+        training = Training(plan, chosen.job.train, Data.of(self.log), 0, chosen.shuffle_privileged)
         return fit(training, folder)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from recdistill.data.batch import Batch
 from recdistill.data.log import raw_batches
-from recdistill.data.reader import take
 from recdistill.data.scores import read_logits, read_scores
-from recdistill.distill.signal import Scene
-from recdistill.distill.term import Term, reduce
+from recdistill.distill.member import Update
+from recdistill.distill.schedule import Now
 from recdistill.export import artefact
-from recdistill.export.serving import describe_inputs, serving_student
+from recdistill.export.build import describe_inputs, served_columns, serving_student
 from recdistill.runs.export import withheld
 from recdistill.training import checkpoint
 from recdistill.training.audit import audit
 from recdistill.training.engine import Engine
 from recdistill.training.fit import build_cast, reader_of
+from recdistill.training.optimizers import dense_optimizers
 from recdistill.training.sharding import process_group
 from tests.conftest import ROOT
 from tests.contract.jobs import JOBS, Contract
 
-EXEMPT = ("smallest(", "shuffled(")  # compare the rows of a batch with each other, and say so
 IDS = [str(path.relative_to(path.parents[1]).with_suffix("")) for path in JOBS]
 
 
@@ -97,32 +98,40 @@ def test_a_term_teaches_its_learner_and_nobody_else(contract: Contract) -> None:
                 assert {bank for bank, gradient in entry.tables.items() if gradient.any()} <= banks, term.words
 
 
+def step_of(engine: Engine, update: Update, batch: Batch, micro_batch: int | None) -> dict[str, Tensor]:
+    """What one update would move, and by how much; everything is put back."""
+    cast = engine.cast
+    before = {name: value.clone() for name, value in cast.state(cast.members).items()}
+    engine.settings = engine.settings.model_copy(update={"micro_batch": micro_batch})
+    optimizers = dense_optimizers(update.parts, cast, engine.settings.dense)
+    engine.update(update, batch, Now(3, 4), optimizers)
+    moved = {}
+    with torch.no_grad():
+        for name, value in cast.state(cast.members).items():
+            moved[name] = value - before[name]
+            value.copy_(before[name])
+    return moved
+
+
 def test_one_batch_is_its_parts_together(contract: Contract) -> None:
-    """Per term: the gradients of a batch's halves add up to the batch's, since the engine divides once."""
+    """Per term: a batch computed in parts moves everything as the whole batch does, since the engine divides once."""
     plan, arm = contract.plan()
+    seen = 0
     with process_group():
         cast = build_cast(plan, arm.job.train, contract.log, seed=0)
-        whole = next(iter(reader_of(plan, contract.log, ("train",)).in_order(300)))
-        halves = [take(whole, torch.arange(0, 110)), take(whole, torch.arange(110, 300))]
-        for phase in plan.phases:
-            names = sorted(phase.members)
-
-            def gradients(term: Term, batch: Any, total: Tensor | None = None, names: Any = names) -> Any:
-                lookups = cast.look_up(names, batch, frozenset(names))
-                scene = Scene(cast.answer(names, lookups, batch, frozenset(names)), batch, 0, 1)
-                loss, weight = term.losses(scene)
-                known = weight.sum() if total is None else total
-                inputs = [p for n in names for p in cast.heads[n].parameters()]
-                found = torch.autograd.grad(reduce(loss, weight, known), inputs, allow_unused=True)
-                return [torch.zeros_like(p) if g is None else g for p, g in zip(inputs, found, strict=True)], known
-
-            for term in phase.terms:
-                if term.per_list or any(word in term.words for word in EXEMPT):
+        engine = Engine(cast, reader_of(plan, contract.log, ("train",)), None, arm.job.train, 0)
+        batch = next(iter(engine.train.in_order(300)))
+        for update in (update for phase in plan.phases for update in phase.updates):
+            for term in update.terms:
+                if term.exempt or engine.followers.silent & term.members:
                     continue
-                together, total = gradients(term, whole)
-                apart = [gradients(term, half, total)[0] for half in halves]
-                for one, *two in zip(together, *apart, strict=True):
-                    assert torch.allclose(one, sum(two), atol=1e-6), term.words
+                alone = replace(update, terms=(replace(term, schedules=()),))
+                whole, parts = (step_of(engine, alone, batch, size) for size in (None, 110))
+                seen += 1
+                assert any(bool(value.any()) for value in whole.values()), term.words
+                for name, value in whole.items():
+                    assert torch.allclose(value, parts[name], atol=1e-6), (term.words, name)
+    assert seen or all(term.exempt for phase in plan.phases for term in phase.terms)
 
 
 def test_evaluating_between_steps_changes_nothing(contract: Contract, tmp_path: Path) -> None:
@@ -201,10 +210,10 @@ def served(contract: Contract, trained: Path, tmp_path_factory: pytest.TempPathF
     plan, _ = contract.plan()
     layout = lay_out(plan.members, contract.spec, contract.log.fitted.tables)
     student = serving_student(
-        plan.student, layout, contract.spec, contract.log.fitted, parameters(trained), labels=plan.labels,
+        plan.student, plan.members, layout, contract.spec, contract.log.fitted, parameters(trained),
         negative_keep_rate=contract.spec.negative_keep_rate,
     )  # fmt: skip
-    inputs = describe_inputs(plan.student, contract.spec, contract.log.fitted)
+    inputs = describe_inputs(served_columns(plan.student, plan.members), contract.spec, contract.log.fitted)
     needed = [entry["name"] for entry in inputs if not entry.get("optional")]
     raw = pa.concat_tables(raw_batches(contract.spec, str(contract.path), contract.job.where, "test", needed, 5000))
     folder = tmp_path_factory.mktemp("served") / "student"

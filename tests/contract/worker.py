@@ -20,7 +20,7 @@ def main() -> None:
             try:
                 job, _ = parse_job(described, "contract", check=problems_of)
                 log = EncodedLog.open(Path(encoded))
-                fit(Training(compile_job(job, log.spec), job.train, Data(log, log), 0), Path(folder))
+                fit(Training(compile_job(job, log.spec), job.train, Data.of(log), 0), Path(folder))
                 answer = ""
             except Exception as error:  # told to the test, which fails
                 answer = repr(error)

@@ -1,7 +1,6 @@
 """On a real log: what the pipeline encoded is what the artefact's encoders answer, column by column."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -14,7 +13,7 @@ from recdistill.data.encode import encode
 from recdistill.data.log import raw_batches
 from recdistill.data.transforms.history import raw_name
 from recdistill.export.bare import tensors
-from recdistill.export.serving import describe_inputs
+from recdistill.export.build import describe_inputs
 from recdistill.spec.columns import AnyColumn
 from recdistill.spec.load import load_feature_spec, parse_feature_spec, read_yaml
 from tests.conftest import ROOT, SHARED
@@ -43,7 +42,7 @@ def test_every_column_of_every_test_row_is_encoded_alike(tmp_path: Path) -> None
     assert len(encoded) == TEST_ROWS
     assert {spec.columns[name].type for name in spec.serving} == TYPES - {"binary"}
     names = tuple(spec.serving)
-    inputs = describe_inputs(SimpleNamespace(serving=names), spec, log.fitted)
+    inputs = describe_inputs(names, spec, log.fitted)
     assert raw_name("user_rate") not in {entry["name"] for entry in inputs}
     needed = [entry["name"] for entry in inputs if not entry.get("optional")]
     raw = pa.concat_tables(raw_batches(spec, str(LOG), {}, "test", needed, 10_000))

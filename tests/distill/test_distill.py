@@ -9,7 +9,7 @@ from recdistill.data.batch import Batch, Jagged, View
 from recdistill.distill.compile import examine
 from recdistill.distill.layout import assemble, lay_out
 from recdistill.distill.member import Member
-from recdistill.distill.schedule import ramp, step
+from recdistill.distill.schedule import Now, ramp, step
 from recdistill.distill.selector import equals, present
 from recdistill.distill.signal import Column, Live, Logit, Scene, Shuffled
 from recdistill.distill.term import Term, reduce
@@ -19,7 +19,8 @@ from recdistill.losses.supervised import bce
 from recdistill.nets.catalog import Net
 from recdistill.nets.inputs import Outputs
 from recdistill.spec.features import FeatureSpec
-from recdistill.spec.job import Job, Sharing
+from recdistill.spec.job import Job
+from recdistill.spec.members import Sharing
 from recdistill.training.sharding import Lookup
 from tests.conftest import Small
 
@@ -91,13 +92,13 @@ def test_only_the_learner_receives_a_gradient_unless_the_target_is_live() -> Non
 
 def test_a_term_multiplies_by_numbers_and_schedules() -> None:
     term = 2 * bce_term() * step(0, 0.5, at=3) * 3
-    assert [term.weight(k, 100) for k in (2, 3)] == [0, 3.0]
+    assert [term.weight(Now(k, 100)) for k in (2, 3)] == [0, 3.0]
     assert term.words == "bce * 2 * step(0, 0.5, at=3) * 3"
 
 
 def test_schedules_count_steps_or_fractions_of_the_phase() -> None:
-    assert [step(1, 0, at=0.1).weight(k, 200) for k in (19, 20)] == [1, 0]
-    assert [ramp(0, 2, over=0.5).weight(k, 10) for k in (0, 1, 5, 9)] == [0, 0.4, 2, 2]
+    assert [step(1, 0, at=0.1).weight(Now(k, 200)) for k in (19, 20)] == [1, 0]
+    assert [ramp(0, 2, over=0.5).weight(Now(k, 10)) for k in (0, 1, 5, 9)] == [0, 0.4, 2, 2]
     for wrong in (lambda: step(0, 1, at=-1), lambda: ramp(0, 1, over=0), lambda: ramp(0, 1, over=5, begin=-1)):
         with pytest.raises(TrainingError):
             wrong()
@@ -201,7 +202,7 @@ def test_assembling_puts_slices_averages_and_numbers_in_their_places() -> None:
         (["bce(student.logit, y).rows(smaller(y, 1))"], "is no selector"),
         (
             ["bce(student.logit, y).rows(equals(teacher.logit, 1))"],
-            "teacher.logit stands where a raw binary column is expected",
+            "expected a raw binary column or `scenario`, found teacher.logit",
         ),
         (["soft(student.logit, twisted(teacher.logit))"], "unknown signal 'twisted'"),
         (["soft(student.logit, live(teacher.logit, 2))"], "too many positional arguments; live takes (signal)"),

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from recdistill.data.batch import Batch, View
-from recdistill.distill.combine import SIGNALS, mean, pick, reverse, route, vote, weighted
+from recdistill.distill.combine import SIGNALS, closest, mean, reverse, route, vote, weighted
 from recdistill.distill.compile import examine
-from recdistill.distill.schedule import cosine
+from recdistill.distill.schedule import Now, cosine
 from recdistill.distill.selector import SELECTORS, agrees, beats, sampled, smallest
 from recdistill.distill.signal import Column, Live, Logit, Scene
 from recdistill.distill.term import Term
@@ -36,7 +36,7 @@ def scene(order: list[int] | None = None, *, step: int = 0, rows: int = 6) -> Sc
     labels = {"y": torch.tensor((LABEL * rows)[:rows])[order], "z": torch.tensor((ROUTE * rows)[:rows])[order]}
     batch = Batch((torch.arange(rows) * 7919)[order], view, labels, torch.ones(rows))
     outputs = {n: Outputs(v[order].unsqueeze(1).requires_grad_(), [], v.unsqueeze(1), []) for n, v in values.items()}
-    return Scene(outputs, batch, 0, step)
+    return Scene(outputs, batch, 0, Now(step))
 
 
 def logits(s: Scene) -> dict[str, Tensor]:
@@ -46,7 +46,7 @@ def logits(s: Scene) -> dict[str, Tensor]:
 COMBINED = {
     "mean": mean(A, B, C),
     "weighted": weighted(A, B, weights="3 1"),
-    "pick": pick(Y, A, B, C),
+    "closest": closest(Y, A, B, C),
     "route": route(Z, A, B, C),
     "vote": vote(A, B, C),
     "reverse": reverse(A),
@@ -70,10 +70,10 @@ def test_means_are_of_log_odds_or_of_probabilities() -> None:
     assert torch.allclose(weighted(A, B, weights="3 1").value(s), 0.75 * found["a"] + 0.25 * found["b"])
 
 
-def test_pick_route_and_vote_choose_row_by_row() -> None:
+def test_closest_route_and_vote_choose_row_by_row() -> None:
     s = scene()
     found = logits(s)
-    picked, routed, voted = (COMBINED[name].value(s).detach() for name in ("pick", "route", "vote"))
+    picked, routed, voted = (COMBINED[name].value(s).detach() for name in ("closest", "route", "vote"))
     for i, (label, way) in enumerate(zip(LABEL, ROUTE, strict=True)):
         row = {name: float(value[i]) for name, value in found.items()}
         average = sum(row.values()) / 3
@@ -138,9 +138,9 @@ def test_sampled_rows_follow_row_and_step_not_order() -> None:
 
 def test_a_cosine_is_level_at_both_ends() -> None:
     schedule = cosine(2, 0, over=0.5, begin=0.1)
-    found = [schedule.weight(k, 1000) for k in (0, 100, 350, 600, 999)]
+    found = [schedule.weight(Now(k)) for k in (0, 100, 350, 600, 999)]
     assert found == pytest.approx([2, 2, 1, 0, 0])
-    assert abs(schedule.weight(110, 1000) - 2) < 0.01
+    assert abs(schedule.weight(Now(110)) - 2) < 0.01
     with pytest.raises(TrainingError, match="over must be positive"):
         cosine(0, 1, over=0)
 
@@ -182,11 +182,14 @@ def test_the_words_compile(term: str) -> None:
         ("soft(student.logit, mean(teacher.logit, of='odds'))", "of is 'odds'; expected one of logit, probability"),
         ("soft(student.logit, weighted(teacher.logit, weights='1 2'))", "expected 1 positive numbers as weights"),
         ("soft(student.logit, weighted(teacher.logit, weights=2))", "expected a text, found 2"),
-        ("soft(student.logit, pick(teacher.logit, student.logit))", "teacher.logit stands where a raw binary column"),
+        (
+            "soft(student.logit, closest(teacher.logit, student.logit))",
+            "a raw binary column, found teacher.logit",
+        ),
         ("soft(student.logit, vote(teacher.logit))", "takes at least two; found 1"),
         ("soft(student.logit, reverse(teacher.logit, scal=2))", "unexpected keyword argument 'scal'"),
         ("bce(student.logit, y).rows(smallest(teacher.logit, keep=0.5))", "expected a loss such as bce"),
-        ("bce(student.logit, y).rows(smallest(bce(teacher.logit, y), keep=2))", "keep is a share in"),
+        ("bce(student.logit, y).rows(smallest(bce(teacher.logit, y), keep=2))", "keeps a share in (0, 1]"),
         ("bce(student.logit, y).rows(sampled(y))", "expected a number, found"),
         ("bce(student.logit, y).rows(agrees(teacher.logit))", "missing a required argument: 'second'"),
     ],

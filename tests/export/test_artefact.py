@@ -21,7 +21,7 @@ from recdistill.data.scores import read_logits
 from recdistill.distill.layout import lay_out
 from recdistill.errors import ExportError, VisibilityError
 from recdistill.export import artefact, bare
-from recdistill.export.serving import describe_inputs, serving_student
+from recdistill.export.build import describe_inputs, serving_student
 from recdistill.training import checkpoint
 from tests.conftest import Small
 
@@ -38,7 +38,7 @@ class Exported:
         self.parameters = checkpoint.read(folder / "fit" / "checkpoints" / "final")
         self.layout = lay_out(self.plan.members, small.encoded.spec, small.encoded.fitted.tables)
         self.student = self.build()
-        self.inputs = describe_inputs(self.plan.student, small.encoded.spec, small.encoded.fitted)
+        self.inputs = describe_inputs(self.plan.student.serving, small.encoded.spec, small.encoded.fitted)
         self.raw = self.read([entry["name"] for entry in self.inputs])
         self.write(folder / "student")
         self.loaded, self.manifest = artefact.load(folder / "student")
@@ -47,7 +47,13 @@ class Exported:
         encoded = self.small.encoded
         chosen = member or self.plan.student
         return serving_student(
-            chosen, self.layout, encoded.spec, encoded.fitted, self.parameters, labels=1, negative_keep_rate=keep_rate
+            chosen,
+            self.plan.members,
+            self.layout,
+            encoded.spec,
+            encoded.fitted,
+            self.parameters,
+            negative_keep_rate=keep_rate,
         )
 
     def read(self, columns: list[str]) -> pa.Table:
@@ -247,6 +253,7 @@ def test_lists_texts_and_separators_go_in_raw(tmp_path: Path, group: None) -> No
     from recdistill.spec.features import FeatureSpec
     from recdistill.spec.job import Job
     from recdistill.training.fit import build_cast, reader_of
+    from recdistill.training.play import play
 
     rng = np.random.default_rng(0)
     n = 300
@@ -289,14 +296,14 @@ def test_lists_texts_and_separators_go_in_raw(tmp_path: Path, group: None) -> No
     checkpoint.save(cast, tmp_path / "final")
     student = serving_student(
         plan.student,
+        plan.members,
         cast.layout,
         spec,
         encoded.fitted,
         checkpoint.read(tmp_path / "final"),
-        labels=1,
         negative_keep_rate=1.0,
     )
-    inputs = describe_inputs(plan.student, spec, encoded.fitted)
+    inputs = describe_inputs(plan.student.serving, spec, encoded.fitted)
     assert {e["name"]: (e["kind"], e["list"]) for e in inputs} == {
         "item": ("integer", False), "kind": ("float", False), "name": ("text", False), "tags": ("text", False),
         "seen": ("integer", True), "price": ("float", False),
@@ -306,6 +313,6 @@ def test_lists_texts_and_separators_go_in_raw(tmp_path: Path, group: None) -> No
     )
     found = artefact.scripted(student)(*bare.tensors(rows, inputs))
     batch = next(iter(reader_of(plan, encoded, ("test",)).in_order(1000)))
-    answer = cast.answer(["student"], cast.look_up(["student"], batch, frozenset()), batch)["student"]
+    answer = play(cast, ["student"], batch)["student"]
     assert torch.equal(found, torch.sigmoid(answer.logits_BK[:, 0]))
     assert isinstance(encoded.fitted, FittedSpec) and len(found) > 20

@@ -25,6 +25,7 @@ from recdistill.spec.load import assign, parse_job, read_yaml
 from recdistill.training.audit import Audit, audit
 from recdistill.training.cast import Cast
 from recdistill.training.fit import Data, Training, build_cast, fit, reader_of
+from recdistill.training.play import play
 from recdistill.training.sharding import process_group
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -84,7 +85,7 @@ class Lab:
         self.count += 1
         folder = self.folder / f"fit_{self.count}"
         with process_group():
-            return Outcome(folder, fit(Training(plan, job.train, Data(log, log), seed, shuffle), folder))
+            return Outcome(folder, fit(Training(plan, job.train, Data.of(log), seed, shuffle), folder))
 
     def audit(
         self, overrides: Mapping[str, Any] | None = None, *, step: int = 0, arm: str = "main", phase: int = 0
@@ -101,9 +102,9 @@ class Lab:
         with process_group():
             cast = build_cast(plan, job.train, log, seed=0)
             batch = next(iter(reader_of(plan, log, ("train",)).in_order(job.train.batch)))
-            lookups = cast.look_up(cast.members, batch, frozenset())
+            played = play(cast, list(cast.members), batch)
             with torch.no_grad():
-                return cast.answer(cast.members, lookups, batch)
+                return {name: played[name] for name in cast.members}
 
 
 def mean_auc(labs: Sequence[Lab], member: str, overrides: Mapping[str, Any] | None = None, arm: str = "main") -> float:

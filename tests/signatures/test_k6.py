@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recdistill.distill.signal import Scene
+from recdistill.distill.member import Member
 from recdistill.evaluation import auc
 from recdistill.losses.catalog import LOSSES
 from recdistill.losses.response import soft
+from recdistill.nets.catalog import Head
 from recdistill.nets.inputs import Outputs
-from recdistill.training import engine
-from recdistill.training.cast import Cast
+from recdistill.training.play import Play
 from tests.signatures.lab import SPLIT, Lab, same, splits
 
 ROW = "knowledge_type/hinton"
@@ -171,15 +171,14 @@ def check_a_constant_on_the_teacher_teaches_nothing(
     lab: Lab, term: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gradient stays when the same number is added to all the teacher's answers to a list."""
-    before_B, answer = slope_of(lab, term), Cast.answer
+    before_B, answer = slope_of(lab, term), Play._answer
 
-    def louder(*args: Any, **kwargs: Any) -> dict[str, Outputs]:
-        outputs = answer(*args, **kwargs)
-        teacher = outputs["teacher"]
-        return outputs | {"teacher": teacher._replace(logits_BK=teacher.logits_BK + 2.0)}
+    def louder(played: Play, member: Member) -> Outputs:
+        found = answer(played, member)
+        return found._replace(logits_BK=found.logits_BK + 2.0) if member.name == "teacher" else found
 
     with monkeypatch.context() as patch:
-        patch.setattr(Cast, "answer", louder)
+        patch.setattr(Play, "_answer", louder)
         after_B = slope_of(lab, term)
     assert float(before_B.norm()) > 0
     torch.testing.assert_close(after_B, before_B, rtol=1e-3, atol=1e-6)
@@ -248,15 +247,17 @@ def check_teacher_stands_still(lab: Lab, overrides: Mapping[str, Any]) -> None:
 
 def teachers_answers(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What the engine hears from the teacher in each step of the second phase, in the order of the log."""
-    heard = []
+    heard: list[Tensor] = []
+    answer = Play._answer
 
-    def listening(outputs: Mapping[str, Any], batch: Any, *more: Any, **named: Any) -> Scene:
-        if "student" in outputs:
-            heard.append(outputs["teacher"].logits_BK[batch.row_id_B.argsort()])
-        return Scene(outputs, batch, *more, **named)
+    def listening(played: Play, member: Member) -> Outputs:
+        found = answer(played, member)
+        if member.name == "teacher" and played.trained == {"student"}:
+            heard.append(found.logits_BK[played.scene.batch.row_id_B.argsort()])
+        return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "Scene", listening)
+        patch.setattr(Play, "_answer", listening)
         lab.fit()
     return heard
 
@@ -280,16 +281,8 @@ def test_the_teacher_stands_still(tmp_path: Path) -> None:
 def test_the_teacher_answers_without_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = brief(tmp_path)
     check_teacher_answers_without_dropout(teachers_answers(lab, monkeypatch))
-    answer = Cast.answer
-
-    def in_training_mode(
-        cast: Cast, names: Any, lookups: Any, batch: Any, trained: frozenset[str] = frozenset()
-    ) -> Any:
-        outputs = answer(cast, names, lookups, batch, frozenset(cast.members) if trained else trained)
-        frozen = {n: o._replace(logits_BK=o.logits_BK.detach()) for n, o in outputs.items() if n not in trained}
-        return {**outputs, **frozen}
-
-    monkeypatch.setattr(Cast, "answer", in_training_mode)
+    train = Head.train
+    monkeypatch.setattr(Head, "train", lambda head, mode=True: train(head, True))
     with pytest.raises(AssertionError):
         check_teacher_answers_without_dropout(teachers_answers(lab, monkeypatch))
 

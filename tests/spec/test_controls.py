@@ -4,7 +4,8 @@ import pytest
 
 from recdistill.errors import SpecError
 from recdistill.spec.controls import arms
-from recdistill.spec.job import NoControls, Sharing
+from recdistill.spec.job import NoControls
+from recdistill.spec.members import Sharing
 from tests.spec.jobs import job, spec
 
 
@@ -41,7 +42,7 @@ def test_plain_keeps_the_student_alone_and_the_terms_that_need_nobody_else():
 TERMS = {
     "bce(student.logit, label)": True,
     "bce(student.logit, label).rows(present(click))": True,
-    "soft(student.hidden[-1], student.hidden[0])": True,
+    "soft(student.hidden[-1], student.hidden[0])": False,  # a lesson from itself is no label
     "bce(teacher.logit, label)": False,
     "soft(student.logit, teacher.logit)": False,
     "soft(student.logit, teacher[:].logit)": False,
@@ -55,7 +56,7 @@ TERMS = {
 
 
 @pytest.mark.parametrize(("term", "kept"), TERMS.items())
-def test_plain_keeps_a_term_if_it_is_about_the_student_alone(term, kept):
+def test_plain_keeps_a_term_if_it_teaches_the_student_alone_from_labels(term, kept):
     made = plain(phases=[{"steps": 3, "terms": ["bce(student.logit, click)", term]}])
     assert made.phases[0].terms == ["bce(student.logit, click)", *([term] if kept else [])]
 
@@ -165,7 +166,7 @@ SIGNALS = {
         "(f(student.logit, shuffled(teacher.logit)) * 2).rows(present(click))"
     ),
     "f(student.hidden[-1], student.logit, teacher.hidden[-1])": (
-        "f(student.hidden[-1], student.logit, shuffled(teacher.hidden[-1]))"
+        "f(student.hidden[-1], shuffled(student.logit), shuffled(teacher.hidden[-1]))"
     ),
     "soft(teacher.logit, student.logit)": "soft(teacher.logit, student.logit)",
     "bce(teacher.logit, label)": "bce(teacher.logit, label)",
@@ -173,7 +174,7 @@ SIGNALS = {
 
 
 @pytest.mark.parametrize(("term", "shuffled"), SIGNALS.items())
-def test_exactly_the_targets_that_the_student_takes_from_others_are_permuted(term, shuffled):
+def test_exactly_the_targets_that_the_student_takes_from_members_are_permuted(term, shuffled):
     made = signal("soft(student.logit, teacher.embed)", term)
     assert made.job.phases[0].terms == ["soft(student.logit, shuffled(teacher.embed))", shuffled]
     assert made.job.problems() == []
@@ -191,8 +192,8 @@ def test_shuffled_has_no_meaning_where_the_student_receives_nothing():
     with pytest.raises(SpecError) as caught:
         signal("bce(student.logit, label)", "soft(teacher.logit, student.logit)")
     assert caught.value.problems == (
-        "shuffled: 'student' receives nothing from another member that could be permuted; drop `shuffled` from "
-        "controls, or write `controls: {none: <reason>}`",
+        "shuffled: 'student' receives nothing from a member that could be permuted; drop `shuffled` from controls, or "
+        "write `controls: {none: <reason>}`",
     )
 
 

@@ -45,7 +45,7 @@ def test_controls_are_a_list_or_none_with_a_reason():
 INVALID = {
     "no member": ({"members": {}}, "at least 1 item"),
     "no phase": ({"phases": []}, "at least 1 item"),
-    "no term": ({"phases__0__terms": []}, "at least 1 item"),
+    "no term": ({"phases__0__terms": []}, "give either terms or updates"),
     "no label": ({"label": []}, "at least 1 item"),
     "two nets": ({"members__student__net": {"mlp": [1], "lr": {}}}, "at most 1 item"),
     "no net": ({"members__student__net": {}}, "at least 1 item"),

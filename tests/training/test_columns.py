@@ -14,9 +14,10 @@ import yaml
 from recdistill.data.encode import encode
 from recdistill.data.encoded import EncodedLog
 from recdistill.distill.compile import Plan, compile_job, problems_of
+from recdistill.distill.schedule import Now
 from recdistill.errors import SpecError
 from recdistill.export.bare import tensors
-from recdistill.export.serving import describe_inputs, serving_student
+from recdistill.export.build import describe_inputs, serving_student
 from recdistill.spec.job import Job
 from recdistill.spec.load import parse_job
 from recdistill.spec.train import TableOptimizer, TableStep
@@ -154,7 +155,7 @@ def test_one_step_is_that_of_plain_embeddings(bench: Bench) -> None:
     total = hard(logit["student"], label) + hard(logit["teacher"], label)
     total = total + hard(logit["student"], torch.sigmoid(logit["teacher"].detach()))
     expected = dict(zip(rows, torch.autograd.grad(total, list(rows.values())), strict=True))
-    bench.engine.step(bench.plan.phases[0], batch, 0, 5, [])
+    bench.engine.step(bench.plan.phases[0], {"log": batch}, Now(0, 5), [[]])
     moved = 0
     for bank in cast.layout.banks:
         for table, shard, _ in cast.tables.shards(bank):
@@ -167,7 +168,13 @@ def test_the_artefact_scores_as_training_does(bench: Bench) -> None:
     bench.engine.run(0, bench.plan.phases[0], steps=5)
     cast, spec, fitted = bench.engine.cast, bench.log.spec, bench.log.fitted
     student = serving_student(
-        bench.plan.student, cast.layout, spec, fitted, cast.state(["student"]), labels=1, negative_keep_rate=1.0
+        bench.plan.student,
+        bench.plan.members,
+        cast.layout,
+        spec,
+        fitted,
+        cast.state(["student"]),
+        negative_keep_rate=1.0,
     )
     saved = io.BytesIO()
     torch.jit.save(torch.jit.script(student), saved)
@@ -175,7 +182,7 @@ def test_the_artefact_scores_as_training_does(bench: Bench) -> None:
     reader = reader_of(bench.plan, bench.log, ("test",))
     scores, _, _ = bench.engine.score(["student"], reader)
     raw = bench.raw.filter(pl.col("part") == 2)
-    inputs = describe_inputs(bench.plan.student, spec, fitted)
+    inputs = describe_inputs(bench.plan.student.serving, spec, fitted)
     given = tensors(raw.to_arrow(), inputs)
     with torch.no_grad():
         found = torch.jit.load(saved).logits(*given)
@@ -221,11 +228,12 @@ def test_rare_values_are_pulled_back_in_proportion_to_their_rarity(bench: Bench)
     settings = bench.job.train.model_copy(update={"tables": TableOptimizer(sgd=TableStep(lr=1.0, l2_rare=0.5))})
     cast = build_cast(bench.plan, settings, bench.log, seed=0)
     engine = Engine(cast, reader_of(bench.plan, bench.log, ("train",)), None, settings, 0)
-    (silenced,) = [replace(phase, terms=tuple(term * 0.0 for term in phase.terms)) for phase in bench.plan.phases]
     batch = next(iter(engine.train.in_order(64)))
     before = {(b, t): shard.clone() for b in cast.layout.banks for t, shard, _ in cast.tables.shards(b)}
-    live = replace(silenced, terms=tuple(replace(term, scale=1e-30) for term in silenced.terms))
-    engine.step(live, batch, 0, 5, [])
+    (phase,) = bench.plan.phases
+    (update,) = phase.updates
+    faint = replace(update, terms=tuple(replace(term, scale=1e-30) for term in update.terms))
+    engine.step(replace(phase, updates=(faint,)), {"log": batch}, Now(0, 5), [[]])
     for table, columns in {"city": ["city"], "item": ["item", "clicks"]}.items():
         bank = "student" if table == "city" else "student-tokens"
         (shard,) = (s for t, s, _ in cast.tables.shards(bank) if t == table)

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from recdistill.distill.schedule import Now
 from recdistill.errors import SpecError, TrainingError, VisibilityError
 from recdistill.training import checkpoint
 from recdistill.training.audit import audit
 from recdistill.training.engine import Engine
 from recdistill.training.fit import build_cast, reader_of
+from recdistill.training.play import play
 from tests.conftest import Small
 
 TWO_PHASES = {
@@ -76,10 +78,7 @@ def test_a_frozen_teacher_answers_in_evaluation_mode_and_a_trained_one_does_not(
     _, cast, engine = cast_and_engine(small, {**TWO_PHASES, "members.teacher.dropout": 0.5})
     batch = next(iter(engine.train.in_order(256)))
     for trained, same in ((frozenset(), True), (frozenset({"teacher"}), False)):
-        answers = [
-            cast.answer(["teacher"], cast.look_up(["teacher"], batch, trained), batch, trained)["teacher"].logits_BK
-            for _ in range(2)
-        ]
+        answers = [play(cast, ["teacher"], batch, trained)["teacher"].logits_BK for _ in range(2)]
         assert torch.equal(*answers) is same
 
 
@@ -118,7 +117,7 @@ def test_shared_tables_take_one_exact_step_from_all_terms_together(small: Small,
     expected = {
         t: r - 0.5 * g for (t, r), g in zip(rows.items(), torch.autograd.grad(total, list(rows.values())), strict=True)
     }
-    engine.step(plan.phases[0], batch, step=5, planned=12, optimizers=[])
+    engine.step(plan.phases[0], {"log": batch}, Now(5, 12), [[]])
     for table, shard, _ in cast.tables.shards("student"):
         assert torch.allclose(shard, expected[table], atol=1e-7), table
 
@@ -130,7 +129,7 @@ def test_a_term_without_known_labels_moves_nothing_and_is_no_nan(small: Small, g
     batch = next(iter(engine.train.in_order(64)))
     batch.labels["purchase"].fill_(float("nan"))
     before = snapshot(cast, "student")
-    losses = engine.step(plan.phases[0], batch, 0, 12, [])
+    losses = engine.step(plan.phases[0], {"log": batch}, Now(0, 12), [[]])
     assert [float(v.detach()) for v in losses.values()] == [0.0, 0.0]
     assert moved(before, cast.state(["student"])) == set()
 
@@ -229,7 +228,7 @@ def test_a_serving_member_never_receives_the_privileged_view(small: Small, group
     batch = next(iter(engine.train.in_order(32)))
     assert batch.privileged is not None
     with pytest.raises(VisibilityError, match="no privileged view"):
-        cast.answer(["student"], cast.look_up(["student"], batch, frozenset()), batch)
+        play(cast, ["student"], batch)["student"]
 
 
 def test_the_audit_leaves_everything_in_place_and_sums_to_the_step(small: Small, group: None) -> None:
@@ -241,11 +240,11 @@ def test_the_audit_leaves_everything_in_place_and_sums_to_the_step(small: Small,
     assert [entry.weight for entry in found] == [0.5, 1, 0.5]
     assert [entry.reaches("teacher") for entry in found] == [False, True, False]
     leaf = sum(entry.tables["student"] for entry in found)
-    lookups = cast.look_up(["student"], batch, frozenset({"student"}))
-    lookups["student"].leaf_BW.grad = leaf.clone()
-    lookups["student"].push()
+    lookup = cast.tables.look_up("student", batch, train=True)
+    lookup.leaf_BW.grad = leaf.clone()
+    lookup.push()
     pushed = snapshot(cast, "student")
     _, again, other = cast_and_engine(small, {"train.tables": {"sgd": {"lr": 1.0}}, "members.student.dropout": 0.0})
-    other.step(plan.phases[0], batch, 6, 12, [])
+    other.step(plan.phases[0], {"log": batch}, Now(6, 12), [[]])
     for key in (k for k in pushed if k.startswith("tables.")):
         assert torch.allclose(pushed[key], again.state(["student"])[key], atol=1e-6)

@@ -26,7 +26,7 @@ from recdistill.training.fit import Data, Training, fit
 folder, encoded, described = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 job, spec = parse_job(described, "test", check=problems_of)
 log = EncodedLog.open(Path(encoded))
-fit(Training(compile_job(job, spec), job.train, Data(log, log), 0), folder)
+fit(Training(compile_job(job, spec), job.train, Data.of(log), 0), folder)
 """
 SMOOTH: dict[str, Any] = {
     "members.student.dropout": 0.0,

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from recdistill.errors import RunError
-from recdistill.training.engine import Engine, Event
+from recdistill.training.engine import Engine
+from recdistill.training.runlog import Event
 from tests.conftest import Small
 
 JOB: dict[str, Any] = {
@@ -91,11 +92,11 @@ def test_it_really_goes_on(small: Small, tmp_path: Path, monkeypatch: Any) -> No
 @pytest.mark.parametrize("forget", ["random", "tables", "dense", "kept", "schedule", "rows"])
 def test_whatever_is_forgotten_shows(small: Small, tmp_path: Path, monkeypatch: Any, forget: str) -> None:
     """The wrong twins of resumption: each loses one part of the state."""
-    from recdistill.training import engine, fit
+    from recdistill.training import engine, fit, watch
     from recdistill.training.resume import Progress
 
     if forget == "kept":  # then the first evaluation stays the best, so that its parameters have to survive
-        monkeypatch.setattr(engine, "evaluate", lambda _, names, __: {f"{name}.logloss": 1.0 for name in names})
+        monkeypatch.setattr(watch, "evaluate", lambda _, names, *__: {f"{name}.logloss": 1.0 for name in names})
     small.fit(tmp_path / "whole", JOB)
     stopped_after(small, tmp_path / "parts", 16, JOB, monkeypatch)
     original, read = engine.restore, fit.resume.read
@@ -109,7 +110,10 @@ def test_whatever_is_forgotten_shows(small: Small, tmp_path: Path, monkeypatch: 
     def late(folder: Path) -> Progress | None:
         found = read(folder)
         assert found is not None
-        object.__setattr__(found.stopped, *(("step", found.stopped.step - 1) if forget == "schedule" else ("epoch", 0)))
+        if forget == "schedule":
+            object.__setattr__(found.stopped, "step", found.stopped.step - 1)
+        else:
+            found.stopped.progress["feeds"] = {"log": [0, found.stopped.step]}
         return found
 
     if forget in ("schedule", "rows"):
@@ -141,5 +145,5 @@ def test_listeners_hear_the_rest_only(small: Small, tmp_path: Path, monkeypatch:
 
     plan, job, shuffle = small.plan(JOB)
     heard: list[Event] = []
-    fit(Training(plan, job.train, Data(small.encoded, small.encoded), 0, shuffle), tmp_path / "parts", heard.append)
+    fit(Training(plan, job.train, Data.of(small.encoded), 0, shuffle), tmp_path / "parts", heard.append)
     assert heard[0].phase == 0 and heard[0].step > 4

@@ -4,6 +4,8 @@ Integers: splitmix64 (Steele, Lea and Flood, 2014). Texts: FNV-1a (Fowler, Noll 
 splitmix64, because FNV alone mixes the last bytes poorly. Hashes travel as int64, the same bits read as signed.
 """
 
+from functools import cache
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -138,3 +140,14 @@ def hash_texts_tensor(texts: list[str]) -> Tensor:
             h = (h ^ ord(text[i])) * 1099511628211
         hashes.append(h)
     return splitmix64_tensor(torch.tensor(hashes, dtype=torch.int64))
+
+
+@cache
+def text_hash(text: str) -> int:
+    """The hash of one text, as `hash_texts` gives it.
+
+    Example:
+        >>> text_hash("home") == int(hash_texts(pl.Series(["home"]))[0])
+        True
+    """
+    return int(hash_texts(pl.Series([text]))[0])

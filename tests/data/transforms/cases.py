@@ -1,7 +1,6 @@
 """One typed column, fitted by the real `fit`, and its scripted module, saved and loaded again as an artefact is."""
 
 import io
-from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -9,7 +8,7 @@ import torch
 
 from recdistill.data.fit import fit
 from recdistill.export.bare import tensors
-from recdistill.export.serving import describe_inputs
+from recdistill.export.build import describe_inputs
 from recdistill.spec.features import FeatureSpec
 
 
@@ -26,7 +25,7 @@ class Frame:
         spec = FeatureSpec.model_validate({"serving": {"typed": column}})
         found = fit(spec, train.lazy())
         self.column = found.columns["typed"]
-        self.inputs = describe_inputs(SimpleNamespace(serving=("typed",)), spec, found)
+        self.inputs = describe_inputs(("typed",), spec, found)
         saved = io.BytesIO()
         torch.jit.save(torch.jit.script(self.column.torch()), saved)
         saved.seek(0)

@@ -4,7 +4,6 @@ import functools
 import io
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -18,7 +17,7 @@ from recdistill.data.encoded import load_fitted
 from recdistill.data.fit import FittedSpec
 from recdistill.data.replay import with_lookups
 from recdistill.export.bare import tensors
-from recdistill.export.serving import describe_inputs
+from recdistill.export.build import describe_inputs
 from recdistill.spec.features import FeatureSpec
 from tests.data.transforms.test_parity import DTYPES, columns, known, moderate, raw_values, same_floats, series
 
@@ -49,7 +48,7 @@ class Case:
             self.fitted = load_fitted(Path(folder) / "out")
             self.test = self.encoded.view("test", "serving").collect()["h"]
         self.frame = pl.DataFrame(frame if log is None else log)
-        self.inputs = describe_inputs(SimpleNamespace(serving=("h",)), spec, self.fitted)
+        self.inputs = describe_inputs(("h",), spec, self.fitted)
         saved = io.BytesIO()
         torch.jit.save(torch.jit.script(self.fitted.columns["h"].torch()), saved)
         saved.seek(0)

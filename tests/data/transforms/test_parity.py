@@ -7,7 +7,6 @@ last place.
 
 import functools
 import io
-from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 
 from recdistill.data.fit import fit
 from recdistill.export.bare import tensors
-from recdistill.export.serving import describe_inputs
+from recdistill.export.build import describe_inputs
 from recdistill.spec.features import FeatureSpec
 from tests.oracles import encoding as oracle
 
@@ -81,7 +80,7 @@ class Case:
         spec = FeatureSpec.model_validate({"serving": {"typed": {"column": "raw", **column}}})
         fitted = fit(spec, pl.DataFrame([train]).lazy())
         self.column = fitted.columns["typed"]
-        self.inputs = describe_inputs(SimpleNamespace(serving=("typed",)), spec, fitted)
+        self.inputs = describe_inputs(("typed",), spec, fitted)
         saved = io.BytesIO()
         torch.jit.save(torch.jit.script(self.column.torch()), saved)
         saved.seek(0)

@@ -2,7 +2,6 @@
 
 import functools
 import io
-from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from recdistill.data.fit import fit
 from recdistill.errors import LogError, SpecError
 from recdistill.export.bare import tensors
-from recdistill.export.serving import describe_inputs
+from recdistill.export.build import describe_inputs
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.load import parse_feature_spec
 
@@ -32,7 +31,7 @@ class Case:
             train = train.with_columns(pl.col("raw").list.join(str(options["separator"])))
         fitted = fit(spec, train.lazy())
         self.column, self.schema = fitted.columns["typed"], train.schema
-        self.inputs = describe_inputs(SimpleNamespace(serving=("typed",)), spec, fitted)
+        self.inputs = describe_inputs(("typed",), spec, fitted)
         saved = io.BytesIO()
         torch.jit.save(torch.jit.script(self.column.torch()), saved)
         saved.seek(0)

@@ -1,0 +1,225 @@
+"""What must hold between members and phases before anything is trained; each problem is one sentence."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from recdistill.distill.member import RECORDED, Member, Phase, Update
+from recdistill.distill.signal import All, Column, Embed, Hidden, Live, Logit, Scenario, flows, walk
+from recdistill.spec.features import FeatureSpec
+from recdistill.spec.job import Job
+
+SERVABLE = (Logit, All, Hidden, Embed)  # what a serving member may read of others
+Members = Mapping[str, Member]
+
+
+def check_members(members: Members, served: Sequence[str], spec: FeatureSpec) -> list[str]:
+    """What is wrong with who reads and shares what."""
+    found = []
+    for member in members.values():
+        if (loop := loop_through(member.name, members)) is not None:
+            found.append(f"members.{member.name}.inputs: read each other in a circle, {' -> '.join(loop)}; cut it")
+        if spec.scenario is None and any(isinstance(part, Scenario) for s in member.signals for part in walk(s)):
+            found.append(f"members.{member.name}.inputs: the feature spec names no `scenario`")
+    for name in served:
+        member = members[name]
+        if member.privileged:
+            found.append(
+                f"members.{name}: reads {list(member.privileged)}, known only after the event, but the student reads "
+                "its output when it serves; take them out of its view, or give the student other inputs"
+            )
+        for signal in member.inputs:
+            if not isinstance(signal.signal if isinstance(signal, Live) else signal, SERVABLE):
+                found.append(
+                    f"members.{name}.inputs: {signal} cannot be computed when the student serves; a serving member "
+                    "reads plain outputs such as member.logit or member.hidden[-1]"
+                )
+    return found
+
+
+def loop_through(name: str, members: Members) -> list[str] | None:
+    """A circle of members that read each other, if a member is in one."""
+    paths = [[name]]
+    while paths:
+        path = paths.pop()
+        for reader in sorted({m for signal in members[path[-1]].signals for m in signal.members}):
+            if reader == name:
+                return [*path, name]
+            if reader not in path:
+                paths.append([*path, reader])
+    return None
+
+
+def check_phases(phases: Sequence[Phase], members: Members, job: Job) -> list[str]:
+    """What is wrong with who moves when, and on which rows."""
+    found = [
+        f"members.{m.name}: no term teaches it; add one, or remove the member"
+        for m in members.values()
+        if m.origin is None and not any(m.name in trained_names(p.trained, members) for p in phases)
+    ]
+    for i, phase in enumerate(phases):
+        for j, update in enumerate(phase.updates):
+            place = f"phases.{i}.updates.{j}" if len(phase.updates) > 1 else f"phases.{i}"
+            found += _wrong_parts(update, place, members)
+            found += _wrong_rows(update, place, members, job)
+        found += _two_owners(phase, i, members)
+        found += _moved_by_others(phase, i, members)
+        found += _wrong_start(phase, i, members)
+        found += _needs_validation(phase, i, members, job)
+        if job.train.micro_batch is not None:
+            found += [
+                f"phases.{i}: {term.words!r} compares the rows of a batch with each other; remove train.micro_batch"
+                for term in phase.terms
+                if term.exempt
+            ]
+    return found
+
+
+def trained_names(names: Iterable[str], members: Members) -> set[str]:
+    """Members, with those of whom they are a second name."""
+    return {*names, *(same for name in names if (same := members[name].same) is not None)}
+
+
+def _wrong_parts(update: Update, place: str, members: Members) -> list[str]:
+    found = [
+        f"{place}.train: {name!r} does not learn: it is {kind_of(members[name])}; take it out"
+        for name in sorted(update.trained)
+        if not members[name].trainable
+    ]
+    if not update.parts:
+        found.append(f"{place}: teaches nobody who could move; name members that are trained")
+    for term in update.terms:
+        reach = behind(term.taught, members, live=True)
+        if update.parts and not reach & update.trained:
+            found.append(
+                f"{place}: {term.words!r} teaches {sorted(term.taught)}, none of whom moves in this update; add them "
+                "to `train`, or read them through live(...)"
+            )
+    return found
+
+
+def kind_of(member: Member) -> str:
+    """Why a member does not learn, in words."""
+    if member.follows is not None:
+        return f"a copy that follows {member.follows!r}"
+    return "read from a file" if member.net.name == RECORDED else "frozen"
+
+
+def behind(names: Iterable[str], members: Members, *, live: bool = False) -> set[str]:
+    """Members, and everyone whose outputs they read, directly or not; with ``live`` only where gradients pass."""
+    found, waiting = {*names}, [*names]
+    while waiting:
+        for read in members[waiting.pop()].signals:
+            new = {*read.members} - found if flows(read) or not live else set()
+            found |= new
+            waiting += new
+    return found
+
+
+def _wrong_rows(update: Update, place: str, members: Members, job: Job) -> list[str]:
+    """A feed of noise has no columns and no labels."""
+    feed = job.feeds.get(update.feed)
+    if feed is None or feed.noise is None:
+        return []
+    reading = [
+        n for n in sorted(update.members) if (members[n].serving or members[n].privileged) and not members[n].embed
+    ]
+    found = [
+        f"{place}: {name!r} reads columns, but the feed {update.feed!r} has none; give it `view: {{embed: ...}}` or "
+        "`inputs`"
+        for name in reading
+    ]
+    for term in update.terms:
+        if any(isinstance(part, Column | Scenario) for part in walk(term)):
+            found.append(f"{place}: {term.words!r} looks at a column, but the feed {update.feed!r} has none")
+    return found
+
+
+def table_owners(member: Member, members: Members) -> set[str]:
+    """The members among whose tables a member looks its columns up."""
+    if member.same is not None:
+        return table_owners(members[member.same], members)
+    columns = [*member.serving, *member.privileged]
+    owners = {column: member.share.owner_of(column) for column in columns}
+    return {
+        owner if owner is not None and column in (*members[owner].serving, *members[owner].privileged) else member.name
+        for column, owner in owners.items()
+    }
+
+
+def _two_owners(phase: Phase, index: int, members: Members) -> list[str]:
+    """Tables step inside the backward pass, so in one step only one update may move them."""
+    found = []
+    owned = [{o for m in _moving_tables(update, members) for o in table_owners(m, members)} for update in phase.updates]
+    for j, first in enumerate(owned):
+        for k, second in enumerate(owned[j + 1 :], j + 1):
+            found += [
+                f"phases.{index}: updates {j} and {k} both move the tables of {owner!r}; tables move once in a step, "
+                "so put the terms into one update, or train a part without `tables` in one of them"
+                for owner in sorted(first & second)
+            ]
+    return found
+
+
+def _moving_tables(update: Update, members: Members) -> list[Member]:
+    """The members whose tables an update moves."""
+    return [members[n] for n in sorted(update.trained) if update.owns_tables(n) and not members[n].embed]
+
+
+def _moved_by_others(phase: Phase, index: int, members: Members) -> list[str]:
+    """No phase moves what a frozen member of it uses."""
+    found = []
+    moving = trained_names(phase.trained, members)
+    for frozen in sorted(phase.members - moving):
+        if members[frozen].same in moving:
+            continue  # a second name of what moves: it is meant to move
+        for trained in sorted(phase.trained):
+            shared = []
+            if table_owners(members[frozen], members) & table_owners(members[trained], members):
+                shared.append("tables")
+            if _owner_of_trunk(members[frozen]) == _owner_of_trunk(members[trained]):
+                shared.append("trunk")
+            if _shares_modules(members[frozen], members[trained]):
+                shared.append("modules")
+            found += [
+                f"phases.{index}: trains {trained!r}, whose {what} the frozen {frozen!r} uses as well, so it would "
+                f"change; give {frozen!r} {what} of its own, or add a term that teaches it"
+                for what in shared
+            ]
+    return found
+
+
+def _owner_of_trunk(member: Member) -> str:
+    return member.share.trunk or member.name
+
+
+def _shares_modules(first: Member, second: Member) -> bool:
+    """Whether two members have a module in common: one borrows it from the other, or both from a third."""
+    ours, theirs = first.share.modules, second.share.modules
+    common = {*ours.items()} & {*theirs.items()}
+    return bool(common) or second.name in ours.values() or first.name in theirs.values()
+
+
+def _wrong_start(phase: Phase, index: int, members: Members) -> list[str]:
+    found = [
+        f"phases.{index}.restart: {name!r} is {kind_of(members[name])}; only members that are trained begin anew"
+        for name in phase.restart
+        if members[name].origin is not None
+    ]
+    for to, of in phase.carry:
+        if members[to].origin is not None:
+            found.append(f"phases.{index}.carry.{to}: {to!r} is {kind_of(members[to])}; carry into a trained member")
+        if members[of].net != members[to].net or members[of].trunk != members[to].trunk:
+            found.append(f"phases.{index}.carry.{to}: {to!r} and {of!r} are built differently; give both the same net")
+    return found
+
+
+def _needs_validation(phase: Phase, index: int, members: Members, job: Job) -> list[str]:
+    """What is decided on validation rows cannot be decided when those are trained on."""
+    if not job.train.refit:
+        return []
+    found = [
+        f"phases.{index}: a weight follows {m.key}, which has no value while validation rows are trained on"
+        for m in phase.metrics
+    ]
+    best = [m.name for m in members.values() if hasattr(m.origin, "average") and m.name in phase.members]
+    found += [f"phases.{index}: {name!r} follows the best evaluation, of which there is none" for name in best]
+    return [f"{problem}; remove train.refit" for problem in dict.fromkeys(found)]

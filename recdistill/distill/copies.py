@@ -1,0 +1,181 @@
+"""Copies of a member become members of their own: ``teacher: {copies: 3}`` is teacher_0, teacher_1 and teacher_2.
+
+In terms, ``teacher[1].logit`` is one of them. ``teacher[:].logit`` stands for all: a signal that takes any number of
+signals (``mean``, ``vote``, ``gate``) gets every one of them, and a term whose loss names it becomes one term for each
+copy. The first copy serves, if the member serves. A copy that shares with its own kind shares with the first one.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from recdistill.distill.combine import SIGNALS
+from recdistill.errors import SpecError
+from recdistill.spec.job import Job, without_index
+from recdistill.spec.members import MemberSpec, Sharing
+from recdistill.spec.terms import ALL, Argument, Call, Name, ParsedTerm, TermSyntaxError, parse_signal, parse_term
+
+Copies = Mapping[str, int]
+
+
+def expanded(job: Job, problems: list[str]) -> Job:
+    """The job with every copy as a member of its own; what is wrong with their names is added to the problems.
+
+    Raises:
+        SpecError: two members would have one name.
+    """
+    copies = {name: member.copies for name, member in job.members.items()}
+    members: dict[str, MemberSpec] = {}
+    for name, member in job.members.items():
+        for k in range(member.copies):
+            own = _copy_name(name, k, copies)
+            if own in members or (own != name and own in job.members):
+                raise SpecError("job", [f"members.{own}: is also the name of a copy of {name!r}; rename one of them"])
+            members[own] = _copy(name, member, k, copies, problems)
+    phases = []
+    for i, phase in enumerate(job.phases):
+        moves = []
+        for j, move in enumerate(phase.moves):
+            place = f"phases.{i}.updates.{j}" if phase.updates else f"phases.{i}"
+            terms = [
+                t for k, text in enumerate(move.terms) for t in _terms(text, f"{place}.terms.{k}", copies, problems)
+            ]
+            train = [part for word in move.train for part in _parts(word, copies)]
+            moves.append(move.model_copy(update={"terms": terms, "train": train}))
+        restart = [name for word in phase.restart for name in _parts(word, copies)]
+        carry = {_one(to, copies): _one(of, copies) for to, of in phase.carry.items()}
+        phases.append(phase.with_moves(moves).model_copy(update={"restart": restart, "carry": carry}))
+    return job.model_copy(update={"members": members, "phases": phases})
+
+
+def _copy_name(name: str, k: int, copies: Copies) -> str:
+    return f"{name}_{k}" if copies.get(name, 1) > 1 else name
+
+
+def _copy(name: str, member: MemberSpec, k: int, copies: Copies, problems: list[str]) -> MemberSpec:
+    """One copy: what it names of other members is resolved."""
+    share = member.share
+    mine = _copy_name(name, k, copies)
+
+    def other(word: str) -> str | None:
+        first = _copy_name(name, 0, copies) if word == name else _one(word, copies)
+        return None if first == mine else first
+
+    tables = other(share.tables) if isinstance(share.tables, str) else share.tables
+    if isinstance(tables, dict):
+        tables = {column: owner for column, word in tables.items() if (owner := other(word)) is not None} or None
+    modules = {path: owner for path, word in share.modules.items() if (owner := other(word)) is not None}
+    places = {f"members.{name}.inputs.{i}": text for i, text in enumerate(member.inputs)}
+    changes: dict[str, Any] = {
+        "copies": 1,
+        "folds": False,
+        "fold": (k, member.copies) if member.folds else member.fold,
+        "serve": member.serve if k == 0 else False,
+        "share": Sharing(tables=tables, own=share.own, trunk=other(share.trunk or mine), modules=modules),
+        "inputs": [made for where, text in places.items() for made in _inputs(text, where, copies, problems)],
+    }
+    for key in ("ema", "best", "snapshot", "previous"):
+        if (origin := getattr(member, key)) is not None:
+            changes[key] = origin.model_copy(update={"of": _twin(origin.of, name, k, copies)})
+    if member.same is not None:
+        changes["same"] = _twin(member.same, name, k, copies)
+    return member.model_copy(update=changes)
+
+
+def _twin(word: str, name: str, k: int, copies: Copies) -> str:
+    """Whom the k-th copy follows: the k-th copy of the other, if both have as many and it names none."""
+    same_number = "[" not in word and copies.get(word, 1) == copies[name] > 1
+    return _copy_name(word, k, copies) if same_number else _one(word, copies)
+
+
+def _one(word: str, copies: Copies) -> str:
+    """The member that a word such as ``teacher[1]`` names; without a number the first copy."""
+    name = without_index(word)
+    number = word[len(name) + 1 : -1] or "0"
+    return _copy_name(name, int(number), copies) if number.isdigit() else word
+
+
+def _parts(word: str, copies: Copies) -> list[str]:
+    """The members, or parts of them, that a word in a list names; without a number all copies."""
+    head, dot, path = word.partition(".")
+    name = without_index(head)
+    names = [_one(head, copies)] if head != name and not head.endswith("[:]") else []
+    return [f"{n}{dot}{path}" for n in names or [_copy_name(name, k, copies) for k in range(copies.get(name, 1))]]
+
+
+def _inputs(text: str, place: str, copies: Copies, problems: list[str]) -> list[str]:
+    """The signals that an input names: one for each copy, if it names all of them."""
+    try:
+        signal = parse_signal(text)
+    except TermSyntaxError:
+        return [text]  # reported with the job itself
+    count = _width([signal], copies)
+    return [str(_resolved(signal, k, copies, place, problems)) for k in range(count)]
+
+
+def _terms(text: str, place: str, copies: Copies, problems: list[str]) -> list[str]:
+    """The terms that a text stands for: one for each copy, if its loss names all of them."""
+    try:
+        parsed = parse_term(text)
+    except TermSyntaxError:
+        return [text]  # reported with the job itself
+    count = _width([a for f in parsed.factors if isinstance(f, Call) for a in f.args], copies)
+    made = []
+    for k in range(count):
+        factors = tuple(_resolved(f, k, copies, place, problems) if isinstance(f, Call) else f for f in parsed.factors)
+        rows = None if parsed.rows is None else _resolved(parsed.rows, k, copies, place, problems)
+        made.append(str(ParsedTerm(factors, rows)))  # type: ignore[arg-type]
+    return [text] if made == [str(parsed)] else made
+
+
+def _width(arguments: list[Argument], copies: Copies) -> int:
+    """How many copies the arguments of a loss name at once, where no signal takes them all together."""
+    counts = {copies.get(str(name.path[0]), 1) for name in _apart(arguments) if ALL in name.path}
+    return max(counts, default=1)
+
+
+def _apart(arguments: list[Argument]) -> Iterator[Name]:
+    """The names in some arguments that no signal of many takes together."""
+    for argument in arguments:
+        if isinstance(argument, Name):
+            yield argument
+        elif isinstance(argument, Call) and not takes_many(argument.function):
+            yield from _apart([*argument.args, *argument.kwargs.values()])
+
+
+def takes_many(function: str) -> bool:
+    """Whether a signal takes any number of signals."""
+    kinds = inspect.signature(SIGNALS[function]).parameters.values() if function in SIGNALS else ()
+    return any(p.kind is p.VAR_POSITIONAL for p in kinds)
+
+
+def _resolved(argument: Argument, k: int, copies: Copies, place: str, problems: list[str]) -> Argument:
+    """An argument in which every name is that of one copy: the k-th, where all are meant, but not together."""
+    if isinstance(argument, Name):
+        return _named(argument, k, copies, place, problems)
+    if not isinstance(argument, Call):
+        return argument
+    args: list[Argument] = []
+    for each in argument.args:
+        numbers = range(_width([each], copies)) if takes_many(argument.function) else [k]
+        args += [_resolved(each, number, copies, place, problems) for number in numbers]
+    kwargs = {key: _resolved(value, k, copies, place, problems) for key, value in argument.kwargs.items()}
+    return Call(argument.function, tuple(args), kwargs)
+
+
+def _named(name: Name, k: int, copies: Copies, place: str, problems: list[str]) -> Name:
+    """The name of one copy's output."""
+    first, *rest = name.path
+    count = copies.get(str(first), 0)
+    if count == 0:
+        return name
+    if rest and isinstance(rest[0], int) and not isinstance(rest[0], bool):
+        number, rest = rest[0], rest[1:]
+        if not -count <= number < count:
+            problems.append(f"{place}: {name}: {first!r} has {count} copies, numbered from 0")
+        return Name((_copy_name(str(first), number % count, copies), *rest))
+    if rest and rest[0] == ALL:
+        return Name((_copy_name(str(first), k % count, copies), *rest[1:]))
+    if count > 1:
+        problems.append(f"{place}: {name}: {first!r} has {count} copies; write {first}[0], or {first}[:] for all")
+    return Name((_copy_name(str(first), 0, copies), *rest))

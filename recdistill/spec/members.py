@@ -1,0 +1,251 @@
+"""What a job says of one member: where its parameters come from, what it reads, what it shares, whether it serves."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from recdistill.spec.strict import Strict, refusal
+from recdistill.spec.train import DenseOptimizer
+
+SERVING, PRIVILEGED = "serving", "privileged"
+WITHOUT = "-"  # before a column that a view leaves out
+
+Width = Annotated[int, Field(ge=4, multiple_of=4)]  # what the embedding kernels take
+
+
+def _one_key(value: Any) -> Any:
+    return {value: {}} if isinstance(value, str) else value
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _of(value: Any) -> Any:
+    """The short form of an origin: only whom it follows."""
+    return {"of": value} if isinstance(value, str) else value
+
+
+class Sharing(Strict):
+    """Parameters that a member takes from others instead of having its own.
+
+    Attributes:
+        tables: the member whose embedding tables are used, for every column that both see; or a member for each column.
+        own: columns whose tables stay apart all the same.
+        trunk: the member whose trunk (its first layers) is used.
+        modules: further parts of the net by their path, and the member in which the same path is used, for example
+            ``{net.stack.blocks.0: booster}``.
+    """
+
+    tables: str | dict[str, str] | None = None
+    own: list[str] = []
+    trunk: str | None = None
+    modules: dict[str, str] = {}
+
+    def owner_of(self, column: str) -> str | None:
+        """The member whose table a column is looked up in, if that member sees the column; None for an own table."""
+        if column in self.own or self.tables is None:
+            return None
+        return self.tables if isinstance(self.tables, str) else self.tables.get(column)
+
+    @property
+    def table_owners(self) -> list[str]:
+        """The members whose tables are used."""
+        if self.tables is None:
+            return []
+        return [self.tables] if isinstance(self.tables, str) else list(dict.fromkeys(self.tables.values()))
+
+
+class FromRun(Strict):
+    """A member of a finished run (of its best seed on validation, or of the one given)."""
+
+    run: str
+    member: str
+    seed: int | None = None
+
+
+class Ema(Strict):
+    """A moving average of another member's parameters: after every step ``decay`` of the old and the rest of the new.
+
+    Attributes:
+        of: the member.
+        decay: share of the old average that is kept in one step.
+        every: steps between updates; the decay of each is then ``decay ** every``.
+    """
+
+    of: str
+    decay: float = Field(0.999, gt=0, lt=1)
+    every: int = Field(1, ge=1)
+
+
+class Best(Strict):
+    """A copy of another member as it was at its best evaluation, or the average of its best ones.
+
+    Attributes:
+        of: the member.
+        average: how many of its best evaluations are averaged.
+    """
+
+    of: str
+    average: int = Field(1, ge=1, le=16)
+
+
+class Snapshot(Strict):
+    """A copy of another member that is renewed every so many steps (or a fraction, below 1, of the phase)."""
+
+    of: str
+    every: float = Field(gt=0)
+
+
+class Previous(Strict):
+    """A copy of another member as it was when the phase, or its repetition, began."""
+
+    of: str
+
+
+class Recorded(Strict):
+    """The scores that ``recdistill score`` has written for a member of another run, read by row id.
+
+    Attributes:
+        file: the parquet file.
+        run: the run that the scores must still belong to; without it the run that the file names, if it exists.
+    """
+
+    file: str
+    run: str | None = None
+
+
+class Distortion(Strict):
+    """What a member sees of its columns: a distorted view, drawn anew in every step for every row.
+
+    Attributes:
+        mask: probability with which a value becomes missing (a number becomes its mean).
+        fields: probability with which a whole column is missing in a step.
+        truncate: probability with which the older end of a sequence is cut off, at a place drawn evenly.
+        noise: standard deviation of what is added to scaled numbers.
+        levels: factors of all of these, one of which is drawn for every row; ``[1]`` is one level.
+        columns: the columns that are distorted; by default all that the member reads.
+        scores: whether evaluation sees the distorted columns as well, at the level given.
+    """
+
+    mask: float = Field(0.0, ge=0, lt=1)
+    fields: float = Field(0.0, ge=0, lt=1)
+    truncate: float = Field(0.0, ge=0, le=1)
+    noise: float = Field(0.0, ge=0)
+    levels: list[Annotated[float, Field(ge=0)]] = Field([1.0], min_length=1)
+    columns: list[str] = []
+    scores: float | None = Field(None, ge=0)
+
+
+class ServingView(Strict):
+    """A member that serves with other columns than it is trained on."""
+
+    view: Annotated[list[str], BeforeValidator(_listed)]
+
+
+class Embedding(Strict):
+    """In training steps a signal stands in place of the vector that would be looked up (a generator's output, say)."""
+
+    embed: str
+
+
+def _kind(value: Any) -> str:
+    return "mapping" if isinstance(value, dict | Strict) else "plain"
+
+
+View = Annotated[
+    Annotated[Embedding, Tag("mapping")] | Annotated[list[str], BeforeValidator(_listed), Tag("plain")],
+    Discriminator(_kind),
+]
+Serves = Annotated[Annotated[ServingView, Tag("mapping")] | Annotated[bool, Tag("plain")], Discriminator(_kind)]
+
+
+ORIGINS = ("frozen", "ema", "best", "snapshot", "previous", "same", "scores")
+
+
+class MemberSpec(Strict):
+    """One member of a job.
+
+    Attributes:
+        net: its architecture, ``{name: options}`` (`recdistill/nets`); trained unless another origin is named.
+        frozen: a member of a finished run, which does not change.
+        ema, best, snapshot, previous: a copy of another member of the job that follows it in its own way.
+        same: another member under a second name: the same parameters, seen through another distortion or input.
+        scores: no net at all, but scores that an earlier run has written.
+        view: which columns it reads: ``serving``, ``privileged``, or names of columns; ``-name`` leaves one out. Or
+            ``{embed: signal}``.
+        inputs: signals that it reads beside its columns; ``live(...)`` lets gradients through.
+        outputs: a member that answers so many values instead of a logit for each label (a critic, a generator).
+        labels: the labels that it predicts, by default all of the job.
+        distort: the distorted view on which it is trained.
+        copies: how many members of this kind there are; ``name[0]`` is the first, ``name[:]`` are all of them.
+        folds: each copy learns from no row of its own fold, so that `out_of_fold` can score every row unseen.
+        fold: ``[k, n]``: it learns from no row of the fold k of n (what `folds` gives to each copy).
+        serve: whether it is the student that is exported; ``{view: ...}`` if it serves with another view.
+        dim: width of its embeddings, a multiple of 4.
+        dims: columns whose embeddings have another width; a column that borrows a table has the width of its owner.
+        pool: how a sequence becomes one vector, ``{column: {name: options}}``: ``mean`` (the default),
+            ``target_attention`` or ``self_attention``.
+        dropout: share of its embedding outputs dropped while training.
+        trunk: widths of first layers that other members may share.
+        share: what it takes from other members.
+        init: scale of its initial dense parameters; 0 begins at zero.
+        dense: its own optimizer where it differs from ``train.dense``.
+        warm_start: a member of another run to begin from.
+    """
+
+    net: Annotated[dict[str, Any], BeforeValidator(_one_key)] | None = Field(None, min_length=1, max_length=1)
+    frozen: FromRun | None = None
+    ema: Annotated[Ema, BeforeValidator(_of)] | None = None
+    best: Annotated[Best, BeforeValidator(_of)] | None = None
+    snapshot: Snapshot | None = None
+    previous: Annotated[Previous, BeforeValidator(_of)] | None = None
+    same: str | None = None
+    scores: Annotated[Recorded, BeforeValidator(lambda v: {"file": v} if isinstance(v, str) else v)] | None = None
+    view: View = [SERVING]
+    inputs: Annotated[list[str], BeforeValidator(_listed)] = []
+    outputs: int | None = Field(None, ge=1)
+    labels: Annotated[list[str], BeforeValidator(_listed)] = []
+    distort: Distortion | None = None
+    copies: int = Field(1, ge=1, le=64)
+    folds: bool = False
+    fold: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=2)]] | None = None
+    serve: Serves = False
+    dim: Width = 16
+    dims: dict[str, Width] = {}
+    pool: dict[str, Annotated[dict[str, Any], BeforeValidator(_one_key)]] = {}
+    dropout: float = Field(0.0, ge=0, lt=1)
+    trunk: list[int] = []
+    share: Sharing = Sharing()
+    init: float = Field(1.0, ge=0)
+    dense: DenseOptimizer | None = None
+    warm_start: FromRun | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "MemberSpec":
+        named = [key for key in ORIGINS if getattr(self, key) is not None]
+        if len(named) > 1:
+            raise refusal(f"has two origins, {' and '.join(named)}; keep one")
+        if self.net is None and not named:
+            raise refusal(f"needs a `net`, or one of {', '.join(ORIGINS)}")
+        if self.net is not None and named not in ([], ["frozen"]):
+            raise refusal(f"takes its net from {named[0]}; remove `net`")
+        return self
+
+    @property
+    def of(self) -> str | None:
+        """The member of the job that it follows or is a second name of."""
+        origin = self.ema or self.best or self.snapshot or self.previous
+        return self.same if origin is None else origin.of
+
+    @property
+    def columns(self) -> list[str]:
+        """The view that says which columns it reads when it is scored or served."""
+        if isinstance(self.serve, ServingView):
+            return self.serve.view
+        return [SERVING] if isinstance(self.view, Embedding) else self.view
+
+    @property
+    def embed(self) -> str | None:
+        """The signal in place of its columns while it is trained."""
+        return self.view.embed if isinstance(self.view, Embedding) else None

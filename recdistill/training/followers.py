@@ -1,0 +1,143 @@
+"""Members that follow others: moving averages, snapshots, best and previous copies.
+
+They have parameters of their own, which nothing trains. Each kind copies from its original at its own moments: after a
+step, at an evaluation, at the start of a phase. Before the first time it knows nothing, and terms that need it are left
+out.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recdistill.distill.member import Member, Phase
+from recdistill.distill.schedule import Moment
+from recdistill.spec.members import Best, Ema, Previous, Snapshot
+from recdistill.training.cast import Cast
+
+
+class Followers:
+    """The followers of a cast.
+
+    Args:
+        cast: all members.
+    """
+
+    def __init__(self, cast: Cast) -> None:
+        self.cast = cast
+        self.members: dict[str, Member] = {n: m for n, m in cast.members.items() if m.follows is not None}
+        self.ready: set[str] = set()
+        self.best: dict[str, list[float]] = {n: [] for n, m in self.members.items() if isinstance(m.origin, Best)}
+        self.kept: dict[str, list[list[Tensor]]] = {name: [] for name in self.best}
+
+    @property
+    def silent(self) -> set[str]:
+        """Those that have copied nothing yet."""
+        return {*self.members} - self.ready
+
+    def of(self, trained: Iterable[str]) -> list[str]:
+        """Those whose original is among some members, and who follow it while it moves."""
+        names = {*trained}
+        return [
+            n for n, m in self.members.items() if m.follows in names and not isinstance(m.origin, Previous | Snapshot)
+        ]
+
+    def phase_begins(self, first: bool) -> None:
+        """Previous copies become what their originals are now; in the first phase that is nothing yet."""
+        for name, member in self.members.items():
+            if isinstance(member.origin, Previous) and not first:
+                self._copy(name)
+
+    def step_taken(self, step: int, planned: int, phase: Phase) -> None:
+        """Averages and snapshots follow the members that the phase trains.
+
+        Args:
+            step: steps taken in the phase, this one included.
+            planned: steps that the phase takes.
+            phase: the phase.
+        """
+        for name, member in self.members.items():
+            if member.follows not in phase.trained:
+                continue
+            origin = member.origin
+            if isinstance(origin, Ema) and step % origin.every == 0:
+                self._average(name, origin.decay**origin.every)
+            elif isinstance(origin, Snapshot) and step % max(1, round(Moment(origin.every).steps(planned))) == 0:
+                self._copy(name)
+
+    def evaluated(self, values: dict[str, float], monitor: str, trained: Iterable[str]) -> None:
+        """Best copies become their original, if this was one of its best evaluations.
+
+        Args:
+            values: what the evaluation has found, ``member.metric``.
+            monitor: the metric that decides.
+            trained: the members that move.
+        """
+        names = {*trained}
+        for name, found in self.best.items():
+            member = self.members[name]
+            assert isinstance(member.origin, Best)
+            if member.follows not in names:
+                continue
+            value = values[f"{member.follows}.{monitor}"] * (-1 if monitor == "auc" else 1)
+            if len(found) < member.origin.average or value <= max(found):
+                self._keep(name, value, member.origin.average)
+
+    def _keep(self, name: str, value: float, count: int) -> None:
+        """Keep the original's parameters among the best, and take the mean of those."""
+        found, kept = self.best[name], self.kept[name]
+        found.append(value)
+        kept.append([theirs.clone() for _, theirs in self._pairs(name)])
+        if len(found) > count:
+            worst = found.index(max(found))
+            del found[worst], kept[worst]
+        self._each(name, lambda i, _: torch.stack([each[i] for each in kept]).mean(0))
+
+    def _copy(self, name: str) -> None:
+        self._each(name, lambda _, theirs: theirs)
+
+    def _average(self, name: str, decay: float) -> None:
+        if name not in self.ready:  # nothing to average with
+            self._copy(name)
+            return
+        with torch.no_grad():
+            for mine, theirs in self._pairs(name):
+                if mine.is_floating_point():
+                    mine.lerp_(theirs, 1 - decay)
+                else:
+                    mine.copy_(theirs)
+
+    def _each(self, name: str, value: Callable[[int, Tensor], Tensor]) -> None:
+        with torch.no_grad():
+            for i, (mine, theirs) in enumerate(self._pairs(name)):
+                mine.copy_(value(i, theirs))
+        self.ready.add(name)
+
+    def _pairs(self, name: str) -> list[tuple[Tensor, Tensor]]:
+        original = self.members[name].follows
+        assert original is not None
+        return list(self.cast.pairs(name, original))
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """Everything that changes and is no tensor."""
+        return {"ready": sorted(self.ready), "best": self.best}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that change besides the members' own parameters."""
+        return {
+            f"{n}/{k}/{i}": t
+            for n, kept in self.kept.items()
+            for k, each in enumerate(kept)
+            for i, t in enumerate(each)
+        }
+
+    def restore(self, progress: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Put back what `progress` and `tensors` have said."""
+        self.ready = {*progress["ready"]}
+        self.best = progress["best"]
+        for name, found in self.best.items():
+            count = len(self._pairs(name))
+            self.kept[name] = [[tensors[f"{name}/{k}/{i}"] for i in range(count)] for k in range(len(found))]

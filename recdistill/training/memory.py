@@ -1,0 +1,70 @@
+"""What is kept of each row from step to step: a moving average by row id, not by position.
+
+Every process holds the whole memory and is told what the others have seen, so that a row may turn up anywhere.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from recdistill.training.processes import world
+
+
+class RowMemory:
+    """Moving averages of a number for each row.
+
+    Args:
+        row_id_N: the rows, in any order.
+        decay: share of the old average that is kept.
+    """
+
+    def __init__(self, row_id_N: Tensor, decay: float) -> None:
+        self.row_id_N = torch.unique(row_id_N)
+        self.decay = decay
+        self.total_N = torch.zeros(len(self.row_id_N))
+        self.entered_N = torch.zeros(len(self.row_id_N))  # the weight of what has entered; 1 in the end
+
+    def _places(self, row_id_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Where rows lie, and whether they are known."""
+        place_B = torch.searchsorted(self.row_id_N, row_id_B).clamp(max=max(len(self.row_id_N) - 1, 0))
+        return place_B, self.row_id_N[place_B] == row_id_B
+
+    def read(self, row_id_B: Tensor) -> Tensor:
+        """The average of each row, free of the zero it began with; NaN for a row that was never written, (B,)."""
+        place_B, known_B = self._places(row_id_B)
+        entered_B = self.entered_N[place_B]
+        nothing = torch.full_like(entered_B, torch.nan)
+        return torch.where(known_B & (entered_B > 0), self.total_N[place_B] / entered_B.clamp(min=1e-12), nothing)
+
+    def write(self, row_id_B: Tensor, value_B: Tensor) -> None:
+        """Let a value of each row enter its average; what is NaN does not."""
+        for row_id, value in gathered(row_id_B, value_B.detach().float().cpu()):
+            place, known = self._places(row_id)
+            keep = known & ~torch.isnan(value)
+            place, value = place[keep], value[keep]
+            self.total_N[place] = self.decay * self.total_N[place] + (1 - self.decay) * value
+            self.entered_N[place] = self.decay * self.entered_N[place] + (1 - self.decay)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """All that it is made of."""
+        decay = torch.tensor(self.decay, dtype=torch.float64)
+        return {"rows": self.row_id_N, "decay": decay, "total": self.total_N, "entered": self.entered_N}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> "RowMemory":
+        """The memory with a state."""
+        made = cls(state["rows"], float(state["decay"]))
+        made.total_N, made.entered_N = state["total"].clone(), state["entered"].clone()
+        return made
+
+
+def gathered(row_id_B: Tensor, value_B: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
+    """The rows and values of every process, in the order of their numbers."""
+    if world() == 1:
+        return [(row_id_B, value_B)]
+    everything: list[tuple[Tensor, Tensor] | None] = [None] * world()
+    dist.all_gather_object(everything, (row_id_B, value_B))
+    return [each for each in everything if each is not None]

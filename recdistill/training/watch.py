@@ -1,0 +1,102 @@
+"""Validation while a phase is trained: what it has seen, when it stops, and which parameters it keeps."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recdistill.data.reader import Reader
+from recdistill.distill.member import Phase
+from recdistill.distill.schedule import Metric
+from recdistill.evaluation import auc, log_loss
+from recdistill.training.runlog import Event
+
+if TYPE_CHECKING:
+    from recdistill.training.engine import Engine
+
+
+class Watch:
+    """Follows the validation metric of a phase, remembers the best parameters, and says when to stop.
+
+    Args:
+        engine: what is trained.
+        index: the number of the phase.
+        phase: the phase.
+    """
+
+    def __init__(self, engine: "Engine", index: int, phase: Phase) -> None:
+        self.engine, self.index, self.phase = engine, index, phase
+        self.best = math.inf
+        self.best_step = 0
+        self.unimproved = 0
+        self.kept: dict[str, Tensor] = {}
+        self.seen: list[dict[str, float]] = []
+        members = engine.cast.members
+        self.moving = [*phase.trained, *engine.followers.of(phase.trained)]
+        judged = [n for n in members if n in self.moving and members[n].scored and members[n].same is None]
+        originals = [members[n].follows for n in engine.followers.best if members[n].follows in phase.trained]
+        further = [*(metric.member for metric in phase.metrics), *(n for n in originals if n is not None)]
+        self.judged = [name for name in judged if members[name].serve] or judged
+        self.looked_at = list(dict.fromkeys([*judged, *further]))
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience has run out."""
+        return self.phase.stop.patience is not None and self.unimproved >= self.phase.stop.patience
+
+    def is_due(self, step: int, last: int, per_epoch: int) -> bool:
+        """Whether to look after this step."""
+        return step % (self.phase.stop.every or per_epoch) == 0 or step == last
+
+    def look(self, step: int, planned: int) -> None:
+        """Evaluate; lower is better, so an AUC counts with a minus."""
+        engine = self.engine
+        assert engine.valid is not None
+        metrics = evaluate(engine, self.looked_at, engine.valid, self.phase.metrics)
+        self.seen.append(metrics)
+        engine.listen(Event("evaluation", self.index, step, planned, metrics))
+        monitor = self.phase.stop.monitor
+        engine.followers.evaluated(metrics, monitor, self.phase.trained)
+        if not self.judged:
+            return
+        values = [metrics[f"{name}.{monitor}"] for name in self.judged]
+        value = float(np.mean(values)) * (-1 if monitor == "auc" else 1)
+        if value < self.best:
+            self.best, self.best_step, self.unimproved = value, step, 0
+            if self.phase.stop.keep == "best":
+                self.kept = {key: tensor.clone() for key, tensor in engine.cast.state(self.moving).items()}
+        else:
+            self.unimproved += 1
+
+    def finish(self, last: int) -> int:
+        """Return to the best parameters, if they are to be kept; the steps that led to the parameters now in place."""
+        if self.phase.stop.keep == "last" or not self.kept:
+            return last
+        with torch.no_grad():
+            for key, tensor in self.engine.cast.state(self.moving).items():
+                tensor.copy_(self.kept[key])
+        return self.best_step
+
+
+def evaluate(
+    engine: "Engine", names: Sequence[str], reader: Reader, metrics: Sequence[Metric] = ()
+) -> dict[str, float]:
+    """AUC and log loss of members on their first label, ``member.metric`` to value; and metrics within scenarios."""
+    scores, _, labels = engine.score(list(names), reader)
+    found = {}
+    for name, logits in scores.items():
+        label = labels[reader.selection.labels[engine.cast.members[name].labels[0]]]
+        known = ~np.isnan(label)
+        found[f"{name}.auc"] = auc(label[known], logits[known, 0])
+        found[f"{name}.logloss"] = log_loss(label[known], logits[known, 0])
+    for metric in metrics:
+        if metric.scenario is not None:
+            label = labels[reader.selection.labels[engine.cast.members[metric.member].labels[0]]]
+            rows = ~np.isnan(label) & (reader.scenarios() == metric.scenario)
+            measure = auc if metric.name == "auc" else log_loss
+            both = len(np.unique(label[rows])) == 2
+            found[metric.key] = measure(label[rows], scores[metric.member][rows, 0]) if both else math.nan
+    return found
