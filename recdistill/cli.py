@@ -6,6 +6,7 @@ Heavy imports stay inside the commands, so that help and errors come at once.
 
 import json
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -76,7 +77,9 @@ def run(
     from recdistill.runs.console import conclusions, result_table
     from recdistill.runs.execute import Request, execute
 
-    folder = execute(Request(job, out_folder, seeds, tuple(overrides or ()), variant, log, resume), err)
+    folder = execute(Request(job, out_folder, seeds, tuple(overrides or ()), variant, log, resume))
+    if int(os.environ.get("RANK", "0")) > 0:
+        return  # under torchrun the first process speaks for all
     report = folder.read_report()
     out.print(result_table(report))
     for line in conclusions(report):
@@ -124,6 +127,9 @@ def score(
     log: Annotated[str, typer.Argument(help="A parquet log.", show_default=False)],
     target: Annotated[Path, typer.Argument(metavar="OUT.parquet", help="The file to write.", show_default=False)],
     member: Annotated[str | None, typer.Option(help="The member to score with; by default the student.")] = None,
+    out_of_fold: Annotated[
+        bool, typer.Option("--out-of-fold", help="Score each row by the copy that has not learned from it.")
+    ] = False,
     spec: Annotated[Path | None, typer.Option(help="For an artefact: the feature spec, for row ids and joins.")] = None,
 ) -> None:
     """Write a member's scores of every row of a log."""
@@ -136,7 +142,7 @@ def score(
         found = load_feature_spec(spec) if spec is not None else plain_spec(source)
         rows = score_artefact(source, log, target, found)
     else:
-        rows = score_run(source, log, target, member)
+        rows = score_run(source, log, target, member, out_of_fold=out_of_fold)
     out.print(f"{target}: {rows} rows", highlight=False)
 
 

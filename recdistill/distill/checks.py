@@ -168,12 +168,14 @@ def _moved_by_others(phase: Phase, index: int, members: Members) -> list[str]:
     """No phase moves what a frozen member of it uses."""
     found = []
     moving = trained_names(phase.trained, members)
+    moved = {m.name: m for update in phase.updates for m in _moving_tables(update, members)}
+    tables = {name: table_owners(member, members) for name, member in moved.items()}
     for frozen in sorted(phase.members - moving):
         if members[frozen].same in moving:
             continue  # a second name of what moves: it is meant to move
         for trained in sorted(phase.trained):
             shared = []
-            if table_owners(members[frozen], members) & table_owners(members[trained], members):
+            if members[frozen].embed is None and table_owners(members[frozen], members) & tables.get(trained, set()):
                 shared.append("tables")
             if _owner_of_trunk(members[frozen]) == _owner_of_trunk(members[trained]):
                 shared.append("trunk")

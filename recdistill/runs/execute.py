@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,14 @@ from recdistill.runs.folder import (
     write_json,
     write_text,
 )
+from recdistill.runs.labels import check_scores
 from recdistill.runs.logs import encoded, raw_log
 from recdistill.spec.controls import MAIN, Arm, arms
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 from recdistill.spec.load import dump_yaml, load_job
 from recdistill.training.fit import Data, Training, fit
+from recdistill.training.processes import agreed, barrier, in_turn, rank
 from recdistill.training.sharding import process_group
 
 SPLITS = ("valid", "test")
@@ -79,32 +82,47 @@ def execute(request: Request, console: Console | None = None) -> RunFolder:
         RecdistillError: a mistake in job, spec or log, or an artefact that does not hold its promises.
     """
     job, spec = request.load()
+    check_scores(job, spec)
     plans = [(arm, compile_job(arm.job, spec)) for arm in arms(job)]
     stem = request.job.stem + (f"-{request.variant}" if request.variant else "")
-    folder = new_folder(request.out, stem, resume=request.resume)
-    reporter = Reporter(console or Console(stderr=True))
-    with folder.locked(), reporter.progress, process_group():
-        log, spec = raw_log(job, spec, reporter)
-        data = Data(
-            encoded(spec, log, job, ("train",), reporter),
-            encoded(spec, log, job, ("train", "valid") if job.train.refit else ("train",), reporter),
-        )
-        _prepare(folder, job, spec, data)
-        seeds = list(range(job.seeds))
-        for seed in seeds:
-            for arm, plan in plans:
-                _train(folder, arm, plan, data, seed, reporter)
-        results = collect(folder, plans, data, seeds)
-        artefact = export_student(folder, job, plans[0][1], data.final.log, log, best_seed(results))
-        fits = {arm.name: [folder.summary(arm.name, seed) for seed in seeds] for arm, _ in plans}
-        results = replace(results, warnings=[*results.warnings, *budget_warnings(fits)])
-        timings = {name: [summary["seconds"] for summary in found] for name, found in fits.items()}
-        tasks = {label: build(collect(folder, plans, data, seeds, label)) for label in job.label[1:]}
-        report = {**build(results), "tasks": tasks, "job": describe(job, request, data), "artefact": artefact}
-        report["timings"] = timings
-        write_text(folder.root / "report.html", render(report, folder.root))
-        write_json(folder.report, report)
+    with process_group():
+        folder = agreed(new_folder(request.out, stem, resume=request.resume) if rank() == 0 else None)
+        assert folder is not None
+        reporter = Reporter(console or Console(stderr=True, quiet=rank() > 0))
+        with folder.locked() if rank() == 0 else nullcontext(), reporter.progress:
+            log, spec = in_turn(lambda: raw_log(job, spec, reporter))
+            fit_on = ("train", "valid") if job.train.refit else ("train",)
+            data = Data(
+                in_turn(lambda: encoded(spec, log, job, ("train",), reporter)),
+                in_turn(lambda: encoded(spec, log, job, fit_on, reporter)),
+            )
+            if rank() == 0:
+                _prepare(folder, job, spec, data)
+            barrier()
+            for seed in range(job.seeds):
+                for arm, plan in plans:
+                    _train(folder, arm, plan, data, seed, reporter)
+            if rank() == 0:
+                _conclude(folder, request, job, plans, data, log)
+            barrier()
     return folder
+
+
+def _conclude(
+    folder: RunFolder, request: Request, job: Job, plans: Sequence[tuple[Arm, Plan]], data: Data, log: str
+) -> None:
+    """Export the best student and write the report, which makes the run complete."""
+    seeds = list(range(job.seeds))
+    results = collect(folder, plans, data, seeds)
+    artefact = export_student(folder, job, plans[0][1], data.final.log, log, best_seed(results))
+    fits = {arm.name: [folder.summary(arm.name, seed) for seed in seeds] for arm, _ in plans}
+    results = replace(results, warnings=[*results.warnings, *budget_warnings(fits)])
+    timings = {name: [summary["seconds"] for summary in found] for name, found in fits.items()}
+    tasks = {label: build(collect(folder, plans, data, seeds, label)) for label in job.label[1:]}
+    report = {**build(results), "tasks": tasks, "job": describe(job, request, data), "artefact": artefact}
+    report["timings"] = timings
+    write_text(folder.root / "report.html", render(report, folder.root))
+    write_json(folder.report, report)
 
 
 def _prepare(folder: RunFolder, job: Job, spec: FeatureSpec, data: Data) -> None:
@@ -139,18 +157,23 @@ def _prepare(folder: RunFolder, job: Job, spec: FeatureSpec, data: Data) -> None
 def _train(folder: RunFolder, arm: Arm, plan: Plan, data: Data, seed: int, reporter: Reporter) -> None:
     """One training, unless it is done already or lies in the cache."""
     target = folder.training(arm.name, seed)
-    if folder.is_done(arm.name, seed):
-        return
     cached = _cached(arm, data, seed)
-    if cached is not None and cached.exists():
-        link_tree(cached, target)
+    if agreed(_is_there(folder, arm, seed, cached) if rank() == 0 else False):
         return
     with reporter.training(f"{arm.name}, seed {seed}") as listen:
         fit(Training(plan, arm.job.train, data, seed, arm.shuffle_privileged), target, listen)
-    if cached is not None:
-        link_tree(target, cached)
-    scored = read_scores(target / "scores" / f"{plan.student.name}.valid.parquet")
-    reporter.say(f"{arm.name}, seed {seed}: {len(scored.label_N)} validation rows scored")
+    if rank() == 0:
+        if cached is not None:
+            link_tree(target, cached)
+        scored = read_scores(target / "scores" / f"{plan.student.name}.valid.parquet")
+        reporter.say(f"{arm.name}, seed {seed}: {len(scored.label_N)} validation rows scored")
+
+
+def _is_there(folder: RunFolder, arm: Arm, seed: int, cached: Path | None) -> bool:
+    """Whether a training is done, maybe by another run from whose cache it is taken."""
+    if not folder.is_done(arm.name, seed) and cached is not None and cached.exists():
+        link_tree(cached, folder.training(arm.name, seed))
+    return folder.is_done(arm.name, seed)
 
 
 def _cached(arm: Arm, data: Data, seed: int) -> Path | None:

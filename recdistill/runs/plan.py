@@ -7,6 +7,7 @@ from recdistill.distill.compile import Plan, compile_job
 from recdistill.distill.layout import Layout, lay_out
 from recdistill.runs.console import Reporter
 from recdistill.runs.execute import Request
+from recdistill.runs.labels import check_scores
 from recdistill.runs.logs import encoded, raw_log
 from recdistill.spec.controls import arms
 
@@ -21,6 +22,7 @@ def show(request: Request, console: Console) -> None:
         LogError: the log is.
     """
     job, spec = request.load()
+    check_scores(job, spec)
     derived = arms(job)
     plans = {arm.name: compile_job(arm.job, spec) for arm in derived}
     reporter = Reporter(console)

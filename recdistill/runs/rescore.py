@@ -1,5 +1,7 @@
 """Other logs through the members of a finished run: scores as columns, and the same metrics on other rows."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 
 from recdistill.data.encode import encode
@@ -17,13 +20,16 @@ from recdistill.data.encoded import EncodedLog, load_fitted
 from recdistill.data.fit import FittedSpec
 from recdistill.data.log import ROW_ID, raw_batches
 from recdistill.data.reader import Reader
+from recdistill.data.recorded import Provenance
 from recdistill.data.scores import Scored, scored, sigmoid
+from recdistill.distill.checks import behind
+from recdistill.distill.combine import fold_of
 from recdistill.distill.compile import Plan, compile_job
 from recdistill.distill.member import Member
 from recdistill.errors import RunError
 from recdistill.evaluation.report.metrics import plain_json, summary
 from recdistill.export import artefact
-from recdistill.runs.folder import RunFolder
+from recdistill.runs.folder import RunFolder, fingerprint
 from recdistill.spec.controls import MAIN
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
@@ -62,6 +68,36 @@ class Finished:
         """The members whose answers are scores, by name."""
         return {member.name: member for member in self.plan.scored}
 
+    def copies(self, name: str, *, out_of_fold: bool) -> list[str]:
+        """The members that a name stands for: itself, or all copies of it.
+
+        Raises:
+            RunError: there is no such member, or it has no folds but should.
+        """
+        known = self.job.members.get(name)
+        found = [name] if name in self.members else []
+        if known is not None and known.copies > 1:
+            found = [f"{name}_{k}" for k in range(known.copies)]
+        if not found:
+            raise RunError(f"{self.folder.root}: has no member {name!r} with scores; {nearest(name, [*self.members])}")
+        if out_of_fold and (known is None or not known.folds):
+            raise RunError(f"{self.folder.root}: {name!r} has no folds; train it with `copies: 5, folds: true`")
+        return found
+
+    def fingerprint_of(self, name: str, seed: int) -> str:
+        """A hash of a member's parameters, and of those that it reads, and of the columns that they were fitted to."""
+        folder = self.folder.training(MAIN, seed) / "checkpoints" / "final"
+        names = behind({name}, {m.name: replace(m, embed=None) for m in self.plan.members})
+        banks = json.loads((folder / "layout.json").read_text(encoding="utf-8"))["members"]
+        prefixes = tuple([f"{n}." for n in names] + [f"tables.{b}." for n in names for b in banks.get(n, [])])
+        digest = hashlib.blake2b(digest_size=16)
+        for key, value in sorted(checkpoint.read(folder).items()):
+            if key.startswith(prefixes):
+                digest.update(key.encode() + value.contiguous().numpy().tobytes())
+        fitted = json.loads((self.folder.root / "manifest.json").read_text(encoding="utf-8"))["fingerprints"]["data"]
+        digest.update(str(fitted).encode())
+        return digest.hexdigest()
+
     @property
     def seed(self) -> int:
         """The seed whose student was exported."""
@@ -82,34 +118,70 @@ class Finished:
         return Engine(cast, Reader(log, ("test",), selection(plan, log)), None, self.job.train, seed)
 
 
-def score_run(path: Path, log: str, out: Path, member: str | None = None) -> int:
+def score_run(path: Path, log: str, out: Path, member: str | None = None, *, out_of_fold: bool = False) -> int:
     """Write a member's scores of all rows of a log: row id and its columns, logit, score; returns the number of rows.
 
     The student is scored by its artefact and needs serving columns only; other members need what they were trained on.
+    The file says whose scores it holds, so that a later job can read them (`scores:`) and refuses stale ones.
+
+    Args:
+        path: the run.
+        log: the raw log.
+        out: the parquet file to write; it appears only when it is complete.
+        member: the member; of one with copies the mean of their probabilities.
+        out_of_fold: of a member with `folds`, each row's score by the copy that has not learned from it.
 
     Raises:
-        RunError: the run has no such member.
+        RunError: the run has no such member, or one without folds.
         LogError: the log lacks a column.
     """
     run = Finished.open(path)
     name = member or run.plan.student.name
+    copies = run.copies(name, out_of_fold=out_of_fold)
+    made_by = provenance(run, name, copies, out_of_fold=out_of_fold)
     if name == run.plan.student.name:
-        return score_artefact(run.folder.student, log, out, run.spec)
-    if name not in run.members:
-        raise RunError(f"{path}: has no member {name!r}; {nearest(name, run.members)}")
+        return score_artefact(run.folder.student, log, out, run.spec, made_by)
     inputs = {n: c for n, c in run.spec.post_event.items() if n in run.job.privileged}
     spec = _without_roles(run.spec).model_copy(update={"post_event": inputs})
     plan = replace(run.plan, phases=(), columns=(), scenario=False)
     with process_group(), run.encoded(log, spec, {}) as encoded:
         engine = run.engine(plan, encoded, run.seed)
-        logits, row_id_N, _ = engine.score([name], engine.train)
+        logits, row_id_N, _ = engine.score(copies, engine.train)
         keys = pa.concat_tables(raw_batches(spec, log, {}, None, [*spec.row_id], EVALUATION_BATCH))
-    table = _with_scores(keys.add_column(0, "row_id", pa.array(row_id_N)), logits[name], run.job.label)
-    pq.write_table(table, out)
+    logits_NK = together([logits[copy] for copy in copies], row_id_N, out_of_fold=out_of_fold)
+    table = _with_scores(keys.add_column(0, "row_id", pa.array(row_id_N)), logits_NK, made_by.labels)
+    work = out.with_name(f".{out.name}")
+    pq.write_table(made_by.attach(table), work)
+    work.rename(out)
     return len(table)
 
 
-def score_artefact(folder: Path, log: str, out: Path, spec: FeatureSpec) -> int:
+def together(
+    logits: list[NDArray[np.float32]], row_id_N: NDArray[np.int64], *, out_of_fold: bool
+) -> NDArray[np.float32]:
+    """One logit of each row and label from those of several copies, (N, K)."""
+    if len(logits) == 1:
+        return logits[0]
+    stacked = np.stack(logits)
+    if out_of_fold:
+        fold_N = fold_of(torch.from_numpy(row_id_N), len(logits)).numpy()
+        found: NDArray[np.float32] = stacked[fold_N, np.arange(len(row_id_N))]
+        return found
+    mean_NK = sigmoid(stacked).mean(0)
+    mixed: NDArray[np.float32] = np.log(mean_NK / (1 - mean_NK)).astype(np.float32)
+    return mixed
+
+
+def provenance(run: Finished, name: str, copies: list[str], *, out_of_fold: bool) -> Provenance:
+    """What a score file says of whose scores it holds."""
+    member = run.members[copies[0]]
+    labels = [run.job.label[k] for k in member.labels]
+    seed = run.seed
+    print_of = fingerprint([run.fingerprint_of(copy, seed) for copy in copies])
+    return Provenance(str(run.folder.root), name, seed, print_of, [*run.spec.row_id], labels, out_of_fold)
+
+
+def score_artefact(folder: Path, log: str, out: Path, spec: FeatureSpec, made_by: Provenance | None = None) -> int:
     """Write the artefact's scores of all rows of a log, streaming; returns the number of rows.
 
     Args:
@@ -117,6 +189,7 @@ def score_artefact(folder: Path, log: str, out: Path, spec: FeatureSpec) -> int:
         log: the raw log.
         out: the parquet file to write; it appears only when it is complete.
         spec: says how rows are identified and side tables joined.
+        made_by: what the file says of whose scores it holds.
     """
     student, manifest = artefact.load(folder)
     serving = _without_roles(spec).model_copy(update={"post_event": {}})
@@ -129,6 +202,7 @@ def score_artefact(folder: Path, log: str, out: Path, spec: FeatureSpec) -> int:
         logits = artefact.score(student, manifest, raw, EVALUATION_BATCH).numpy().reshape(len(raw), -1)
         keys = raw.select([ROW_ID, *spec.row_id]).rename_columns(["row_id", *spec.row_id])
         table = _with_scores(keys, logits, manifest["outputs"])
+        table = table if made_by is None else made_by.attach(table)
         writer = writer or pq.ParquetWriter(work, table.schema)
         writer.write_table(table)
         rows += len(table)

@@ -286,7 +286,7 @@ def _wrong_views(job: Job, spec: FeatureSpec) -> list[str]:
             if len(set(view)) != len(view):
                 found.append(f"{place}: {view} names something twice")
         shared = {"own": member.share.own, "tables": member.share.tables}
-        distorted = member.distort.columns if member.distort is not None else []
+        distorted = list(member.distort.columns) if member.distort is not None else []
         for key, columns in (*((f"share.{k}", v) for k, v in shared.items()), ("distort.columns", distorted)):
             for column in columns if isinstance(columns, list | dict) else ():
                 if column not in spec.columns:

@@ -132,8 +132,8 @@ class Distortion(Strict):
     fields: float = Field(0.0, ge=0, lt=1)
     truncate: float = Field(0.0, ge=0, le=1)
     noise: float = Field(0.0, ge=0)
-    levels: list[Annotated[float, Field(ge=0)]] = Field([1.0], min_length=1)
-    columns: list[str] = []
+    levels: tuple[Annotated[float, Field(ge=0)], ...] = Field((1.0,), min_length=1)
+    columns: tuple[str, ...] = ()
     scores: float | None = Field(None, ge=0)
 
 

@@ -138,6 +138,9 @@ class _Fit:
         """Train and score; returns the members and what ``fit.json`` says about the training."""
         training, data, refit = self.training, self.training.data, self.training.settings.refit
         engine = _engine(training, data.tuning, ("train",), self.folder, self._heard)
+        for scores in engine.cast.recorded.values():
+            for split in ("train", "valid", "test"):  # before anything is trained, not when it is scored
+                scores.read(torch.from_numpy(reader_of(training.plan, data.tuning.log, (split,)).row_ids()))
         phases = training.plan.phases
         planned = [engine.planned_steps(phase) for phase in phases]
         kept = self.before.tuned if self.before else None

@@ -77,7 +77,7 @@ class Lookups:
         if member.distort is None or self.training:
             return member.distort
         level = member.distort.scores
-        return None if level is None else member.distort.model_copy(update={"levels": [level]})
+        return None if level is None else member.distort.model_copy(update={"levels": (level,)})
 
     def _look_up(self, bank: str, *, train: bool) -> Lookup:
         views = [self.views[view] for view in self.wanted[bank]]

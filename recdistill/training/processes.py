@@ -1,5 +1,8 @@
 """Several processes that train together: who am I, which rows are mine, and sums over all."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -7,6 +10,8 @@ from torch import Tensor
 from recdistill.data.batch import Batch
 from recdistill.data.reader import take
 from recdistill.data.transforms.hashing import splitmix64_tensor
+
+Result = TypeVar("Result")
 
 
 def rank() -> int:
@@ -23,6 +28,22 @@ def barrier() -> None:
     """Wait for all others."""
     if world() > 1:
         dist.barrier()
+
+
+def in_turn(action: Callable[[], Result]) -> Result:
+    """What an action gives in every process: the first one does it alone, so that the others find what it has left."""
+    found = action() if rank() == 0 else None
+    barrier()
+    return action() if found is None else found
+
+
+def agreed(value: Result) -> Result:
+    """The first process's value, in every process."""
+    if world() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def add_up(tensor: Tensor) -> Tensor:
