@@ -11,6 +11,9 @@ So post-click columns tell what no serving column can, without being the label: 
 noise than a 0/1 label has. The purchase label of most training rows is still null (late conversions) while their
 post-click behaviour is known.
 
+``reported`` is the purchase as a careless counter reports it: known for all clicked rows, and wrong in one of five.
+``next_0`` to ``next_5`` say which of six things the visitor looks for next; exactly one of them is 1.
+
 Two reference scores are logged: ``best_serving`` ranks by m, which is the best that serving columns allow, since the
 mood is independent of them; ``best_full`` is ``P(purchase | serving columns, post-click columns)`` by numerical
 integration over the mood.
@@ -35,6 +38,9 @@ TRAIN_DAYS = 8  # the label of later rows is always known
 DAY_MS = 86_400_000
 LATENT = 3
 CATEGORIES, CITIES, AGES, DEVICES = 12, 20, 6, 4
+INTENTS = 6
+MISREPORTED = 0.2
+VERSION = 2  # of the columns; logs of an older one are not taken from the cache
 MOOD, DWELL_NOISE, PURCHASE_BIAS = 0.8, 0.5, 1.6
 
 Floats = NDArray[np.float64]
@@ -103,9 +109,8 @@ def simulate_marketplace(
     writer: pq.ParquetWriter | None = None
     for chunk, start in enumerate(range(0, rows, CHUNK_ROWS)):
         count = min(CHUNK_ROWS, rows - start)
-        table = _chunk(
-            world, np.arange(start, start + count), rows, np.random.default_rng([seed, 2, chunk]), labelled, privileged
-        )
+        rngs = [np.random.default_rng([seed, stream, chunk]) for stream in (2, 3)]
+        table = _chunk(world, np.arange(start, start + count), rows, rngs, labelled, privileged)
         writer = writer or pq.ParquetWriter(work, table.schema)
         writer.write_table(table)
         progress(count)
@@ -138,8 +143,9 @@ class Traces:
 
 
 def _chunk(
-    world: World, number: Ints, rows: int, rng: np.random.Generator, labelled: float, privileged: str
+    world: World, number: Ints, rows: int, rngs: list[np.random.Generator], labelled: float, privileged: str
 ) -> pa.Table:
+    rng, further = rngs
     time_ms = 1_700_000_000_000 // DAY_MS * DAY_MS + number * (DAYS * DAY_MS // rows)
     day = number * DAYS // rows
     visits = _visit(world, time_ms // 3_600_000 % 24, rng)
@@ -148,6 +154,8 @@ def _chunk(
     if privileged != "real":
         traces = TWINS[privileged](world, visits, traces, rng)
         best_full = visits.bought * 1.0 if privileged == "label" else special.expit(visits.interest - PURCHASE_BIAS)
+    flipped = further.random(len(number)) < MISREPORTED
+    intent = _intent(world, visits, further)
     unknown = (day < TRAIN_DAYS) & (rng.random(len(number)) >= labelled)
     return pa.table(
         {
@@ -167,6 +175,8 @@ def _chunk(
             "reviews_opened": traces.reviews.astype(np.int32),
             "in_cart": traces.in_cart.astype(np.int8),
             "purchase": pa.array(visits.bought.astype(np.int8), mask=unknown),
+            "reported": pa.array((visits.bought ^ flipped).astype(np.int8), mask=~visits.clicked),
+            **{f"next_{k}": (intent == k).astype(np.int8) for k in range(INTENTS)},
             "best_serving": special.expit(visits.interest - PURCHASE_BIAS),
             "best_full": best_full,
         }
@@ -186,6 +196,13 @@ def _visit(world: World, hour: Ints, rng: np.random.Generator) -> Visits:
     mood = rng.normal(0, MOOD, rows)
     bought = clicked & (rng.random(rows) < special.expit(m + mood - PURCHASE_BIAS))
     return Visits(user, item, hour, device, clicked, bought, m, mood)
+
+
+def _intent(world: World, visits: Visits, rng: np.random.Generator) -> Ints:
+    """What each visitor looks for next: a choice by age, city and hour."""
+    age, city = world.user_age_U[visits.user], world.user_city_U[visits.user]
+    score_NK = (world.age_category[age] + world.city_category[city] + world.hour_category[visits.hour])[:, :INTENTS]
+    return (2 * score_NK + rng.gumbel(size=score_NK.shape)).argmax(1)
 
 
 def interest(world: World, user: Ints, item: Ints, hour: Ints, device: Ints) -> Floats:

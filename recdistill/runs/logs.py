@@ -7,7 +7,7 @@ from recdistill.data.encode import encode, fingerprint_of
 from recdistill.data.fit import FittedSpec
 from recdistill.data.lists import in_lists
 from recdistill.data.log import log_files, spec_of
-from recdistill.data.simulate import simulate_marketplace
+from recdistill.data.simulate import VERSION, simulate_marketplace
 from recdistill.data.simulate_spec import flat_spec, simulate_spec
 from recdistill.runs.console import Reporter
 from recdistill.runs.folder import cache_folder, fingerprint
@@ -22,7 +22,7 @@ def raw_log(job: Job, spec: FeatureSpec, reporter: Reporter) -> tuple[str, Featu
         log_files(job.log)
         return job.log, spec
     made_for = [spec.model_dump(mode="json"), job.label, job.where] if job.log.simulate == "spec" else []
-    key = fingerprint([job.log.model_dump(), made_for])
+    key = fingerprint([job.log.model_dump(), made_for, VERSION])
     path = cache_folder("logs") / f"{job.log.simulate}-{key[:16]}.parquet"
     options: dict[str, Any] = {"rows": job.log.rows, "seed": job.log.seed, "labelled": job.log.labelled}
     if not path.exists():
