@@ -56,12 +56,12 @@ class Bench:
 
     @classmethod
     def of(
-        cls, small: Small, members: Mapping[str, Any], phases: list[dict[str, Any]], *, feeds: Any = None, **more: Any
+        cls, small: Small, members: Mapping[str, Any], phases: list[dict[str, Any]], *, logs: Any = None, **more: Any
     ) -> "Bench":
         job, spec = parse_job(described(small, members, phases, **more), "job", check=problems_of)
         plan = compile_job(job, spec)
         training = Training(plan, job.train, Data.of(small.encoded), 0)
-        logs = Logs(small.encoded, feeds or {})
+        logs = Logs(small.encoded, logs or {})
         return cls(small, job, plan, _engine(training, logs, ("train",), Path("/nowhere"), lambda _: None))
 
     @property

@@ -160,7 +160,10 @@ def test_followers_of_followers_and_of_nobody_are_refused(small: Small) -> None:
 def test_a_copy_of_a_member_on_borrowed_tables_has_all_of_them(small: Small, group: None) -> None:
     members = {
         "student": STUDENT,
-        "booster": {**STUDENT, "serve": False, "view": ["serving", "privileged"], "share": {"tables": "student", "own": ["city"]}},
+        "booster": {
+            **STUDENT, "serve": False, "view": ["serving", "privileged"],
+            "share": {"tables": "student", "own": ["city"]},
+        },
         "copy": {"ema": {"of": "booster", "decay": 0.5}},
     }  # fmt: skip
     phases = [{"steps": 2, "terms": [BCE, "bce(booster.logit, label)", "soft(student.logit, copy.logit)"], **LAST}]
