@@ -226,8 +226,8 @@ class MemberSpec(Strict):
         named = [key for key in ORIGINS if getattr(self, key) is not None]
         if len(named) > 1:
             raise refusal(f"has two origins, {' and '.join(named)}; keep one")
-        if self.net is None and not named:
-            raise refusal(f"needs a `net`, or one of {', '.join(ORIGINS)}")
+        if self.net is None and named in ([], ["frozen"]):
+            raise refusal(f"needs a `net`, or one of {', '.join(ORIGINS)} that can be found")
         if self.net is not None and named not in ([], ["frozen"]):
             raise refusal(f"takes its net from {named[0]}; remove `net`")
         return self

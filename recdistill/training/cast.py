@@ -92,19 +92,13 @@ class Cast:
         ours, theirs = self.heads[to].state_dict(), self.heads[of].state_dict()
         for key, value in ours.items():
             yield value, theirs[key]
-        mine, other = (self.layout.members[name] for name in (to, of))
-        sources = {
-            feature.name: (bank, feature.table) for bank in other.banks for feature in self.layout.banks[bank].features
-        }
-        done = set()
-        for bank in mine.banks:
-            for feature in self.layout.banks[bank].features:
-                if feature.name in sources and (bank, feature.table) not in done:
-                    done.add((bank, feature.table))
-                    there = {table: shard for table, shard, _ in self.tables.shards(sources[feature.name][0])}
-                    for table, shard, _ in self.tables.shards(bank):
-                        if table == feature.table and shard is not there[sources[feature.name][1]]:
-                            yield shard, there[sources[feature.name][1]]
+        sources = {feature.name: (bank, feature.table) for feature, bank in self.layout.members[of].lookups}
+        lookups = self.layout.members[to].lookups
+        tables = {(bank, f.table): sources[f.name] for f, bank in lookups if f.name in sources}
+        shards = {(b, table): shard for b in self.layout.banks for table, shard, _ in self.tables.shards(b)}
+        for own, source in tables.items():
+            if own != source and own in shards:
+                yield shards[own], shards[source]
 
 
 @contextmanager

@@ -23,6 +23,7 @@ ALLOWED = {
     "export": {"export", "spec", "data.batch", "data.transforms", "data.fit", "distill", "nets"},
     "runs": {"runs", "export", "training", "distill", "data", "evaluation", "spec"},
     "cli": {"runs", "export", "data", "evaluation", "spec"},
+    "api": {"api", "runs", "search", "training", "distill", "data", "evaluation", "spec", "nets", "losses", "edits"},
 }
 # Libraries that only some layers may touch.
 HOMES = {
