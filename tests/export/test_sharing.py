@@ -29,7 +29,7 @@ def exported_logits(small: Small, folder: Path, overrides: dict) -> tuple[np.nda
     rows = pa.concat_tables(raw_batches(spec, str(small.log), {}, "test", names, 1000))
     scripted = artefact.scripted(student)
     numbers, texts, lengths = bare.tensors(rows, inputs)
-    found = scripted.logits(numbers, texts, lengths).numpy()
+    found = scripted.logits(numbers, texts, lengths).detach().numpy()
     return found, read_logits(folder / "fit" / "scores" / "student.test.parquet")[:, 0]
 
 
