@@ -73,9 +73,11 @@ def described_net(name: str) -> Callable[..., dict[str, Any]]:
     """A function that describes a net: ``mlp([64, 32])``, ``dcn_v2(mlp=[64])``."""
 
     def make(layers: Sequence[int] | None = None, **options: Any) -> dict[str, Any]:
-        if layers is not None:
-            options["layers" if name == "mlp" else "mlp"] = [*layers]
-        return {name: options}
+        if layers is None:
+            return {name: options}
+        if not options:
+            return {name: [*layers]}
+        return {name: {"layers" if name == "mlp" else "mlp": [*layers], **options}}
 
     make.__name__, make.__doc__ = name, NETS[name].__doc__
     return make

@@ -184,7 +184,8 @@ def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, w
     layout = lay_out(plan.members, log.spec, log.fitted.tables)
     rarity = rarity_by_table(log) if settings.tables.step.l2_rare else {}
     by_name = {member.name: member for member in plan.members}
-    follows = {n: (m.follows, *by_name[m.follows].share.table_owners) for n, m in by_name.items() if m.follows}
+    copied = {n: m.follows or (m.edited[0] if m.edited else None) for n, m in by_name.items()}
+    follows = {n: (of, *by_name[of].share.table_owners) for n, of in copied.items() if of is not None}
     tables = Tables(layout, settings.tables, std=settings.table_std, seed=seed, rarity=rarity, follows=follows)
     recorded = {}
     for member in plan.members:

@@ -27,7 +27,7 @@ ALLOWED = {
 }
 # Libraries that only some layers may touch.
 HOMES = {
-    "torch": {"losses", "nets", "edits", "data", "distill", "training", "search", "export", "runs"},
+    "torch": {"losses", "nets", "edits", "data", "distill", "training", "search", "export", "runs", "api"},
     "torchrec": {"nets", "edits", "training"},
     "fbgemm_gpu": {"training"},
     "polars": {"data"},
