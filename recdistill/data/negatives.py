@@ -32,7 +32,7 @@ Scorer = Callable[[Tensor, Tensor], Tensor]  # users (B,), items (B, P) -> score
 
 
 class Drawn(NamedTuple):
-    """Items, int64 (B, M), and the logarithm of the probability with which each was drawn, float32 (B, M)."""
+    """Items, int64 (B, M), and the logarithm of how often each is expected among the row's draws, float32 (B, M)."""
 
     item_BM: Tensor
     log_q_BM: Tensor
@@ -44,7 +44,7 @@ class InBatch(NamedTuple):
     Attributes:
         label_BM: 1 for a row's own item, 0 for a negative, NaN where an item of the batch is another positive of the
             user, float32 (B, M) with M = B.
-        log_q_BM: the logarithm of each item's probability to be in the place where it is, (B, M).
+        log_q_BM: the logarithm of how often each item is expected among the other rows, 0 for a row's own, (B, M).
     """
 
     label_BM: Tensor
@@ -103,7 +103,7 @@ class Negatives:
             >>> graph = Graph.of(3, 6, torch.tensor([2, 2]), torch.tensor([3, 5]))
             >>> drawn = Negatives.uniform(graph).draw(torch.tensor([2, 2]), torch.tensor([0, 1]), 4, seed=0, step=0)
             >>> sorted(set(drawn.item_BM.flatten().tolist())), drawn.log_q_BM[0, 0]
-            ([2, 4], tensor(-0.6931))
+            ([2, 4], tensor(0.6931))
         """
         taken_B = self._weight_before[self.positives.offsets[user_B + 1]]
         taken_B = taken_B - self._weight_before[self.positives.offsets[user_B]]
@@ -117,7 +117,7 @@ class Negatives:
         draw_BM = uniforms(row_id_B, count, purpose="negatives", seed=seed, step=step)
         place_BM = torch.minimum((draw_BM * left_B.unsqueeze(1)).to(torch.int64), left_B.unsqueeze(1) - 1)
         item_BM = torch.searchsorted(self._ends_I, place_BM + self._skipped(user_B, place_BM), right=True)
-        log_q_BM = self.weight_I[item_BM].double().log() - left_B.double().log().unsqueeze(1)
+        log_q_BM = (count * self.weight_I[item_BM].double() / left_B.unsqueeze(1)).log()
         return Drawn(item_BM, log_q_BM.float())
 
     def _skipped(self, user_B: Tensor, place_BM: Tensor) -> Tensor:
@@ -157,22 +157,24 @@ class Negatives:
 def in_batch(user_B: Tensor, item_B: Tensor, graph: Graph) -> InBatch:
     """Each row's item against the items of the other rows.
 
-    Popular items are in more batches; subtracting ``log_q`` from the scores undoes that in a sampled softmax. An item's
-    probability to be in a place is its share of the edges, because rows are drawn from them.
+    Popular items are in more batches; subtracting ``log_q`` from the scores undoes that in a sampled softmax. Among the
+    B - 1 others an item is expected B - 1 times its share of the edges, because rows are drawn from them.
 
     Args:
         user_B: the user of each row.
         item_B: the item of each row.
         graph: the training graph.
 
-    Source: Yi et al., 2019, equation 3, with counted instead of estimated frequencies.
+    Source: Yi et al., 2019, equation 3.
+    Departure: frequencies are counted instead of estimated; a row's own item is there for certain, hence not corrected.
     """
     item_BM = item_B.unsqueeze(0).expand(len(item_B), -1)
     label_BM = torch.zeros(item_BM.shape)
     label_BM[graph.positives.contains(user_B, item_BM) | (item_BM == item_B.unsqueeze(1))] = torch.nan
     label_BM.fill_diagonal_(1.0)
     share_B = graph.item_degree_I[item_B].clamp(min=1).double() / max(len(graph.item_E), 1)
-    return InBatch(label_BM, share_B.log().float().unsqueeze(0).expand_as(item_BM))
+    log_q_BM = (max(len(item_B) - 1, 1) * share_B).log().float().repeat(len(item_B), 1)
+    return InBatch(label_BM, log_q_BM.fill_diagonal_(0.0))
 
 
 def hardest(user_B: Tensor, pool_BP: Tensor, scorer: Scorer, count: int) -> Tensor:
