@@ -22,7 +22,7 @@ KINDS = ("stochastic", "cut", "real")
 def through(relaxed: Tensor, code: Tensor) -> Tensor:
     """A code, exactly, with the gradient of its relaxed form.
 
-    ``b + (u - u)`` is b to the last bit; the usual ``u + (b - u)`` is not where u is small.
+    ``b + (u - u)`` is b to the last bit; the usual ``u + (b - u)`` is not where a small u and b differ in sign.
     """
     return code + (relaxed - relaxed.detach())
 

@@ -31,10 +31,10 @@ def test_a_code_is_exactly_minus_or_plus_one_and_passes_the_gradient_on(values) 
 
 
 def test_the_usual_straight_through_would_not_be_exact() -> None:
-    relaxed = torch.tanh(torch.randn(10_000) * 1e-5)  # small, as codes are when training begins
-    usual = relaxed + (bits(relaxed) - relaxed)
-    assert set(usual.unique().tolist()) != {-1.0, 1.0}
-    assert set(through(relaxed, bits(relaxed)).unique().tolist()) == {-1.0, 1.0}
+    relaxed = torch.tanh(torch.randn(10_000) * 1e-3)  # small, as codes are when training begins
+    drawn = -bits(relaxed)  # as may be drawn
+    assert set((relaxed + (drawn - relaxed)).unique().tolist()) != {-1.0, 1.0}
+    assert set(through(relaxed, drawn).unique().tolist()) == {-1.0, 1.0}
 
 
 def test_the_mean_of_drawn_codes_is_the_relaxed_code_and_their_spread_the_penalty() -> None:
