@@ -140,29 +140,36 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class CrossGcn(nn.Module):
     """Graph convolution whose layers also cross what arrives with the node's own first vector.
 
-    ``E_(l+1) = f((A + I) E_l W_l) + E_0 * (A E_l) V_l``, element by element in the product, and the mean of all layers.
+    ``E_(l+1) = f(A E_l W_l) + (E_0 * A E_l) V_l``, with a product element by element, and the mean of all layers. W
+    begins as the identity and V as 0, so that training starts from plain propagation, nearly `LightGcn`.
 
     Args:
         adjacency: the halves of the normalised adjacency.
         width: D.
         layers: L.
         activation: f: ``sigmoid``, ``tanh``, ``leaky_relu`` or ``none``.
+        own: whether a node's own vector takes part in each step, ``(A + I) E_l`` in place of the first ``A E_l``.
 
     Source: P10, Wang et al., 2019: graph convolution with an added cross operation; the formula is reconstructed.
-    Departure: ``tanh`` by default, because vectors of one sign, as the sigmoid makes them, can only agree.
+    Departure: ``tanh`` and no own vector by default; on simulated preferences (rank 6, 14 items a user) the recall of
+        such teachers was .30, with own vectors .25, with a sigmoid .26; `LightGcn` had .34, plain factors .22.
     """
 
-    def __init__(self, adjacency: Bipartite, *, width: int, layers: int = 2, activation: str = "tanh") -> None:
+    def __init__(
+        self, adjacency: Bipartite, *, width: int, layers: int = 3, activation: str = "tanh", own: bool = False
+    ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise TrainingError(f"cross_gcn: activation is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
         self.propagation = Propagation(adjacency)
         self.activation = ACTIVATIONS[activation]
-        convolve = [nn.Linear(width, width, bias=False) for _ in range(layers)]
-        for linear in convolve:
-            nn.init.eye_(linear.weight)  # begins as plain propagation, which is already a good recommender
-        self.convolve = nn.ModuleList(convolve)
+        self.own = own
+        self.convolve = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
         self.cross = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
+        with torch.no_grad():
+            for convolve, cross in zip(self.convolve, self.cross, strict=True):
+                convolve.weight.copy_(torch.eye(width))
+                cross.weight.zero_()
 
     def forward(self, user_UD: Tensor, item_ID: Tensor) -> tuple[Tensor, Tensor]:
         """The vectors of all users, (U, D), and of all items, (I, D), from those of their tables."""
@@ -170,8 +177,8 @@ class CrossGcn(nn.Module):
         user_total, item_total = user, item
         for convolve, cross in zip(self.convolve, self.cross, strict=True):
             to_user, to_item = self.propagation(user, item)
-            user = self.activation(convolve(to_user + user)) + user_UD * cross(to_user)
-            item = self.activation(convolve(to_item + item)) + item_ID * cross(to_item)
+            user = self.activation(convolve(to_user + user if self.own else to_user)) + cross(user_UD * to_user)
+            item = self.activation(convolve(to_item + item if self.own else to_item)) + cross(item_ID * to_item)
             user_total, item_total = user_total + user, item_total + item
         return user_total / (len(self.convolve) + 1), item_total / (len(self.convolve) + 1)
 

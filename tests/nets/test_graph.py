@@ -82,17 +82,19 @@ def test_lower_precision_is_near(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_the_cross_variant_equals_its_equation(activation: str) -> None:
+@pytest.mark.parametrize("own", [False, True])
+def test_the_cross_variant_equals_its_equation(activation: str, own: bool) -> None:
     edges = some_edges()
     torch.manual_seed(0)
-    net = CrossGcn(halves(graph_of(edges)), width=WIDTH, layers=2, activation=activation).double()
+    net = CrossGcn(halves(graph_of(edges)), width=WIDTH, layers=2, activation=activation, own=own).double()
     for linear in (*net.convolve, *net.cross):
         torch.nn.init.normal_(linear.weight, std=0.5)
     whole = torch.tensor(oracle.adjacency(edges, USERS, ITEMS))
     first = layer = total = torch.cat(vectors())
     for w, v in zip(net.convolve, net.cross, strict=True):
         arrived = whole @ layer
-        layer = ACTIVATIONS[activation]((arrived + layer) @ w.weight.t()) + first * (arrived @ v.weight.t())
+        mixed = arrived + layer if own else arrived
+        layer = ACTIVATIONS[activation](mixed @ w.weight.t()) + (first * arrived) @ v.weight.t()
         total = total + layer
     found = torch.cat(net(*vectors()))
     assert torch.allclose(found, total / 3)
@@ -100,9 +102,16 @@ def test_the_cross_variant_equals_its_equation(activation: str) -> None:
     assert all(linear.weight.grad.abs().sum() > 0 for linear in (*net.convolve, *net.cross))
 
 
+def test_the_cross_variant_begins_as_plain_propagation() -> None:
+    adjacency = halves(graph_of(some_edges()))
+    plain = LightGcn(adjacency, layers=2)(*vectors())
+    begun = CrossGcn(adjacency, width=WIDTH, layers=2, activation="none").double()(*vectors())
+    assert all(torch.allclose(a, b) for a, b in zip(plain, begun, strict=True))
+
+
 def test_the_adjacency_moves_with_the_net_and_is_not_part_of_its_state() -> None:
     net = CrossGcn(halves(graph_of(some_edges())), width=WIDTH)
-    assert set(net.state_dict()) == {f"{part}.{k}.weight" for part in ("convolve", "cross") for k in range(2)}
+    assert set(net.state_dict()) == {f"{part}.{k}.weight" for part in ("convolve", "cross") for k in range(3)}
     assert LightGcn(halves(graph_of(some_edges()))).state_dict() == {}
     assert net.to("meta").propagation.user_weights.is_meta
 
