@@ -164,12 +164,8 @@ class CrossGcn(nn.Module):
         self.propagation = Propagation(adjacency)
         self.activation = ACTIVATIONS[activation]
         self.own = own
-        self.convolve = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
-        self.cross = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
-        with torch.no_grad():
-            for convolve, cross in zip(self.convolve, self.cross, strict=True):
-                convolve.weight.copy_(torch.eye(width))
-                cross.weight.zero_()
+        self.convolve = nn.ModuleList(square(torch.eye(width)) for _ in range(layers))
+        self.cross = nn.ModuleList(square(torch.zeros(width, width)) for _ in range(layers))
 
     def forward(self, user_UD: Tensor, item_ID: Tensor) -> tuple[Tensor, Tensor]:
         """The vectors of all users, (U, D), and of all items, (I, D), from those of their tables."""
@@ -181,6 +177,14 @@ class CrossGcn(nn.Module):
             item = self.activation(convolve(to_item + item if self.own else to_item)) + cross(item_ID * to_item)
             user_total, item_total = user_total + user, item_total + item
         return user_total / (len(self.convolve) + 1), item_total / (len(self.convolve) + 1)
+
+
+def square(weight_DD: Tensor) -> nn.Linear:
+    """A linear layer that begins with some weights."""
+    linear = nn.Linear(*weight_DD.shape, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(weight_DD)
+    return linear
 
 
 def inner(user_BD: Tensor, item_BMD: Tensor) -> Tensor:
