@@ -181,7 +181,7 @@ class CrossGcn(nn.Module):
 
 def square(weight_DD: Tensor) -> nn.Linear:
     """A linear layer that begins with some weights."""
-    linear = nn.Linear(*weight_DD.shape, bias=False)
+    linear = nn.Linear(len(weight_DD), len(weight_DD), bias=False)
     with torch.no_grad():
         linear.weight.copy_(weight_DD)
     return linear

@@ -166,6 +166,7 @@ def test_lists_are_sets_of_pairs(first, second) -> None:
 
 
 @given(st.lists(st.lists(st.integers(-2, 2), min_size=7, max_size=7), min_size=1, max_size=4), st.integers(1, 9))
+@settings(deadline=None)
 def test_the_best_are_those_of_a_stable_sort(scores, count) -> None:
     table = np.where(np.array(scores) == -2, -np.inf, np.array(scores, float))
     expected = [[i for i in np.argsort(-row, kind="stable") if row[i] > -np.inf][:count] for row in table]
