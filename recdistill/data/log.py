@@ -134,10 +134,10 @@ def open_log(
 
 def _among(name: str, value: Any, dtype: pl.DataType) -> pl.Expr:
     """Whether a column holds a value, or one of several."""
-    return pl.col(name).is_in(_allowed(value, dtype, name), nulls_equal=True)
+    return pl.col(name).is_in(allowed(value, dtype, name), nulls_equal=True)
 
 
-def _allowed(value: Any, dtype: pl.DataType, name: str) -> list[Any]:
+def allowed(value: Any, dtype: pl.DataType, name: str) -> list[Any]:
     """The values of a filter, in the type of its column.
 
     Raises:
