@@ -235,7 +235,7 @@ def _read_by(members: Sequence[Member], plan: Plan, log: EncodedLog, audience: s
 def _engine(training: Training, logs: Logs, splits: tuple[str, ...], folder: Path, listen: Listener) -> Engine:
     settings, log = training.settings, logs.log
     thinning = Thinning(training.seed, settings.keep_labels, settings.negative_keep_rate)
-    train = _reader(training, log, splits, folder, thinning)
+    train = _reader(training, log, splits, folder, thinning, lists=settings.whole_lists)
     train.forgetting = Forgetting.of(log.fitted, settings.unknown, training.seed)
     train.whole_lists = settings.whole_lists
     valid = _reader(training, log, ("valid",), folder) if "valid" not in splits else None
@@ -274,9 +274,15 @@ def reader_of(plan: Plan, log: EncodedLog, splits: tuple[str, ...]) -> Reader:
 
 
 def _reader(
-    training: Training, log: EncodedLog, splits: tuple[str, ...], folder: Path, thinning: Thinning | None = None
+    training: Training,
+    log: EncodedLog,
+    splits: tuple[str, ...],
+    folder: Path,
+    thinning: Thinning | None = None,
+    *,
+    lists: bool = False,
 ) -> Reader:
-    chosen = selection(training.plan, log)
+    chosen = selection(training.plan, log, lists=lists)
     post_event = None
     if training.shuffle_privileged and chosen.privileged:
         post_event = folder / f".shuffled-{rank()}" / log.fingerprint
