@@ -64,7 +64,7 @@ def loop_through(name: str, members: Members) -> list[str] | None:
     return None
 
 
-def check_phases(phases: Sequence[Phase], members: Members, job: Job) -> list[str]:
+def check_phases(phases: Sequence[Phase], members: Members, job: Job, spec: FeatureSpec) -> list[str]:
     """What is wrong with who moves when, and on which rows."""
     found = [
         f"members.{m.name}: no term teaches it; add one, or remove the member"
@@ -77,6 +77,13 @@ def check_phases(phases: Sequence[Phase], members: Members, job: Job) -> list[st
             found += _wrong_parts(update, place, members)
             found += _wrong_terms(update, place, members)
             found += _wrong_rows(update, place, members, job)
+            if not spec.row_id and any(feed.log for feed in job.feeds.values()):
+                found += [
+                    f"{place}: {term.words!r} remembers rows by their ids, but without `row_id` in the feature spec the "
+                    "rows of each log are only counted; name the columns that identify a row"
+                    for term in update.terms
+                    if term.memories
+                ]
         found += _two_owners(phase, i, members)
         found += _moved_by_others(phase, i, members)
         found += _wrong_start(phase, i, members)
@@ -161,6 +168,7 @@ def _wrong_rows(update: Update, place: str, members: Members, job: Job) -> list[
     feed = job.feeds.get(update.feed)
     if feed is None or feed.noise is None:
         return []
+    recorded = [n for n in sorted(update.members) if members[n].net.name == RECORDED]
     reading = [
         n for n in sorted(update.members) if (members[n].serving or members[n].privileged) and not members[n].embed
     ]
@@ -169,7 +177,12 @@ def _wrong_rows(update: Update, place: str, members: Members, job: Job) -> list[
         "`inputs`"
         for name in reading
     ]
+    found += [f"{place}: {name!r} has no scores of the rows of the feed {update.feed!r}" for name in recorded]
     for term in update.terms:
+        if term.memories:
+            found.append(
+                f"{place}: {term.words!r} remembers rows, but the feed {update.feed!r} has none that come back"
+            )
         if any(isinstance(part, Column | Scenario) for part in walk(term)):
             found.append(f"{place}: {term.words!r} looks at a column, but the feed {update.feed!r} has none")
     return found

@@ -92,7 +92,7 @@ def examine(job: Job, spec: FeatureSpec) -> tuple[Plan | None, list[str]]:
     if problems:
         return None, problems
     phases = [_phase(phase, i, terms, lr[i], by_name, c.job.train.stop) for i, phase in enumerate(c.job.phases)]
-    problems += check_phases(phases, by_name, c.job)
+    problems += check_phases(phases, by_name, c.job, spec)
     problems += rehearse(list(by_name.values()), phases, spec)
     if problems:
         return None, problems
