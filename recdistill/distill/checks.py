@@ -77,13 +77,7 @@ def check_phases(phases: Sequence[Phase], members: Members, job: Job, spec: Feat
             found += _wrong_parts(update, place, members)
             found += _wrong_terms(update, place, members)
             found += _wrong_rows(update, place, members, job)
-            if not spec.row_id and any(feed.log for feed in job.feeds.values()):
-                found += [
-                    f"{place}: {term.words!r} remembers rows by their ids, but without `row_id` in the feature spec the "
-                    "rows of each log are only counted; name the columns that identify a row"
-                    for term in update.terms
-                    if term.memories
-                ]
+            found += _wrong_memories(update, place, job, spec)
         found += _two_owners(phase, i, members)
         found += _moved_by_others(phase, i, members)
         found += _wrong_start(phase, i, members)
@@ -179,13 +173,23 @@ def _wrong_rows(update: Update, place: str, members: Members, job: Job) -> list[
     ]
     found += [f"{place}: {name!r} has no scores of the rows of the feed {update.feed!r}" for name in recorded]
     for term in update.terms:
-        if term.memories:
-            found.append(
-                f"{place}: {term.words!r} remembers rows, but the feed {update.feed!r} has none that come back"
-            )
         if any(isinstance(part, Column | Scenario) for part in walk(term)):
             found.append(f"{place}: {term.words!r} looks at a column, but the feed {update.feed!r} has none")
     return found
+
+
+def _wrong_memories(update: Update, place: str, job: Job, spec: FeatureSpec) -> list[str]:
+    """Rows are remembered by their ids: they must come back, and those of several logs must not be confused."""
+    words = ", ".join(repr(term.words) for term in update.terms if term.memories)
+    feed = job.feeds.get(update.feed)
+    if words and feed is not None and feed.noise is not None:
+        return [f"{place}: {words}: rows are remembered, but none of the feed {update.feed!r} comes back"]
+    if words and not spec.row_id and any(each.log for each in job.feeds.values()):
+        return [
+            f"{place}: {words}: rows are remembered by their ids, but without `row_id` in the feature spec those of "
+            "each log are only counted; name the columns that identify a row"
+        ]
+    return []
 
 
 def table_owners(member: Member, members: Members) -> set[str]:
