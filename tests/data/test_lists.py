@@ -16,6 +16,7 @@ from recdistill.data.batch import Batch
 from recdistill.data.encode import encode
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.lists import in_lists, list_of, row_groups
+from recdistill.data.permute import permute_privileged
 from recdistill.data.reader import Reader, Selection, Thinning
 from recdistill.errors import LogError
 from tests.data.logs import raw, spec, write
@@ -162,6 +163,19 @@ def test_thinned_lists_are_whole_among_the_rows_that_are_left(log: EncodedLog) -
         assert sum(map(len, found)) == reader.rows() < 800
     whole, thinned = (Reader(log, ("train",), SELECTION, t, whole_lists=True) for t in (Thinning(), reader.thinning))
     assert thinned.steps(50) < whole.steps(50)
+
+
+def test_permuted_columns_have_the_row_groups_of_the_lists(log: EncodedLog, plain: EncodedLog, tmp_path: Path) -> None:
+    dwell = []
+    for each in (plain, log):
+        out = tmp_path / each.fingerprint
+        permute_privileged(each, "train", ("dwell_ms", "seen"), seed=0, out=out)
+        reader = Reader(each, ("train",), SELECTION, post_event=out, whole_lists=each is log)
+        found = list(reader.shuffled(128, seed=0, epoch=0))
+        values = [b.privileged.floats(("dwell_ms",))[:, 0].tolist() for b in found if b.privileged is not None]
+        rows = [row for b in found for row in b.row_id_B.tolist()]
+        dwell.append(dict(zip(rows, [v for batch in values for v in batch], strict=True)))
+    assert len(dwell[0]) == 800 and dwell[0] == dwell[1]  # the permutation does not depend on the order of the log
 
 
 def test_another_order_is_another_log(log: EncodedLog, plain: EncodedLog, tmp_path: Path) -> None:
