@@ -34,6 +34,7 @@ from recdistill.data.unknown import Forgetting
 from recdistill.distill.compile import Plan
 from recdistill.distill.layout import is_embedded, lay_out
 from recdistill.distill.member import Member
+from recdistill.distill.signal import Scenario, walk
 from recdistill.errors import LogError
 from recdistill.spec.members import FromRun, Recorded
 from recdistill.spec.phases import LOG
@@ -223,13 +224,15 @@ def rarity_by_table(log: EncodedLog) -> dict[str, Tensor]:
 
 def selection(plan: Plan, log: EncodedLog, feed: str | None = None, *, lists: bool = False) -> Selection:
     """The columns that some member reads, embedded ones in the order of lookup; or only those of a feed's updates."""
-    names = {member.name for member in plan.members}
-    if feed is not None:
-        names = {n for phase in plan.phases for u in phase.updates if u.feed == feed for n in u.members}
-    members = [member for member in plan.members if member.name in names]
-    listed = lists or any(term.scope == "list" for phase in plan.phases for term in phase.terms)
+    updates = [u for phase in plan.phases for u in phase.updates if feed in (None, u.feed)]
+    names = {name for update in updates for name in update.members}
+    members = [member for member in plan.members if feed is None or member.name in names]
+    terms = [term for update in updates for term in update.terms]
+    looked_at = [part for thing in (*terms, *(s for m in members for s in m.signals)) for part in walk(thing)]
+    scenarios = plan.scenario and any(isinstance(part, Scenario) for part in looked_at)
+    listed = lists or any(term.scope == "list" for term in terms)
     serving, privileged = (_read_by(members, plan, log, audience) for audience in ("serving", "privileged"))
-    return Selection(serving, privileged, plan.columns, listed, plan.scenario)
+    return Selection(serving, privileged, plan.columns, listed, scenarios)
 
 
 def _read_by(members: Sequence[Member], plan: Plan, log: EncodedLog, audience: str) -> tuple[str, ...]:
@@ -257,17 +260,19 @@ def _feeds(training: Training, logs: Logs, train: Reader, folder: Path) -> dict[
     plan = training.plan
 
     def of_log(name: str, reads_for: str) -> LogFeed:
-        log = train.log if name == LOG else logs.feeds[name]
-        chosen = selection(plan, log, reads_for, lists=train.selection.groups)
+        lists = train.whole_lists and LOG in plan.feeds[reads_for].mix
+        chosen = selection(plan, train.log, reads_for, lists=lists)
         if name == LOG:
             return LogFeed(replace(train, selection=chosen))
+        log = logs.feeds[name]
         _refuse_lacking(plan, log, chosen, name, reads_for)
         # all rows of a log from which nothing is learned form the test split
         post_event = _permuted(training, log, ("test",), folder)
         return LogFeed(Reader(log, ("test",), chosen, post_event=post_event, forgetting=train.forgetting))
 
     feeds: dict[str, Feed] = {}
-    for name, feed in plan.feeds.items():
+    used = {update.feed for phase in plan.phases for update in phase.updates}
+    for name, feed in ((name, feed) for name, feed in plan.feeds.items() if name in used):
         if feed.noise is not None:
             feeds[name] = NoiseFeed(feed.noise)
         elif feed.mix:
@@ -320,7 +325,8 @@ def _reader(
 
 def _permuted(training: Training, log: EncodedLog, splits: tuple[str, ...], folder: Path) -> Path | None:
     """Where the privileged columns of a log lie that were permuted over its rows, if the training asks for it."""
-    privileged = tuple(c for c in selection(training.plan, log).privileged if c in log.spec.post_event)
+    read = dict.fromkeys(column for member in training.plan.members for column in member.privileged)
+    privileged = tuple(column for column in read if column in log.spec.post_event)
     if not training.shuffle_privileged or not privileged:
         return None
     post_event = folder / f".shuffled-{rank()}" / log.fingerprint
