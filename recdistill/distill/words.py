@@ -164,10 +164,13 @@ def _made(c: Compiler, function: Callable[..., Any], call: Call, place: str) -> 
     if len(c.problems) > before:
         return None
     try:
-        return function(*args, **kwargs)
+        made = function(*args, **kwargs)
     except RecdistillError as error:
         c.problems.append(f"{place}: {call}: {error}")
         return None
+    if isinstance(made, Schedule) and c.spec.scenario is None and any(metric.scenario for metric in made.metrics):
+        c.problems.append(f"{place}: {call}: the feature spec names no `scenario`; add the raw column")
+    return made
 
 
 def kinds_of(hint: Any) -> tuple[Any, ...]:
@@ -259,11 +262,8 @@ def _loss(c: Compiler, call: Call, place: str) -> Term | None:
         c.problems.append(f"{place}: {call.function} compares the rows of a list; name the spec's `group`")
     if scope != "row" and over == "batch":
         c.problems.append(f'{place}: {call.function} has one value per {scope}; over="batch" is for losses of rows')
-    fold = next((c.job.members[m].fold for m in sorted(learner.members) if m in c.job.members), None)
-    return Term(
-        str(call), loss, learner, tuple(targets), options, over=str(over), scope=scope, in_batch=is_in_batch(loss),
-        fold=fold,
-    )  # fmt: skip
+    in_batch = is_in_batch(loss)
+    return Term(str(call), loss, learner, tuple(targets), options, over=str(over), scope=scope, in_batch=in_batch)
 
 
 def _tried(loss: Callable[..., torch.Tensor], targets: int, options: Mapping[str, Any]) -> str | None:

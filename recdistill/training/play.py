@@ -62,8 +62,8 @@ class Lookups:
                 continue
             view = self.view_of(member)
             if view not in self.views:
-                scene = Scene({}, batch, seed, now)
-                self.views[view] = batch if view is None else distorted(batch, view, salted(scene, str(view)))
+                salt = salted(Scene({}, batch, seed, now), str(view))
+                self.views[view] = batch if view is None else distorted(batch, view, salt, cast.spec)
             for bank in cast.layout.members[name].banks:
                 wanted = self.wanted.setdefault(bank, [])
                 if view not in wanted:
