@@ -11,7 +11,7 @@ difference to ``plain`` may be mere smoothing.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from recdistill.errors import SpecError
 from recdistill.spec.job import Job, NoControls, member_names, without_index
@@ -117,11 +117,16 @@ def _plain_phase(job: Job, phase: PhaseSpec, served: list[str]) -> PhaseSpec | N
 
 def _is_supervised(term: ParsedTerm, job: Job, served: list[str]) -> bool:
     """Whether a term teaches served members alone, and from labels alone."""
-    if not {without_index(name) for name in member_names(job, term)} <= {*served}:
+    losses = [factor for factor in term.factors if _teaches(factor, job)]
+    if not {without_index(name) for name in member_names(job, ParsedTerm(tuple(losses), term.rows))} <= {*served}:
         return False
-    losses = [factor for factor in term.factors if isinstance(factor, Call) and _members_of(factor, job)]
     taught_by = [argument for loss in losses for argument in (*loss.args[1:], *loss.kwargs.values())]
     return len(losses) == 1 and not any(_members_of(argument, job) for argument in taught_by)
+
+
+def _teaches(factor: Argument, job: Job) -> TypeGuard[Call]:
+    """Whether a factor is a loss of some member; a weight may look at members, but begins with a number."""
+    return isinstance(factor, Call) and bool(factor.args) and bool(_members_of(factor.args[0], job))
 
 
 def _at_full_weight(terms: list[ParsedTerm], job: Job) -> list[ParsedTerm]:
@@ -134,7 +139,7 @@ def _at_full_weight(terms: list[ParsedTerm], job: Job) -> list[ParsedTerm]:
     heaviest = max(abs(scale) for scale in scales) or 1.0
     made = []
     for term, scale in zip(terms, scales, strict=True):
-        losses = tuple(f for f in term.factors if isinstance(f, Call) and _members_of(f, job))
+        losses = tuple(f for f in term.factors if _teaches(f, job))
         relative = scale / heaviest
         made.append(ParsedTerm(losses if relative == 1 else (*losses, relative), term.rows))
     return made
