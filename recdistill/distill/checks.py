@@ -69,7 +69,7 @@ def check_phases(phases: Sequence[Phase], members: Members, job: Job, spec: Feat
     found = [
         f"members.{m.name}: no term teaches it; add one, or remove the member"
         for m in members.values()
-        if m.origin is None and not any(m.name in trained_names(p.trained, members) for p in phases)
+        if m.origin is None and m.net.learns and not any(m.name in trained_names(p.trained, members) for p in phases)
     ]
     for i, phase in enumerate(phases):
         for j, update in enumerate(phase.updates):
@@ -143,6 +143,8 @@ def kind_of(member: Member) -> str:
     """Why a member does not learn, in words."""
     if member.follows is not None:
         return f"a copy that follows {member.follows!r}"
+    if not member.net.learns:
+        return "without parameters that gradients move"
     return "read from a file" if member.net.name == RECORDED else "frozen"
 
 
@@ -280,6 +282,11 @@ def _needs_validation(phase: Phase, index: int, members: Members, job: Job) -> l
     found = [
         f"phases.{index}: a weight follows {m.key}, which has no value while validation rows are trained on"
         for m in phase.metrics
+    ]
+    found += [
+        f"phases.{index}: {name!r} is chosen on validation rows, which are trained on"
+        for name in sorted(phase.members)
+        if members[name].net.chosen
     ]
     moving = trained_names(phase.trained, members)
     best = [m.name for m in members.values() if hasattr(m.origin, "average") and m.follows in moving]

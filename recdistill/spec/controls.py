@@ -1,8 +1,8 @@
 """The jobs that a result is compared with, derived from the job itself.
 
 ``plain`` drops every member that does not serve, with every term that compares anything with a member's output, and
-every phase left empty. What is left trains the student from labels at full weight: schedules that made room for a
-teacher are dropped as well.
+every phase left empty. What is left trains the student from labels at full weight and on all rows: schedules that made
+room for a teacher, and selectors that asked one, are dropped as well.
 ``shuffled`` keeps the whole job but takes the knowledge out of it: privileged columns are permuted jointly over the
 rows; where nothing is privileged, what the student receives from other members is permuted instead, and the control is
 called ``shuffled_signal``. Only the difference between the result and this control is the teacher's knowledge; the
@@ -11,7 +11,7 @@ difference to ``plain`` may be mere smoothing.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from recdistill.errors import SpecError
 from recdistill.spec.job import Job, NoControls, member_names, without_index
@@ -102,7 +102,7 @@ def _plain_phase(job: Job, phase: PhaseSpec, served: list[str]) -> PhaseSpec | N
     """What is left of a phase: the terms that compare served members with labels, and nothing with a member."""
     moves = []
     for move in phase.moves:
-        parsed = [parse_term(text) for text in move.terms]
+        parsed = [_on_rows_of(served, parse_term(text), job) for text in move.terms]
         kept = [term for term in parsed if _is_supervised(term, job, served)]
         if kept:
             train = [part for part in move.train if without_index(part.partition(".")[0]) in served]
@@ -115,13 +115,24 @@ def _plain_phase(job: Job, phase: PhaseSpec, served: list[str]) -> PhaseSpec | N
     return phase.with_moves(moves).model_copy(update={"carry": carry, "restart": restart})
 
 
+def _on_rows_of(served: list[str], term: ParsedTerm, job: Job) -> ParsedTerm:
+    """The term on all rows, if it asks members that are gone which ones to take."""
+    asked = {without_index(name) for name in _members_of(term.rows, job)} if term.rows is not None else set()
+    return term if asked <= {*served} else ParsedTerm(term.factors)
+
+
 def _is_supervised(term: ParsedTerm, job: Job, served: list[str]) -> bool:
     """Whether a term teaches served members alone, and from labels alone."""
-    if not {without_index(name) for name in member_names(job, term)} <= {*served}:
+    losses = [factor for factor in term.factors if _teaches(factor, job)]
+    if not {without_index(name) for name in member_names(job, ParsedTerm(tuple(losses), term.rows))} <= {*served}:
         return False
-    losses = [factor for factor in term.factors if isinstance(factor, Call) and _members_of(factor, job)]
     taught_by = [argument for loss in losses for argument in (*loss.args[1:], *loss.kwargs.values())]
     return len(losses) == 1 and not any(_members_of(argument, job) for argument in taught_by)
+
+
+def _teaches(factor: Argument, job: Job) -> TypeGuard[Call]:
+    """Whether a factor is a loss of some member; a weight may look at members, but begins with a number."""
+    return isinstance(factor, Call) and bool(factor.args) and bool(_members_of(factor.args[0], job))
 
 
 def _at_full_weight(terms: list[ParsedTerm], job: Job) -> list[ParsedTerm]:
@@ -134,7 +145,7 @@ def _at_full_weight(terms: list[ParsedTerm], job: Job) -> list[ParsedTerm]:
     heaviest = max(abs(scale) for scale in scales) or 1.0
     made = []
     for term, scale in zip(terms, scales, strict=True):
-        losses = tuple(f for f in term.factors if isinstance(f, Call) and _members_of(f, job))
+        losses = tuple(f for f in term.factors if _teaches(f, job))
         relative = scale / heaviest
         made.append(ParsedTerm(losses if relative == 1 else (*losses, relative), term.rows))
     return made
