@@ -63,7 +63,7 @@ class Followers:
             origin = member.origin
             if isinstance(origin, Ema) and step % origin.every == 0:
                 self._average(name, origin.decay**origin.every)
-            elif isinstance(origin, Snapshot) and step % max(1, round(Moment(origin.every).steps(planned))) == 0:
+            elif isinstance(origin, Snapshot) and Moment(origin.every).stretch(step, planned)[0] == step:
                 self._copy(name)
 
     def evaluated(self, values: dict[str, float], monitor: str, trained: Iterable[str]) -> None:
