@@ -202,7 +202,8 @@ def _intent(world: World, visits: Visits, rng: np.random.Generator) -> Ints:
     """What each visitor looks for next: a choice by age, city and hour."""
     age, city = world.user_age_U[visits.user], world.user_city_U[visits.user]
     score_NK = (world.age_category[age] + world.city_category[city] + world.hour_category[visits.hour])[:, :INTENTS]
-    return (2 * score_NK + rng.gumbel(size=score_NK.shape)).argmax(1)
+    chosen: Ints = (2 * score_NK + rng.gumbel(size=score_NK.shape)).argmax(1)
+    return chosen
 
 
 def interest(world: World, user: Ints, item: Ints, hour: Ints, device: Ints) -> Floats:

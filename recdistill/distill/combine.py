@@ -44,6 +44,11 @@ class Several:
         return frozenset().union(*(signal.members for signal in self.signals))
 
 
+def listed(signals: tuple[Signal, ...]) -> str:
+    """Signals as they are written."""
+    return ", ".join(map(str, signals))
+
+
 @dataclass(frozen=True)
 class Weighted(Several):
     """The weighted mean of signals; the weights add up to 1."""
@@ -51,6 +56,9 @@ class Weighted(Several):
     signals: tuple[Signal, ...]
     weights: tuple[float, ...]
     of: str
+
+    def __str__(self) -> str:
+        return f"weighted({listed(self.signals)})"
 
     def value(self, scene: Scene) -> Tensor:
         """The mean, of the shape of each signal."""
@@ -70,6 +78,9 @@ class Closest(Several):
     label: Column
     signals: tuple[Signal, ...]
 
+    def __str__(self) -> str:
+        return f"closest({listed(self.signals)})"
+
     def value(self, scene: Scene) -> Tensor:
         """The logit of each row, (B,)."""
         logit_KB = torch.stack([signal.value(scene) for signal in self.signals])
@@ -86,6 +97,9 @@ class Picked(Several):
     signals: tuple[Signal, ...]
     weights: tuple[float, ...]
     by: str
+
+    def __str__(self) -> str:
+        return f"pick({listed(self.signals)})"
 
     def value(self, scene: Scene) -> Tensor:
         """The value of the signal that is drawn, of its shape."""
@@ -104,6 +118,9 @@ class Routed(Several):
     column: Column | Scenario
     signals: tuple[Signal, ...]
     values: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"route({listed(self.signals)})"
 
     def value(self, scene: Scene) -> Tensor:
         """The value of each row, of the shape of each signal."""
@@ -125,6 +142,9 @@ class Unseen(Several):
     """For each row the copy that has learned from other folds; copy k has seen no row of the fold k."""
 
     signals: tuple[Signal, ...]
+
+    def __str__(self) -> str:
+        return f"out_of_fold({listed(self.signals)})"
 
     def value(self, scene: Scene) -> Tensor:
         """The value of each row, of the shape of each signal."""
@@ -150,6 +170,9 @@ class Voted(Several):
     """The share of signals that speak for a click, as a logit; one more half vote on each side keeps it finite."""
 
     signals: tuple[Signal, ...]
+
+    def __str__(self) -> str:
+        return f"vote({listed(self.signals)})"
 
     def value(self, scene: Scene) -> Tensor:
         """The logit of each row, (B,)."""
@@ -180,6 +203,9 @@ class Reversed:
     def members(self) -> frozenset[str]:
         """Those of the signal."""
         return self.signal.members
+
+    def __str__(self) -> str:
+        return f"reverse({self.signal}, scale={self.scale})"
 
     def value(self, scene: Scene) -> Tensor:
         """The value of the signal."""

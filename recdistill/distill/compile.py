@@ -253,15 +253,16 @@ def _phase(
     for j, move in enumerate(phase.moves):
         place = f"phases.{index}.updates.{j}.terms." if phase.updates else f"phases.{index}.terms."
         mine = tuple(found for key, found in terms.items() if key.startswith(place) and found is not None)
-        parts = tuple(Part(*_cut(word)) for word in move.train)
+        parts = tuple(part for word in move.train if (part := Part(*_cut(word))).member in members)
         taught = {name for each in mine for name in each.taught}
         moved = parts or tuple(Part(name) for name in members if name in behind(taught, members, live=True))
         moved = moved if parts else tuple(part for part in moved if members[part.member].trainable)
         needed = behind({name for each in mine for name in each.members}, members)
         updates.append(Update(mine, moved, frozenset(needed), move.every, move.feed))
-    carry = tuple(phase.carry.items())
+    carry = tuple((to, of) for to, of in phase.carry.items() if {to, of} <= members.keys())
+    restart = tuple(name for name in phase.restart if name in members)  # others are reported with the job itself
     chosen = phase.stop or stop
-    return Phase(tuple(updates), chosen, phase.epochs, phase.steps, lr, tuple(phase.restart), carry)
+    return Phase(tuple(updates), chosen, phase.epochs, phase.steps, lr, restart, carry)
 
 
 def _cut(word: str) -> tuple[str, str]:

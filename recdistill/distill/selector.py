@@ -228,7 +228,8 @@ def smallest(
     """
     given = keep if isinstance(keep, Schedule) else fixed(keep)
     left = drop if isinstance(drop, Schedule) else fixed(drop)
-    share = Schedule(lambda now: given.weight(now) - left.weight(now), f"{given.words} - {left.words}")
+    words, metrics = f"{given.words} - {left.words}", (*given.metrics, *left.metrics)
+    share = Schedule(lambda now: given.weight(now) - left.weight(now), words, metrics)
     for now in (Now(0), Now(10**9)):
         if not 0 < share.weight(now) <= 1:
             raise TrainingError(f"smallest: keeps a share in (0, 1] of the rows, found {share.weight(now)}")

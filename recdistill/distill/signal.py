@@ -94,6 +94,9 @@ class Logit(OfMember):
     member: str
     label: int = 0
 
+    def __str__(self) -> str:
+        return f"{self.member}.logit" + (f".{self.label}" if self.label else "")
+
     def value(self, scene: Scene) -> Tensor:
         """The logit of each row, (B,)."""
         return scene.outputs[self.member].logits_BK[:, self.label]
@@ -104,6 +107,9 @@ class All(OfMember):
     """``member.logits``, the logits of all labels, or ``member.out``, all values of a member with `outputs`: (B, K)."""
 
     member: str
+
+    def __str__(self) -> str:
+        return f"{self.member}.logits"
 
     def value(self, scene: Scene) -> Tensor:
         """The values of each row, (B, K)."""
@@ -117,6 +123,9 @@ class Hidden(OfMember):
     member: str
     layer: int
 
+    def __str__(self) -> str:
+        return f"{self.member}.hidden[{self.layer}]"
+
     def value(self, scene: Scene) -> Tensor:
         """The layer of each row, (B, H)."""
         return scene.outputs[self.member].hidden[self.layer]
@@ -127,6 +136,9 @@ class Embed(OfMember):
     """``member.embed``, the input vector after the lookup: (B, E)."""
 
     member: str
+
+    def __str__(self) -> str:
+        return f"{self.member}.embed"
 
     def value(self, scene: Scene) -> Tensor:
         """The input vector of each row, (B, E)."""
@@ -140,6 +152,9 @@ class Attention(OfMember):
     member: str
     sequence: int
 
+    def __str__(self) -> str:
+        return f"{self.member}.attention[{self.sequence}]"
+
     def value(self, scene: Scene) -> Tensor:
         """The weights of each row, (B, L)."""
         return scene.outputs[self.member].attention[self.sequence]
@@ -152,6 +167,9 @@ class Column:
     name: str
     members: frozenset[str] = frozenset()
 
+    def __str__(self) -> str:
+        return self.name
+
     def value(self, scene: Scene) -> Tensor:
         """The column, (B,)."""
         return scene.batch.labels[self.name]
@@ -162,6 +180,9 @@ class Scenario:
     """``scenario``: the hash of each row's scenario, int64 (B,)."""
 
     members: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return "scenario"
 
     def value(self, scene: Scene) -> Tensor:
         """The hash of each row's scenario."""
@@ -174,6 +195,9 @@ class Noise:
 
     width: int
     members: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return f"noise({self.width})"
 
     def value(self, scene: Scene) -> Tensor:
         """The numbers of each row, (B, width), by Box and Muller's transform of hashed row ids."""
@@ -189,6 +213,9 @@ class Live(OfSignal):
 
     signal: Signal
 
+    def __str__(self) -> str:
+        return f"live({self.signal})"
+
     def value(self, scene: Scene) -> Tensor:
         """The value of the signal."""
         return self.signal.value(scene)
@@ -199,6 +226,9 @@ class Probability(OfSignal):
     """``probability(x)``: the sigmoid of logits."""
 
     signal: Signal
+
+    def __str__(self) -> str:
+        return f"probability({self.signal})"
 
     def value(self, scene: Scene) -> Tensor:
         """The probability of each row, of the shape of the signal."""
@@ -218,6 +248,9 @@ class Remembered(OfSignal):
     @property
     def key(self) -> str:
         """What tells it from other memories: equal words remember the same."""
+        return str(self)
+
+    def __str__(self) -> str:
         return f"memory({self.signal}, decay={self.decay})"
 
     def value(self, scene: Scene) -> Tensor:
@@ -234,6 +267,9 @@ class Shuffled(OfSignal):
     """
 
     signal: Signal
+
+    def __str__(self) -> str:
+        return f"shuffled({self.signal})"
 
     def value(self, scene: Scene) -> Tensor:
         """The permuted value."""
