@@ -21,6 +21,9 @@ class Quota(OfSignal):
     within: Scenario | Column | None = None
     in_batch = True
 
+    def __str__(self) -> str:
+        return f"quota({self.signal}, {self.label})"
+
     def value(self, scene: Scene) -> Tensor:
         """The label of each row, (B,), 0 or 1; NaN where nothing says how many there are to be."""
         label_B = self.label.value(scene)
@@ -55,6 +58,9 @@ class Scrambled(OfSignal):
 
     signal: Signal
     over_lists = True
+
+    def __str__(self) -> str:
+        return f"scrambled({self.signal})"
 
     def value(self, scene: Scene) -> Tensor:
         """The value of each row, (B,)."""

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from recdistill.distill.member import RECORDED, Member, Phase, Update
 from recdistill.distill.signal import All, Column, Embed, Hidden, Live, Logit, Scenario, flows, walk
+from recdistill.nets.catalog import UNTRAINED
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 
@@ -53,7 +54,9 @@ def check_phases(phases: Sequence[Phase], members: Members, job: Job) -> list[st
     found = [
         f"members.{m.name}: no term teaches it; add one, or remove the member"
         for m in members.values()
-        if m.origin is None and not any(m.name in trained_names(p.trained, members) for p in phases)
+        if m.origin is None
+        and m.net.name not in UNTRAINED
+        and not any(m.name in trained_names(p.trained, members) for p in phases)
     ]
     for i, phase in enumerate(phases):
         for j, update in enumerate(phase.updates):

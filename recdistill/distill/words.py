@@ -54,7 +54,9 @@ class Compiler:
     def source(self, name: str) -> MemberSpec:
         """What the job says of a member, or of the one whose net it has."""
         member = self.job.members[name]
-        return self.job.members.get(member.of or name, member)
+        while member.of is not None and member.of in self.job.members:
+            member = self.job.members[member.of]
+        return member
 
 
 def term(c: Compiler, text: str, place: str) -> Term | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recdistill.nets.ensembles import Average
 from recdistill.nets.inputs import Inputs, Outputs
 from recdistill.nets.interactions import DcnV2, DeepFM
 from recdistill.nets.towers import Mlp, Stack, TwoTower
@@ -17,7 +18,9 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "deepfm": DeepFM,
     "dcn_v2": DcnV2,
     "two_tower": TwoTower,
+    "average": Average,
 }
+UNTRAINED = ("average",)  # nets without parameters
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,8 @@ def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, w
     layout = lay_out(plan.members, log.spec, log.fitted.tables)
     rarity = rarity_by_table(log) if settings.tables.step.l2_rare else {}
     by_name = {member.name: member for member in plan.members}
-    follows = {n: (m.follows, *by_name[m.follows].share.table_owners) for n, m in by_name.items() if m.follows}
+    originals = {name: _original(member, by_name) for name, member in by_name.items() if member.follows}
+    follows = {name: (original.name, *original.share.table_owners) for name, original in originals.items()}
     tables = Tables(layout, settings.tables, std=settings.table_std, seed=seed, rarity=rarity, follows=follows)
     recorded = {}
     for member in plan.members:
@@ -201,6 +202,13 @@ def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, w
         elif member.warm_start is not None:
             warm_start(cast, member, member.warm_start, log.fitted)
     return cast
+
+
+def _original(member: Member, members: Mapping[str, Member]) -> Member:
+    """The trained member at the end of those that follow each other."""
+    while member.follows is not None:
+        member = members[member.follows]
+    return member
 
 
 def rarity_by_table(log: EncodedLog) -> dict[str, Tensor]:

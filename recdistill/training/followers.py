@@ -39,9 +39,9 @@ class Followers:
     def of(self, trained: Iterable[str]) -> list[str]:
         """Those whose original is among some members, and who follow it while it moves."""
         names = {*trained}
-        return [
-            n for n, m in self.members.items() if m.follows in names and not isinstance(m.origin, Previous | Snapshot)
-        ]
+        moving = {n: m for n, m in self.members.items() if not isinstance(m.origin, Previous | Snapshot)}
+        names |= {n for n, m in moving.items() if m.follows in names}
+        return [n for n, m in moving.items() if m.follows in names]
 
     def phase_begins(self, first: bool) -> None:
         """Previous copies become what their originals are now; in the first phase that is nothing yet."""
@@ -74,7 +74,7 @@ class Followers:
             monitor: the metric that decides.
             trained: the members that move.
         """
-        names = {*trained}
+        names = {*trained, *self.of(trained)}
         for name, found in self.best.items():
             member = self.members[name]
             assert isinstance(member.origin, Best)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from recdistill.errors import TrainingError
 from recdistill.export.artefact import scripted
-from recdistill.nets.catalog import NETS, Head, Net
+from recdistill.nets.catalog import NETS, UNTRAINED, Head, Net
 from recdistill.nets.inputs import Field, Inputs
 from recdistill.nets.towers import Stack, TwoTower
 
@@ -21,7 +21,14 @@ OPTIONS = {
     "deepfm": {"mlp": [6, 5]},
     "dcn_v2": {"mlp": [6, 5], "cross_layers": 2},
     "two_tower": {"mlp": [6], "item": ["item"], "dim": 3},
+    "average": {},
 }
+LOGITS = Inputs(tuple(Field(f"input {i}", i, 1, embedded=False) for i in range(13)))  # what an average reads
+ONE_LABEL = ("two_tower", "average")
+
+
+def inputs_of(name: str) -> Inputs:
+    return LOGITS if name == "average" else INPUTS
 
 
 def rows(count: int = 5) -> Tensor:
@@ -35,8 +42,8 @@ def test_every_net_is_tried_here() -> None:
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_a_net_answers_one_logit_per_row_and_label(name: str, count: int) -> None:
-    labels = 1 if name == "two_tower" else 3
-    out = Net(name, OPTIONS[name]).build(INPUTS, labels).eval()(rows(count))
+    labels = 1 if name in ONE_LABEL else 3
+    out = Net(name, OPTIONS[name]).build(inputs_of(name), labels).eval()(rows(count))
     assert out.logits_BK.shape == (count, labels)
     assert all(h.shape[0] == count and h.dim() == 2 for h in out.hidden)
     assert out.embed_BE.shape == (count, INPUTS.width)
@@ -45,9 +52,22 @@ def test_a_net_answers_one_logit_per_row_and_label(name: str, count: int) -> Non
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("norm", ["none", "layer", "batch"])
 def test_a_scripted_net_equals_the_eager_one(name: str, norm: str) -> None:
-    net = Net(name, {**OPTIONS[name], "norm": norm, "dropout": 0.2}).build(INPUTS, 1)
+    options = {} if name in UNTRAINED else {**OPTIONS[name], "norm": norm, "dropout": 0.2}
+    net = Net(name, options).build(inputs_of(name), 1)
     head = Head([], Stack(INPUTS.width, []), net, 0.1).eval()
     assert torch.equal(scripted(head)(rows(), [], []).logits_BK, head(rows(), [], []).logits_BK)
+
+
+def test_an_average_is_one_of_probabilities_label_by_label() -> None:
+    x = torch.tensor([[2.0, -1.0, 0.0, 3.0]])
+    expected = torch.tensor(
+        [[(x[0, 0].sigmoid() + x[0, 2].sigmoid()) / 2, (x[0, 1].sigmoid() + x[0, 3].sigmoid()) / 2]]
+    )
+    fields = Inputs(tuple(Field(f"input {i}", 2 * i, 2, embedded=False) for i in range(2)))
+    assert torch.allclose(Net("average", {}).build(fields, 2)(x).logits_BK.sigmoid(), expected)
+    assert not list(Net("average", {}).build(fields, 2).parameters())
+    with pytest.raises(TrainingError, match="reads logits of other members"):
+        Net("average", {}).build(INPUTS, 1)
 
 
 def test_deepfm_is_first_order_plus_pairs_plus_deep() -> None:
