@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recdistill.errors import SpecError
-from recdistill.spec.job import Job, NoControls, member_names, without_index
+from recdistill.spec.job import Job, NoControls, without_index
 from recdistill.spec.members import PRIVILEGED, MemberSpec, Sharing
 from recdistill.spec.phases import PhaseSpec
 from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, names_of, parse_signal, parse_term
@@ -121,12 +121,19 @@ def _is_supervised(term: ParsedTerm, job: Job, served: list[str]) -> bool:
 
     What combines outputs (a gate over branches, their mean, an adapter) leaves with the members that it was made for.
     """
-    if not {without_index(name) for name in member_names(job, term)} <= {*served}:
+    losses = _losses(term, job)
+    named = [*losses, *([term.rows] if term.rows is not None else [])]
+    if not set().union(*(_members_of(each, job) for each in named)) <= {*served}:
         return False
-    losses = [factor for factor in term.factors if isinstance(factor, Call) and _members_of(factor, job)]
     taught_by = [argument for loss in losses for argument in (*loss.args[1:], *loss.kwargs.values())]
     single = all(_is_single(loss.args[0]) for loss in losses if loss.args)
     return len(losses) == 1 and single and not any(_members_of(argument, job) for argument in taught_by)
+
+
+def _losses(term: ParsedTerm, job: Job) -> list[Call]:
+    """The calls that begin with a member's output; what looks at validation metrics is a weight."""
+    calls = [factor for factor in term.factors if isinstance(factor, Call)]
+    return [call for call in calls if call.args and _members_of(call.args[0], job)]
 
 
 def _is_single(learner: Argument) -> bool:
@@ -146,7 +153,7 @@ def _at_full_weight(terms: list[ParsedTerm], job: Job) -> list[ParsedTerm]:
     heaviest = max(abs(scale) for scale in scales) or 1.0
     made = []
     for term, scale in zip(terms, scales, strict=True):
-        losses = tuple(f for f in term.factors if isinstance(f, Call) and _members_of(f, job))
+        losses = tuple(_losses(term, job))
         relative = scale / heaviest
         made.append(ParsedTerm(losses if relative == 1 else (*losses, relative), term.rows))
     return made
