@@ -167,8 +167,8 @@ def cycle(start: float, end: float, *, over: float) -> Schedule:
     length = Moment(over)
 
     def weight(now: Now) -> float:
-        first, end = length.stretch(now.step, now.planned)
-        share = (now.step - first) / (end - first)
+        first, following = length.stretch(now.step, now.planned)
+        share = (now.step - first) / (following - first)
         return start + (end - start) * (1 - math.cos(math.pi * share)) / 2
 
     return Schedule(weight, f"cycle({start}, {end}, over={over})")
