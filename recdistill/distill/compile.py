@@ -11,8 +11,9 @@ from recdistill.distill.rehearse import rehearse
 from recdistill.distill.schedule import Schedule
 from recdistill.distill.signal import Signal
 from recdistill.distill.term import Term
-from recdistill.distill.words import Compiler, rates, signal, term
-from recdistill.errors import SpecError
+from recdistill.distill.words import Compiler, edit, rates, signal, term
+from recdistill.edits.towers import Edit
+from recdistill.errors import SpecError, TrainingError
 from recdistill.nets.catalog import NETS, Net, wrong_options
 from recdistill.nets.sequences import POOLS
 from recdistill.spec.controls import served_with
@@ -121,7 +122,7 @@ def _members(c: Compiler) -> dict[str, Member]:
     for name, described in sorted(seconds, key=lambda pair: _is_second(c, pair[1].of)):
         source = made.get(described.of or "")
         if source is not None:
-            made[name] = _second(c, name, described, source)
+            made[name] = (_edited if described.edit else _second)(c, name, described, source)
     return {name: member for name, member in made.items() if member is not None}
 
 
@@ -200,6 +201,32 @@ def _second(c: Compiler, name: str, described: MemberSpec, source: Member) -> Me
     if not isinstance(origin, Same):
         changes["share"] = Sharing()
     return replace(source, **changes)
+
+
+def _edited(c: Compiler, name: str, described: MemberSpec, source: Member) -> Member | None:
+    """A member of its own whose net is made from another one's."""
+    assert described.edit is not None
+    place, key = f"members.{name}.edit", "layers" if source.net.name == "mlp" else "mlp"
+    widths, edits = list(source.net.options.get(key, [])), list[Edit]()
+    for i, text in enumerate(described.edit.by):
+        found = edit(c, text, f"{place}.by.{i}")
+        if found is None:
+            return None
+        try:
+            widths = found.widths(widths)
+        except TrainingError as error:
+            c.problems.append(f"{place}.by.{i}: {error}")
+            return None
+        edits.append(found)
+    return replace(
+        source,
+        name=name,
+        net=Net(source.net.name, {**source.net.options, key: widths}),
+        serve=bool(described.serve),
+        dense=described.dense,
+        share=Sharing(),
+        edited=(source.name, tuple(edits)),
+    )
 
 
 def _recorded(c: Compiler, name: str, member: MemberSpec) -> Member:

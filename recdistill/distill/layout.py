@@ -131,7 +131,7 @@ class MemberLayout:
         sequences: what the member's head pools itself; the vectors come last.
         columns: the fields of pieces and numbers.
         pooled: the fields of the sequences.
-        banks: the banks that are looked up.
+        lookups: every feature, and the bank in which it is looked up for this member.
         taps: what it reads of other members, between the numbers and the sequences.
     """
 
@@ -141,8 +141,13 @@ class MemberLayout:
     sequences: tuple[SequencePiece, ...]
     columns: tuple[Column, ...]
     pooled: tuple[Column, ...]
-    banks: tuple[str, ...]
+    lookups: tuple[tuple[Feature, str], ...]
     taps: tuple[Column, ...] = ()
+
+    @property
+    def banks(self) -> tuple[str, ...]:
+        """The banks that are looked up."""
+        return tuple(dict.fromkeys(bank for _, bank in self.lookups))
 
     @property
     def flat(self) -> Inputs:
@@ -253,7 +258,7 @@ def _member_layout(member: Member, homes: dict[str, str], banks: dict[str, Bank]
         tuple(sequences),
         tuple(columns),
         tuple(Column(sequence.column, sequence.tokens.width, embedded=True) for sequence in sequences),
-        tuple(dict.fromkeys(name for name, _ in mine)),
+        tuple((feature, name) for name, feature in mine),
     )
 
 

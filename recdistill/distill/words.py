@@ -16,6 +16,7 @@ from recdistill.distill.schedule import METRICS, SCHEDULES, Metric, Schedule
 from recdistill.distill.selector import SELECTORS, Measured, Selector
 from recdistill.distill.signal import All, Attention, Column, Embed, Hidden, Logit, Scenario, Signal, walk
 from recdistill.distill.term import Term
+from recdistill.edits.towers import EDITS, Edit
 from recdistill.errors import RecdistillError, ShapeError
 from recdistill.losses.catalog import LIST, LOSSES
 from recdistill.losses.scope import is_in_batch, scope_of
@@ -115,6 +116,21 @@ def signal(c: Compiler, text: str, place: str) -> Signal | None:
         return None  # reported with the job itself
 
 
+def edit(c: Compiler, text: str, place: str) -> Edit | None:
+    """The edit that a text stands for, ``shrink(0, keep=0.5)`` for example, or None if something is wrong with it."""
+    try:
+        call = parse_signal(text)
+    except TermSyntaxError as error:
+        c.problems.append(f"{place}: {error}")
+        return None
+    if not isinstance(call, Call) or call.function not in EDITS:
+        word = call.function if isinstance(call, Call) else str(call)
+        c.problems.append(f"{place}: {text} is no edit; {nearest(word, EDITS)}")
+        return None
+    made: Edit | None = _made(c, EDITS[call.function], call, place)
+    return made
+
+
 def _selector(c: Compiler, parsed: ParsedTerm, place: str) -> Selector | None:
     call = parsed.rows
     if call is None:
@@ -163,6 +179,7 @@ def kinds_of(hint: Any) -> tuple[Any, ...]:
 
 NAMED = {
     float: "a number",
+    int: "a whole number",
     str: "a text",
     Schedule: "a schedule such as ramp(0, 1, over=100)",
     Metric: "a metric such as student.auc",
@@ -178,9 +195,7 @@ def _argument(c: Compiler, given: Argument, wanted: tuple[Any, ...], call: Call,
     found: Any = None
     before = len(c.problems)
     match given:
-        case str() if str in wanted:
-            found = given
-        case int() | float() if float in wanted:
+        case str() | int() | float() if type(given) in wanted or (float in wanted and not isinstance(given, str)):
             found = given
         case Call(function=name) if Schedule in wanted and name in SCHEDULES:
             found = _made(c, SCHEDULES[name], given, place)

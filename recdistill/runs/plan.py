@@ -78,7 +78,7 @@ def origin_of(member: Member) -> str:
         case Same(of=of):
             return f"the same as {of}"
         case None:
-            return "trained"
+            return "trained" if member.edited is None else f"{member.edited[0]} after edits"
     return f"{type(member.origin).__name__.lower()} of {member.follows}"
 
 

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from recdistill.spec.columns import Binary
 from recdistill.spec.features import FeatureSpec
-from recdistill.spec.members import PRIVILEGED, SERVING, WITHOUT, MemberSpec, ServingView
+from recdistill.spec.members import ORIGINS, PRIVILEGED, SERVING, WITHOUT, MemberSpec, ServingView
 from recdistill.spec.phases import LOG, FeedSpec, PhaseSpec
 from recdistill.spec.strict import Strict, nearest
 from recdistill.spec.terms import TermSyntaxError, parse_signal, parse_term
@@ -173,7 +173,7 @@ def _wrong_origin(job: Job, name: str) -> list[str]:
     member = job.members[name]
     if member.of is None:
         return []
-    key = next(k for k in ("ema", "best", "snapshot", "previous", "same") if getattr(member, k) is not None)
+    key = next(k for k in ORIGINS if getattr(member, k) is not None)
     other = without_index(member.of)
     if other not in job.members:
         return [f"members.{name}.{key}: no member {other!r}; {nearest(other, job.members)}"]

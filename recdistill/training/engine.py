@@ -73,6 +73,7 @@ class Engine:
         self.followers = Followers(self.cast)
         self.memories: dict[str, RowMemory] = {}
         self.generations: dict[str, int] = {}
+        self.begun: set[str] = set()  # the members that some phase has trained
         torch.manual_seed(self.seed + 7919 * rank())  # of dropout, which processes draw apart from each other
 
     def planned_steps(self, phase: Phase) -> int:
@@ -151,6 +152,9 @@ class Engine:
             for to, of in phase.carry:
                 for mine, theirs in self.cast.pairs(to, of):
                     mine.copy_(theirs)
+        for name in sorted(phase.trained - self.begun):
+            self.cast.edit(name)
+        self.begun |= phase.trained
         for cursor in self.cursors.values():
             cursor.begin()
         self.cast.tables.set_learning_rate(1.0)
@@ -274,6 +278,7 @@ class Engine:
             "feeds": {name: [cursor.number, cursor.taken] for name, cursor in self.cursors.items()},
             "followers": self.followers.progress,
             "generations": dict(self.generations),
+            "begun": sorted(self.begun),
         }
         if watch is not None:
             seen = {
@@ -290,7 +295,7 @@ class Engine:
         kept = restore(stopped.tensors, self.cast, [optimizer for group in optimizers for optimizer in group])
         for name, (number, taken) in stopped.progress["feeds"].items():
             self.cursors[name].go_to(number, taken)
-        self.generations = dict(stopped.progress["generations"])
+        self.generations, self.begun = dict(stopped.progress["generations"]), {*stopped.progress["begun"]}
         own = {n.removeprefix("followers/"): t for n, t in stopped.tensors.items() if n.startswith("followers/")}
         self.followers.restore(stopped.progress["followers"], own)
         states: dict[str, dict[str, Tensor]] = {}

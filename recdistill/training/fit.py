@@ -184,7 +184,7 @@ def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, w
     layout = lay_out(plan.members, log.spec, log.fitted.tables)
     rarity = rarity_by_table(log) if settings.tables.step.l2_rare else {}
     by_name = {member.name: member for member in plan.members}
-    originals = {name: _original(member, by_name) for name, member in by_name.items() if member.follows}
+    originals = {n: o for n, m in by_name.items() if (o := _original(m, by_name)) is not m}
     follows = {name: (original.name, *original.share.table_owners) for name, original in originals.items()}
     tables = Tables(layout, settings.tables, std=settings.table_std, seed=seed, rarity=rarity, follows=follows)
     recorded = {}
@@ -205,9 +205,9 @@ def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, w
 
 
 def _original(member: Member, members: Mapping[str, Member]) -> Member:
-    """The trained member at the end of those that follow each other."""
-    while member.follows is not None:
-        member = members[member.follows]
+    """The member whose parameters it has in the end, if it follows another one or is an edit of it."""
+    while (of := member.follows or (member.edited[0] if member.edited else None)) is not None:
+        member = members[of]
     return member
 
 
