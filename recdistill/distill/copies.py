@@ -2,7 +2,8 @@
 
 In terms, ``teacher[1].logit`` is one of them. ``teacher[:].logit`` stands for all: a signal that takes any number of
 signals (``mean``, ``vote``, ``gate``) gets every one of them, and a term whose loss names it becomes one term for each
-copy. The first copy serves, if the member serves. A copy that shares with its own kind shares with the first one.
+copy. ``each('a b c')`` makes three terms of one as well, each with its own text. The first copy serves, if the member
+serves. A copy that shares with its own kind shares with the first one.
 """
 
 import inspect
@@ -16,6 +17,7 @@ from recdistill.spec.members import MemberSpec, Sharing
 from recdistill.spec.terms import ALL, Argument, Call, Name, ParsedTerm, TermSyntaxError, parse_signal, parse_term
 
 Copies = Mapping[str, int]
+EACH = "each"
 
 
 def expanded(job: Job, problems: list[str]) -> Job:
@@ -114,12 +116,18 @@ def _inputs(text: str, place: str, copies: Copies, problems: list[str]) -> list[
 
 
 def _terms(text: str, place: str, copies: Copies, problems: list[str]) -> list[str]:
-    """The terms that a text stands for: one for each copy, if its loss names all of them."""
+    """The terms that a text stands for: one for each copy, if its loss names all of them, or for each text."""
     try:
         parsed = parse_term(text)
     except TermSyntaxError:
         return [text]  # reported with the job itself
-    count = _width([a for f in parsed.factors if isinstance(f, Call) for a in f.args], copies)
+    calls = [part for part in (*parsed.factors, parsed.rows) if isinstance(part, Call)]
+    count = _width([a for call in calls if call is not parsed.rows for a in call.args], copies)
+    texts = {len(_texts(call)) for each in calls for call in _calls(each) if call.function == EACH}
+    if texts and (len(texts) > 1 or count not in (1, *texts) or 0 in texts):
+        problems.append(f"{place}: each() names {sorted(texts)} texts for {count} copies; name one for each")
+        return []
+    count = max(count, *texts, 1)
     made = []
     for k in range(count):
         factors = tuple(_resolved(f, k, copies, place, problems) if isinstance(f, Call) else f for f in parsed.factors)
@@ -143,6 +151,19 @@ def _apart(arguments: list[Argument]) -> Iterator[Name]:
             yield from _apart([*argument.args, *argument.kwargs.values()])
 
 
+def _calls(call: Call) -> Iterator[Call]:
+    """A call and those within it."""
+    yield call
+    for argument in (*call.args, *call.kwargs.values()):
+        if isinstance(argument, Call):
+            yield from _calls(argument)
+
+
+def _texts(call: Call) -> list[str]:
+    """The words of ``each('a b c')``."""
+    return call.args[0].split() if len(call.args) == 1 and isinstance(call.args[0], str) else []
+
+
 def takes_many(function: str) -> bool:
     """Whether a signal takes any number of signals."""
     kinds = inspect.signature(SIGNALS[function]).parameters.values() if function in SIGNALS else ()
@@ -155,6 +176,8 @@ def _resolved(argument: Argument, k: int, copies: Copies, place: str, problems: 
         return _named(argument, k, copies, place, problems)
     if not isinstance(argument, Call):
         return argument
+    if argument.function == EACH:
+        return _texts(argument)[k]
     args: list[Argument] = []
     for each in argument.args:
         numbers = range(_width([each], copies)) if takes_many(argument.function) else [k]

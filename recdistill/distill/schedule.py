@@ -15,11 +15,13 @@ class Now:
         step: steps taken in the phase.
         planned: steps that the phase takes unless its stop rule ends it.
         seen: what each evaluation of the phase has found so far, ``member.metric`` to value.
+        epoch: passes over the rows of the phase's first feed that are over.
     """
 
     step: int = 0
     planned: int = 1000
     seen: tuple[Mapping[str, float], ...] = ()
+    epoch: int = 0
 
 
 @dataclass(frozen=True)

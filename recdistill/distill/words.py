@@ -200,7 +200,8 @@ def _argument(c: Compiler, given: Argument, wanted: tuple[Any, ...], call: Call,
         case Call(function=name) if Schedule in wanted and name in SCHEDULES:
             found = _made(c, SCHEDULES[name], given, place)
         case Call() if Measured in wanted:
-            found = _loss(c, given, place)
+            measured = _loss(c, given, place)
+            found = measured and replace(measured, fold=None)  # nobody learns from it
         case Name() if Metric in wanted:
             found = _metric(c, given, place)
         case Name(path=("scenario",)) if Scenario in wanted:

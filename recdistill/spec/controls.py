@@ -11,16 +11,15 @@ difference to ``plain`` may be mere smoothing.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from recdistill.errors import SpecError
-from recdistill.spec.job import Job, NoControls, without_index
+from recdistill.spec.job import Job, NoControls, member_names, without_index
 from recdistill.spec.members import PRIVILEGED, MemberSpec, Sharing
 from recdistill.spec.phases import PhaseSpec
-from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, names_of, parse_signal, parse_term
+from recdistill.spec.terms import Argument, Call, ParsedTerm, names_of, parse_signal, parse_term
 
 MAIN = "main"
-PLAIN_WORDS = ("live", "probability")  # signals that are still one output of one member
 
 
 @dataclass(frozen=True)
@@ -117,30 +116,17 @@ def _plain_phase(job: Job, phase: PhaseSpec, served: list[str]) -> PhaseSpec | N
 
 
 def _is_supervised(term: ParsedTerm, job: Job, served: list[str]) -> bool:
-    """Whether a term teaches single outputs of served members, and from labels alone.
-
-    What combines outputs (a gate over branches, their mean, an adapter) leaves with the members that it was made for.
-    """
-    losses = _losses(term, job)
-    named = [*losses, *([term.rows] if term.rows is not None else [])]
-    if not set().union(*(_members_of(each, job) for each in named)) <= {*served}:
+    """Whether a term teaches served members alone, and from labels alone."""
+    losses = [factor for factor in term.factors if _teaches(factor, job)]
+    if not {without_index(name) for name in member_names(job, ParsedTerm(tuple(losses), term.rows))} <= {*served}:
         return False
     taught_by = [argument for loss in losses for argument in (*loss.args[1:], *loss.kwargs.values())]
-    single = all(_is_single(loss.args[0]) for loss in losses if loss.args)
-    return len(losses) == 1 and single and not any(_members_of(argument, job) for argument in taught_by)
+    return len(losses) == 1 and not any(_members_of(argument, job) for argument in taught_by)
 
 
-def _losses(term: ParsedTerm, job: Job) -> list[Call]:
-    """The calls that begin with a member's output; what looks at validation metrics is a weight."""
-    calls = [factor for factor in term.factors if isinstance(factor, Call)]
-    return [call for call in calls if call.args and _members_of(call.args[0], job)]
-
-
-def _is_single(learner: Argument) -> bool:
-    """Whether a learner is an output of one member."""
-    while isinstance(learner, Call) and learner.function in PLAIN_WORDS and learner.args:
-        learner = learner.args[0]
-    return isinstance(learner, Name)
+def _teaches(factor: Argument, job: Job) -> TypeGuard[Call]:
+    """Whether a factor is a loss of some member; a weight may look at members, but begins with a number."""
+    return isinstance(factor, Call) and bool(factor.args) and bool(_members_of(factor.args[0], job))
 
 
 def _at_full_weight(terms: list[ParsedTerm], job: Job) -> list[ParsedTerm]:
@@ -153,7 +139,7 @@ def _at_full_weight(terms: list[ParsedTerm], job: Job) -> list[ParsedTerm]:
     heaviest = max(abs(scale) for scale in scales) or 1.0
     made = []
     for term, scale in zip(terms, scales, strict=True):
-        losses = tuple(_losses(term, job))
+        losses = tuple(f for f in term.factors if _teaches(f, job))
         relative = scale / heaviest
         made.append(ParsedTerm(losses if relative == 1 else (*losses, relative), term.rows))
     return made
@@ -164,7 +150,6 @@ def _shuffled(job: Job) -> Arm:
     if any(word == PRIVILEGED or word in job.privileged for word in views):
         return Arm("shuffled", job, shuffle_privileged=True)
     served = {*served_with(job)}
-    served |= {name for name, member in job.members.items() if without_index(member.same or "") in served}
     phases = []
     changed = 0
     for phase in job.phases:

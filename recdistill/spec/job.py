@@ -11,7 +11,7 @@ from recdistill.spec.features import FeatureSpec
 from recdistill.spec.members import ORIGINS, PRIVILEGED, SERVING, WITHOUT, MemberSpec, ServingView
 from recdistill.spec.phases import LOG, FeedSpec, PhaseSpec
 from recdistill.spec.strict import Strict, nearest
-from recdistill.spec.terms import TermSyntaxError, parse_signal, parse_term
+from recdistill.spec.terms import ParsedTerm, TermSyntaxError, names_in, parse_signal, parse_term
 from recdistill.spec.train import TrainSpec
 
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
@@ -316,3 +316,8 @@ def columns_of(view: list[str], spec: FeatureSpec, privileged: list[str]) -> tup
     left_out = {word.removeprefix(WITHOUT) for word in view if word.startswith(WITHOUT)}
     serving = [name for name in spec.serving if (SERVING in wanted or name in wanted) and name not in left_out]
     return serving, [n for n in privileged if (PRIVILEGED in wanted or n in wanted) and n not in left_out]
+
+
+def member_names(job: Job, term: ParsedTerm) -> list[str]:
+    """The members that a term mentions, in order of appearance."""
+    return [str(n.path[0]) for n in names_in(term) if n.path[0] in job.members]

@@ -119,20 +119,20 @@ class Engine:
         if stopped is None:
             self._begin(index, phase)
         optimizers = [dense_optimizers(u.parts, self.cast, self.settings.dense) for u in phase.updates]
-        first = 0
+        first, per_epoch = 0, self.steps_of(phase)
         if stopped is not None:
             first = stopped.step
             self._go_on(stopped, optimizers, watch)
         elif save is not None:
             save(self._stopped(0, optimizers, watch))
         for step in range(first, last):
-            now = Now(step, planned, tuple(watch.seen) if watch else ())
+            now = Now(step, planned, tuple(watch.seen) if watch else (), step // per_epoch)
             self._set_rates(phase, now, optimizers)
             losses = self.step(phase, self._batches(phase, step), now, optimizers)
             self.followers.step_taken(step + 1, planned, phase)
             if step % REPORT_EVERY == 0 or step == last - 1:
                 self._report(index, step, planned, losses)
-            if watch is not None and watch.is_due(step + 1, last, self.steps_of(phase)):
+            if watch is not None and watch.is_due(step + 1, last, per_epoch):
                 watch.look(step + 1, planned)
                 if watch.exhausted:
                     break

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from recdistill.spec.job import Job, NoControls, Simulation, columns_of
+from recdistill.spec.job import Job, NoControls, Simulation, columns_of, member_names
 from recdistill.spec.terms import names_in, parse_term
 from tests.spec.jobs import JOB, changed, job, spec, without
 
@@ -234,6 +234,13 @@ def test_a_view_stands_for_columns_in_the_order_of_the_spec(view, serving, privi
 def test_names_are_found_wherever_a_term_mentions_them():
     term = parse_term("smallest(soft(student.logit, teacher[:].logit, k=critic.x), 2) * g(x).rows(present(gate.y))")
     assert [str(name) for name in names_in(term)] == ["student.logit", "teacher[:].logit", "critic.x", "x", "gate.y"]
+
+
+def test_members_of_a_term_are_those_of_the_job():
+    assert member_names(job(), parse_term("soft(student.logit, teacher[:].logit, other.logit) * f(label)")) == [
+        "student",
+        "teacher",
+    ]
 
 
 def test_a_member_without_a_net_is_no_member():
