@@ -1,8 +1,8 @@
 """The jobs that a result is compared with, derived from the job itself.
 
 ``plain`` drops every member that does not serve, with every term that compares anything with a member's output, and
-every phase left empty. What is left trains the student from labels at full weight: schedules that made room for a
-teacher are dropped as well.
+every phase left empty. What is left trains the student from labels at full weight and on all rows: schedules that made
+room for a teacher, and selectors that asked one, are dropped as well.
 ``shuffled`` keeps the whole job but takes the knowledge out of it: privileged columns are permuted jointly over the
 rows; where nothing is privileged, what the student receives from other members is permuted instead, and the control is
 called ``shuffled_signal``. Only the difference between the result and this control is the teacher's knowledge; the
@@ -102,7 +102,7 @@ def _plain_phase(job: Job, phase: PhaseSpec, served: list[str]) -> PhaseSpec | N
     """What is left of a phase: the terms that compare served members with labels, and nothing with a member."""
     moves = []
     for move in phase.moves:
-        parsed = [parse_term(text) for text in move.terms]
+        parsed = [_on_rows_of(served, parse_term(text), job) for text in move.terms]
         kept = [term for term in parsed if _is_supervised(term, job, served)]
         if kept:
             train = [part for part in move.train if without_index(part.partition(".")[0]) in served]
@@ -113,6 +113,12 @@ def _plain_phase(job: Job, phase: PhaseSpec, served: list[str]) -> PhaseSpec | N
     carry = {to: of for to, of in phase.carry.items() if {without_index(to), without_index(of)} <= {*served}}
     restart = [name for name in phase.restart if without_index(name) in served]
     return phase.with_moves(moves).model_copy(update={"carry": carry, "restart": restart})
+
+
+def _on_rows_of(served: list[str], term: ParsedTerm, job: Job) -> ParsedTerm:
+    """The term on all rows, if it asks members that are gone which ones to take."""
+    asked = {without_index(name) for name in _members_of(term.rows, job)} if term.rows is not None else set()
+    return term if asked <= {*served} else ParsedTerm(term.factors)
 
 
 def _is_supervised(term: ParsedTerm, job: Job, served: list[str]) -> bool:

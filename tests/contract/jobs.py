@@ -44,15 +44,16 @@ class Contract:
         (folder / "spec.yaml").write_text(dump_yaml(flat_spec(spec)))
         changes: dict[str, Any] = {"spec": str(folder / "spec.yaml"), "log": str(log), "seeds": 1, "variants": {}}
         for i, phase in enumerate(raw["phases"]):
-            short = {"terms": phase["terms"], "steps": 4, "stop": {"every": 2}}
-            changes[f"phases.{i}"] = short
+            kept = {key: value for key, value in phase.items() if key not in ("epochs", "steps", "stop")}
+            changes[f"phases.{i}"] = {**kept, "steps": 4, "stop": {"every": 2}}
         kept = {key: value for key, value in raw.get("train", {}).items() if key in ("keep_labels", "unknown")}
         changes["train"] = {**kept, **SMOOTH}
         for name, member in raw["members"].items():
             changes[f"members.{name}.dropout"] = 0.0
-            ((net, options),) = member["net"].items()
-            if isinstance(options, dict) and "dropout" in options:
-                changes[f"members.{name}.net.{net}.dropout"] = 0.0
+            net = member.get("net")
+            for kind, options in net.items() if isinstance(net, dict) else ():
+                if isinstance(options, dict) and "dropout" in options:
+                    changes[f"members.{name}.net.{kind}.dropout"] = 0.0
             changes[f"members.{name}.warm_start"] = None
             changes[f"members.{name}.dense"] = None
         raw = assign(raw, changes, str(path))

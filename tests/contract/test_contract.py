@@ -19,6 +19,8 @@ from torch import Tensor
 from recdistill.data.batch import Batch
 from recdistill.data.log import raw_batches
 from recdistill.data.scores import read_logits, read_scores
+from recdistill.distill.checks import behind, table_owners
+from recdistill.distill.compile import Plan
 from recdistill.distill.member import Update
 from recdistill.distill.schedule import Now
 from recdistill.export import artefact
@@ -60,9 +62,9 @@ def parameters(folder: Path) -> dict[str, Tensor]:
 
 def test_everything_stays_finite(contract: Contract, trained: Path) -> None:
     assert all(bool(torch.isfinite(value).all()) for value in parameters(trained).values())
-    for member in contract.job.members:
+    for member in contract.plan()[0].scored:
         for split in ("valid", "test"):
-            assert np.isfinite(read_logits(trained / "scores" / f"{member}.{split}.parquet")).all()
+            assert np.isfinite(read_logits(trained / "scores" / f"{member.name}.{split}.parquet")).all()
 
 
 def test_trained_members_move_and_frozen_ones_do_not(contract: Contract) -> None:
@@ -74,12 +76,13 @@ def test_trained_members_move_and_frozen_ones_do_not(contract: Contract) -> None
             before = {name: value.clone() for name, value in cast.state(cast.members).items()}
             engine.run(i, phase, steps=3)
             moved = {n for n, v in cast.state(cast.members).items() if not torch.equal(v, before[n])}
-            for name in cast.members:
+            followers = {name for name, member in cast.members.items() if member.follows is not None}
+            for name in cast.members.keys() - followers:
                 dense = {key for key in moved if key.startswith(f"{name}.")}
                 shared = plan.members[[m.name for m in plan.members].index(name)].share.trunk in phase.trained
                 assert bool(dense) == (name in phase.trained or shared), (i, name)
-            used = {b for name in phase.trained for b in cast.layout.members[name].banks}
-            assert {key.split(".")[1] for key in moved if key.startswith("tables.")} == used, i
+            tables = {key.split(".")[1] for key in moved if key.startswith("tables.")}
+            assert tables - cast.banks_of(followers) == cast.banks_of(phase.trained), i
 
 
 def test_a_term_teaches_its_learner_and_nobody_else(contract: Contract) -> None:
@@ -89,13 +92,14 @@ def test_a_term_teaches_its_learner_and_nobody_else(contract: Contract) -> None:
         batch = next(iter(reader_of(plan, contract.log, ("train",)).in_order(400)))
         for phase in plan.phases:
             for term, entry in zip(phase.terms, audit(cast, phase, batch, step=3, planned=4), strict=True):
-                allowed = {p for name in term.taught for p in map(id, cast.heads[name].parameters())}
+                taught = behind(term.taught, cast.members, live=True)
+                allowed = {p for name in taught for p in map(id, cast.heads[name].parameters())}
                 named = {f"{n}.{k}": id(p) for n, head in cast.heads.items() for k, p in head.named_parameters()}
                 reached = {name for name, gradient in entry.dense.items() if gradient.any()}
                 assert {named[name] for name in reached} <= allowed, term.words
                 assert reached or entry.weight == 0, term.words
-                banks = {b for name in term.taught for b in cast.layout.members[name].banks}
-                assert {bank for bank, gradient in entry.tables.items() if gradient.any()} <= banks, term.words
+                moved = {bank for bank, gradient in entry.tables.items() if gradient.any()}
+                assert moved <= cast.banks_of(taught), term.words
 
 
 def step_of(engine: Engine, update: Update, batch: Batch, micro_batch: int | None) -> dict[str, Tensor]:
@@ -134,7 +138,13 @@ def test_one_batch_is_its_parts_together(contract: Contract) -> None:
     assert seen or all(term.exempt for phase in plan.phases for term in phase.terms)
 
 
-def test_evaluating_between_steps_changes_nothing(contract: Contract, tmp_path: Path) -> None:
+def test_evaluating_between_steps_changes_nothing(
+    contract: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the weights that follow what an evaluation has seen, which are held still here."""
+    monkeypatch.setattr(
+        "recdistill.training.engine.Now", lambda step, planned, seen, epoch: Now(step, planned, (), epoch)
+    )
     found = []
     for every in (1, 4):
         stops = {f"phases.{i}.stop": {"every": every, "keep": "last"} for i in range(len(contract.job.phases))}
@@ -186,6 +196,18 @@ def pair() -> Iterator[list[subprocess.Popen[str]]]:
         process.communicate()
 
 
+def depends_on_who_meets(plan: Plan) -> set[str]:
+    """The members that learn from rows compared with each other within a process, directly or from such a member."""
+    members = {member.name: member for member in plan.members}
+    found: set[str] = set()
+    for _ in plan.members:
+        for term in (term for phase in plan.phases for term in phase.terms):
+            if term.exempt or behind(term.members, members) & found:
+                found |= behind(term.taught, members, live=True)
+        found |= {name for name, member in members.items() if member.follows in found}
+    return found | {owner for name in found for owner in table_owners(members[name], members)}
+
+
 def test_two_processes_train_as_one_does(
     contract: Contract, trained: Path, pair: list[subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -198,7 +220,11 @@ def test_two_processes_train_as_one_does(
     assert answers == ["", ""]
     one, two = parameters(trained), parameters(tmp_path / "fit")
     assert one.keys() == two.keys()
+    assert all(bool(torch.isfinite(value).all()) for value in two.values())
+    unsettled = depends_on_who_meets(contract.plan()[0])
     for name, value in one.items():
+        if name.removeprefix("tables.").split(".")[0].removesuffix("-tokens") in unsettled:
+            continue
         assert torch.allclose(value, two[name], atol=2e-5), (name, float((value - two[name]).abs().max()))
 
 
