@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from recdistill.distill.member import RECORDED, Member, Phase, Update
 from recdistill.distill.signal import All, Column, Embed, Hidden, Live, Logit, Scenario, flows, walk
-from recdistill.nets.catalog import UNTRAINED
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 
@@ -54,9 +53,7 @@ def check_phases(phases: Sequence[Phase], members: Members, job: Job) -> list[st
     found = [
         f"members.{m.name}: no term teaches it; add one, or remove the member"
         for m in members.values()
-        if m.origin is None
-        and m.net.name not in UNTRAINED
-        and not any(m.name in trained_names(p.trained, members) for p in phases)
+        if m.origin is None and m.net.learns and not any(m.name in trained_names(p.trained, members) for p in phases)
     ]
     for i, phase in enumerate(phases):
         for j, update in enumerate(phase.updates):
@@ -103,6 +100,8 @@ def kind_of(member: Member) -> str:
     """Why a member does not learn, in words."""
     if member.follows is not None:
         return f"a copy that follows {member.follows!r}"
+    if not member.net.learns:
+        return "without parameters that gradients move"
     return "read from a file" if member.net.name == RECORDED else "frozen"
 
 
@@ -224,6 +223,11 @@ def _needs_validation(phase: Phase, index: int, members: Members, job: Job) -> l
     found = [
         f"phases.{index}: a weight follows {m.key}, which has no value while validation rows are trained on"
         for m in phase.metrics
+    ]
+    found += [
+        f"phases.{index}: {name!r} is chosen on validation rows, which are trained on"
+        for name in sorted(phase.members)
+        if members[name].net.chosen
     ]
     best = [m.name for m in members.values() if hasattr(m.origin, "average") and m.name in phase.members]
     found += [f"phases.{index}: {name!r} follows the best evaluation, of which there is none" for name in best]

@@ -21,27 +21,18 @@ from recdistill.distill.signal import (
     Remembered,
     Scenario,
     Scene,
+    Several,
     Shuffled,
     Signal,
     draw,
 )
+from recdistill.distill.vectors import pad, stack, top
 from recdistill.errors import TrainingError
 from recdistill.losses.supervised import bce
 
 CERTAIN = 1e-6  # probabilities are kept this far from 0 and 1 before they become logits
 OF = ("logit", "probability")
-BY = ("step", "row")
-
-
-class Several:
-    """A signal made from several."""
-
-    signals: tuple[Signal, ...]
-
-    @property
-    def members(self) -> frozenset[str]:
-        """Those of all signals."""
-        return frozenset().union(*(signal.members for signal in self.signals))
+BY = ("step", "row", "epoch")
 
 
 def listed(signals: tuple[Signal, ...]) -> str:
@@ -51,11 +42,16 @@ def listed(signals: tuple[Signal, ...]) -> str:
 
 @dataclass(frozen=True)
 class Weighted(Several):
-    """The weighted mean of signals; the weights add up to 1."""
+    """The weighted mean of signals; the weights add up to 1.
+
+    A mean of probabilities that are softened by a temperature is returned as the logit which, softened likewise, is
+    that mean.
+    """
 
     signals: tuple[Signal, ...]
     weights: tuple[float, ...]
     of: str
+    temperature: float = 1.0
 
     def __str__(self) -> str:
         return f"weighted({listed(self.signals)})"
@@ -64,11 +60,11 @@ class Weighted(Several):
         """The mean, of the shape of each signal."""
         values = [signal.value(scene) for signal in self.signals]
         if self.of == "probability":
-            values = [torch.sigmoid(value) for value in values]
+            values = [torch.sigmoid(value / self.temperature) for value in values]
         total = torch.zeros_like(values[0])
         for value, weight in zip(values, self.weights, strict=True):
             total = total + weight * value
-        return torch.logit(total, CERTAIN) if self.of == "probability" else total
+        return self.temperature * torch.logit(total, CERTAIN) if self.of == "probability" else total
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,11 @@ class Closest(Several):
 
 @dataclass(frozen=True)
 class Picked(Several):
-    """One of the signals at random: for a whole step, so that only one member answers, or for each row by itself."""
+    """One of the signals at random: for a whole step, so that only one member answers, or for each row by itself.
+
+    By epoch, each row begins with one of them and goes through them in turn, so that it meets every one of m signals
+    once in m epochs, as in a log that holds each row m times.
+    """
 
     signals: tuple[Signal, ...]
     weights: tuple[float, ...]
@@ -103,6 +103,9 @@ class Picked(Several):
 
     def value(self, scene: Scene) -> Tensor:
         """The value of the signal that is drawn, of its shape."""
+        if self.by == "epoch":
+            first_B = splitmix64_tensor(scene.batch.row_id_B ^ text_hash(f"pick {scene.seed}")) & (2**63 - 1)
+            return chosen(self.signals, (first_B + scene.now.epoch) % len(self.signals), scene)
         edges = torch.tensor(self.weights, dtype=torch.float64).cumsum(0)
         if self.by == "step":
             place = torch.searchsorted(edges, draw(scene, torch.zeros(1, dtype=torch.int64), "pick")[0], right=True)
@@ -250,22 +253,25 @@ def noise(width: float) -> Noise:
     return Noise(int(width))
 
 
-def mean(*signals: Signal, of: str = "logit") -> Weighted:
+def mean(*signals: Signal, of: str = "logit", temperature: float = 1.0) -> Weighted:
     """The mean of several signals: of ``logit`` values (or layers), or of the ``probability`` behind logits.
 
+    Probabilities are softened by the temperature of the loss that takes their mean as its target.
+
     Raises:
-        TrainingError: there is no signal, or ``of`` is unknown.
+        TrainingError: there is no signal, ``of`` is unknown, or the temperature is not positive.
     """
-    return weighted_mean(signals, tuple(1.0 for _ in signals), of, "mean")
+    return weighted_mean(signals, tuple(1.0 for _ in signals), of, temperature, "mean")
 
 
-def weighted(*signals: Signal, weights: str, of: str = "logit") -> Weighted:
+def weighted(*signals: Signal, weights: str, of: str = "logit", temperature: float = 1.0) -> Weighted:
     """The weighted mean; ``weights`` is a text of numbers: ``weighted(a.logit, b.logit, weights='3 1')``.
 
     Raises:
-        TrainingError: the weights are not as many positive numbers as there are signals, or ``of`` is unknown.
+        TrainingError: the weights are not as many positive numbers as there are signals, ``of`` is unknown, or the
+            temperature is not positive.
     """
-    return weighted_mean(signals, positive_numbers(weights, len(signals), "weighted"), of, "weighted")
+    return weighted_mean(signals, positive_numbers(weights, len(signals), "weighted"), of, temperature, "weighted")
 
 
 def positive_numbers(words: str, count: int, name: str) -> tuple[float, ...]:
@@ -283,13 +289,17 @@ def positive_numbers(words: str, count: int, name: str) -> tuple[float, ...]:
     return numbers
 
 
-def weighted_mean(signals: tuple[Signal, ...], numbers: tuple[float, ...], of: str, name: str) -> Weighted:
+def weighted_mean(
+    signals: tuple[Signal, ...], numbers: tuple[float, ...], of: str, temperature: float, name: str
+) -> Weighted:
     """The mean, after checks."""
     if not signals:
         raise TrainingError(f"{name}: takes at least one signal; name the outputs to combine")
     if of not in OF:
         raise TrainingError(f"{name}: of is {of!r}; expected one of {', '.join(OF)}")
-    return Weighted(signals, tuple(number / sum(numbers) for number in numbers), of)
+    if temperature <= 0:
+        raise TrainingError(f"{name}: temperature must be positive, found {temperature}")
+    return Weighted(signals, tuple(number / sum(numbers) for number in numbers), of, temperature)
 
 
 def closest(label: Column, *signals: Signal) -> Closest:
@@ -300,11 +310,15 @@ def closest(label: Column, *signals: Signal) -> Closest:
 def pick(*signals: Signal, by: str = "step", weights: str = "") -> Picked:
     """One of the signals at random, drawn anew in every ``step``, or for every ``row`` (E9, T6).
 
+    By ``epoch`` every row meets all of them in turn.
+
     Raises:
         TrainingError: there is only one signal, ``by`` is unknown, or the weights do not fit.
     """
     if by not in BY:
         raise TrainingError(f"pick: by is {by!r}; expected one of {', '.join(BY)}")
+    if by == "epoch" and weights:
+        raise TrainingError(f"pick: by='epoch' takes the signals in turn, so it takes no weights; found {weights!r}")
     count = len(several(signals, "pick"))
     numbers = positive_numbers(weights, count, "pick") if weights else (1.0,) * count
     return Picked(signals, tuple(number / sum(numbers) for number in numbers), by)
@@ -367,6 +381,9 @@ SIGNALS: dict[str, Callable[..., object]] = {
     "vote": vote,
     "quota": quota,
     "reverse": reverse,
+    "stack": stack,
+    "top": top,
+    "pad": pad,
     "adapt": adapt,
     "gate": gate,
 }

@@ -98,7 +98,7 @@ class Member:
     @property
     def trainable(self) -> bool:
         """Whether terms may move its parameters."""
-        return self.origin is None or isinstance(self.origin, Same)
+        return (self.origin is None and self.net.learns) or isinstance(self.origin, Same)
 
     @property
     def width(self) -> int:

@@ -61,26 +61,54 @@ class ByColumn:
 
 @dataclass(frozen=True)
 class Agreeing:
-    """Rows on which two signals are on the same side: logits by their sign, labels as they are."""
+    """Rows on which two signals are on the same side: logits by their sign, labels as they are.
+
+    With the rate of a column, a logit speaks for a click on as large a share of the batch as the column does; by their
+    sign, the logits of rare clicks would nearly always speak against one.
+    """
 
     first: Signal
     second: Signal
+    rate: Column | None = None
 
     @property
     def members(self) -> frozenset[str]:
         """Those of both."""
         return self.first.members | self.second.members
 
+    @property
+    def in_batch(self) -> bool:
+        """Whether a row is selected depends on the others."""
+        return self.rate is not None
+
     def mask(self, scene: Scene) -> Tensor:
         """True for the selected rows, (B,); a row whose label is not known is not selected."""
-        first, second = side(self.first, scene), side(self.second, scene)
+        first, second = self._side(self.first, scene), self._side(self.second, scene)
         return (first == second) & ~torch.isnan(first) & ~torch.isnan(second)
 
+    def _side(self, signal: Signal, scene: Scene) -> Tensor:
+        """1 where a signal speaks for a click, 0 where against it, NaN where it is not known."""
+        value = signal.value(scene)
+        if isinstance(signal, Column):
+            return value
+        if self.rate is None:
+            return (value > 0).to(value.dtype)
+        share = self.rate.value(scene).nanmean()
+        if bool(torch.isnan(share)):
+            return torch.full_like(value, torch.nan)
+        return (value > torch.quantile(value, 1 - share)).to(value.dtype)
 
-def side(signal: Signal, scene: Scene) -> Tensor:
-    """1 where a signal speaks for a click, 0 where against it, NaN where it is not known."""
-    value = signal.value(scene)
-    return value if isinstance(signal, Column) else (value > 0).to(value.dtype)
+
+@dataclass(frozen=True)
+class AnyOf:
+    """Rows on which at least one of several binary columns is 1."""
+
+    columns: tuple[Column, ...]
+    members: frozenset[str] = frozenset()
+
+    def mask(self, scene: Scene) -> Tensor:
+        """True for the selected rows, (B,)."""
+        return torch.stack([column.value(scene) == 1 for column in self.columns]).any(0)
 
 
 @dataclass(frozen=True)
@@ -202,9 +230,26 @@ def equals(column: Column | Scenario, value: float | str) -> ByColumn:
     return ByColumn(column, float(value))
 
 
-def agrees(first: Signal, second: Signal) -> Agreeing:
-    """The rows on which two logits, or a logit and a label, are on the same side (E8)."""
-    return Agreeing(first, second)
+def agrees(first: Signal, second: Signal, *, rate: Column | None = None) -> Agreeing:
+    """The rows on which two logits, or a logit and a label, are on the same side (E10).
+
+    Args:
+        first: a logit or a label.
+        second: likewise.
+        rate: a column; a logit then speaks for a click on as large a share of the rows as this column.
+    """
+    return Agreeing(first, second, rate)
+
+
+def any_of(*columns: Column) -> AnyOf:
+    """The rows on which one of the binary columns is 1 (A7).
+
+    Raises:
+        TrainingError: there is no column.
+    """
+    if not columns:
+        raise TrainingError("any: takes at least one binary column")
+    return AnyOf(columns)
 
 
 def beats(better: Signal, worse: Signal, label: Column, *, margin: float = 0.0) -> Beating:
@@ -258,6 +303,7 @@ SELECTORS: dict[str, Callable[..., Selector]] = {
     "sure": sure,
     "equals": equals,
     "agrees": agrees,
+    "any": any_of,
     "beats": beats,
     "smallest": smallest,
     "sampled": sampled,

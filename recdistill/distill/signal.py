@@ -87,6 +87,17 @@ class OfSignal:
         return self.signal.members
 
 
+class Several:
+    """A signal made from several."""
+
+    signals: "tuple[Signal, ...]"
+
+    @property
+    def members(self) -> frozenset[str]:
+        """Those of all signals."""
+        return frozenset().union(*(signal.members for signal in self.signals))
+
+
 @dataclass(frozen=True)
 class Logit(OfMember):
     """``member.logit``, or ``member.logit.label`` where a member predicts several labels: (B,)."""

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from recdistill.losses.distribution import mmd
 from recdistill.losses.listwise import score_gap, soft_list
+from recdistill.losses.order import pairwise, relative_order
 from recdistill.losses.representation import l2
 from recdistill.losses.response import soft, softened
 from recdistill.losses.scope import LIST
@@ -19,6 +20,8 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "score_gap": score_gap,
     "l2": l2,
     "mmd": mmd,
+    "pairwise": pairwise,
+    "relative_order": relative_order,
 }
 
 __all__ = ["LIST", "LOSSES"]

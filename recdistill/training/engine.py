@@ -28,6 +28,7 @@ from recdistill.errors import TrainingError
 from recdistill.spec.phases import LOG
 from recdistill.spec.train import TrainSpec
 from recdistill.training.cast import Cast
+from recdistill.training.choose import choose
 from recdistill.training.feeds import Cursor, Feed, LogFeed, unique_rows
 from recdistill.training.followers import Followers
 from recdistill.training.memory import RowMemory
@@ -155,6 +156,10 @@ class Engine:
         for name in sorted(phase.trained - self.begun):
             self.cast.edit(name)
         self.begun |= phase.trained
+        if self.valid is not None:
+            for name, found in choose(self.cast, phase.members, self.valid).items():
+                values = {f"{name}.{key}": value for key, value in found.items()}
+                self.listen(Event("choice", index, 0, self.planned_steps(phase), values))
         for cursor in self.cursors.values():
             cursor.begin()
         self.cast.tables.set_learning_rate(1.0)

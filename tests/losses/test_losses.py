@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -27,10 +28,13 @@ CASES = {
     "softened": (lambda s, t: oracle.softened(s, t, 3.0, 0.2), {"temperature": 3.0, "base": 0.2}),
     "score_gap": (lambda s, _: oracle.score_gap(s, LISTS.numpy(), 2), {"top": 2, "list_B": LISTS}),
     "mmd": (oracle.mmd, {}),
+    "pairwise": (oracle.pairwise, {}),
+    "relative_order": (lambda s, t: oracle.relative_order(s, [t], 0.3, 2), {"margin": 0.3, "triplets": 2}),
 }
-PER_ROW = [name for name in CASES if scope_of(LOSSES[name]) == "row"]
+PER_ROW = [name for name in CASES if scope_of(LOSSES[name]) == "row" and name != "relative_order"]
 PER_LIST = [name for name in CASES if scope_of(LOSSES[name]) == "list"]
 WITHOUT_TARGET = ("score_gap",)
+LAYERS = ("relative_order",)
 
 
 def value_of(name: str, learner: Tensor, target: Tensor, **options: Any) -> Tensor:
@@ -40,10 +44,10 @@ def value_of(name: str, learner: Tensor, target: Tensor, **options: Any) -> Tens
 
 def inputs(name: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    learner, target = (
-        torch.randn(7, generator=generator, dtype=dtype) * 3,
-        torch.randn(7, generator=generator, dtype=dtype) * 3,
-    )
+    shape = (7, 3) if name in LAYERS else (7,)
+    learner, target = (torch.randn(shape, generator=generator, dtype=dtype) * 3 for _ in range(2))
+    if name == "pairwise":
+        return learner, (target > 0).to(dtype)
     return learner, torch.sigmoid(target) if name == "bce" else target
 
 
@@ -65,7 +69,7 @@ def test_a_loss_gives_one_value_per_row_whatever_the_order(name: str) -> None:
     order = torch.tensor([3, 1, 6, 0, 2, 5, 4])
     found = LOSSES[name](learner, target, **CASES[name][1])
     assert found.shape == (7,)
-    assert torch.equal(LOSSES[name](learner[order], target[order], **CASES[name][1]), found[order])
+    assert torch.allclose(LOSSES[name](learner[order], target[order], **CASES[name][1]), found[order], rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -130,6 +134,8 @@ def test_a_constant_on_the_logits_of_a_list_changes_no_loss_over_lists_but_the_p
 def test_a_loss_is_finite_at_extremes(name: str, dtype: torch.dtype) -> None:
     learner = torch.tensor([-80.0, -1e-3, 0.0, 80.0], dtype=dtype)
     target = torch.tensor([1.0, 0.0, 0.5, 0.0], dtype=dtype) if name == "bce" else learner.flip(0)
+    target = (target > 0).to(dtype) if name == "pairwise" else target
+    learner, target = (x.unsqueeze(1) if name in LAYERS else x for x in (learner, target))
     learner.requires_grad_()
     options = CASES[name][1] | ({"list_B": torch.tensor([0, 0, 1, 1])} if name in PER_LIST else {})
     found = value_of(name, learner, target, **options)
@@ -152,6 +158,32 @@ def test_soft_refuses_layers_and_temperatures_that_are_not_positive() -> None:
         soft(torch.zeros(3, 1), torch.zeros(3, 1))
     with pytest.raises(TrainingError, match="temperature must be positive"):
         soft(torch.zeros(3), torch.zeros(3), temperature=0)
+
+
+def test_of_several_labels_the_cross_entropies_add_up() -> None:
+    logit, label = torch.randn(5, 3, dtype=torch.float64), torch.rand(5, 3, dtype=torch.float64)
+    expected = sum(oracle.bce(logit[:, k].numpy(), label[:, k].numpy()) for k in range(3))
+    assert np.allclose(LOSSES["bce"](logit, label).numpy(), expected, rtol=1e-12)
+
+
+def test_pairwise_over_a_batch_is_the_mean_over_all_pairs_of_two_classes() -> None:
+    logit, label = inputs("pairwise")
+    pairs = [float(F.softplus(n - p)) for p in logit[label == 1] for n in logit[label == 0]]
+    assert float(LOSSES["pairwise"](logit, label).mean()) == pytest.approx(sum(pairs) / len(pairs))
+    assert not bool(LOSSES["pairwise"](logit, torch.ones(7, dtype=torch.float64)).any())
+
+
+def test_a_majority_orders_and_equal_votes_say_nothing() -> None:
+    student = torch.randn(9, 4, dtype=torch.float64)
+    teachers = [torch.randn(9, width, dtype=torch.float64) for width in (2, 3, 5, 6)]
+    for count in (2, 3, 4):
+        expected = oracle.relative_order(student.numpy(), [t.numpy() for t in teachers[:count]], 0.2, 4)
+        assert np.allclose(LOSSES["relative_order"](student, *teachers[:count]).numpy(), expected, rtol=1e-10)
+    layer = torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64)
+    opposite = torch.tensor([[0.0], [3.0], [1.0]], dtype=torch.float64)
+    assert float(LOSSES["relative_order"](student[:3], layer, opposite, triplets=1)[0]) == 0
+    with pytest.raises(TrainingError, match="needs a teacher and at least one pair"):
+        LOSSES["relative_order"](student, layer, triplets=0)
 
 
 def test_l2_compares_layers_by_their_mean_over_the_width() -> None:
