@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from recdistill.data.transforms.hashing import splitmix64_tensor, text_hash
+from recdistill.distill.batchwise import quota, scrambled
 from recdistill.distill.learned import adapt, gate
 from recdistill.distill.signal import (
     Column,
@@ -367,6 +368,7 @@ def reverse(signal: Signal, *, scale: float = 1.0) -> Reversed:
 SIGNALS: dict[str, Callable[..., object]] = {
     "live": live,
     "shuffled": shuffled,
+    "scrambled": scrambled,
     "probability": probability,
     "memory": memory,
     "noise": noise,
@@ -377,6 +379,7 @@ SIGNALS: dict[str, Callable[..., object]] = {
     "route": route,
     "out_of_fold": out_of_fold,
     "vote": vote,
+    "quota": quota,
     "reverse": reverse,
     "stack": stack,
     "top": top,

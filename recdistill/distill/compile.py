@@ -118,8 +118,9 @@ def _members(c: Compiler) -> dict[str, Member]:
     for name, described in c.job.members.items():
         if described.of is None:
             made[name] = _recorded(c, name, described) if described.scores is not None else _member(c, name, described)
-    for name, described in c.job.members.items():
-        source = made.get(described.of) if described.of is not None else None
+    seconds = [(name, described) for name, described in c.job.members.items() if described.of is not None]
+    for name, described in sorted(seconds, key=lambda pair: _is_second(c, pair[1].of)):
+        source = made.get(described.of or "")
         if source is not None:
             made[name] = (_edited if described.edit else _second)(c, name, described, source)
     return {name: member for name, member in made.items() if member is not None}
@@ -176,6 +177,12 @@ def _signals(c: Compiler, name: str, member: MemberSpec) -> tuple[tuple[Signal, 
     inputs = [signal(c, text, f"members.{name}.inputs.{i}") for i, text in enumerate(member.inputs)]
     embed = None if member.embed is None else signal(c, member.embed, f"members.{name}.view.embed")
     return tuple(found for found in inputs if found is not None), embed
+
+
+def _is_second(c: Compiler, name: str | None) -> bool:
+    """Whether a member has the net of another one."""
+    member = c.job.members.get(name or "")
+    return member is not None and member.of is not None
 
 
 def _second(c: Compiler, name: str, described: MemberSpec, source: Member) -> Member:

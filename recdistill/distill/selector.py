@@ -1,7 +1,7 @@
 """Which rows of a batch take part in a term: ``.rows(selector)``.
 
-A selector answers with 0 or 1 for each row; what it looks at is never taught. Those that compare the rows of a batch
-with each other depend on which rows meet, and say so.
+A selector answers with 0 or 1 for each row, or with the weight of each; what it looks at is never taught. Those that
+compare the rows of a batch with each other depend on which rows meet, and say so.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Selector(Protocol):
         ...
 
     def mask(self, scene: Scene) -> Tensor:
-        """True for the selected rows, (B,)."""
+        """True for the selected rows, or the weight of each, (B,)."""
         ...
 
 
@@ -46,16 +46,17 @@ class Measured(Protocol):
 
 @dataclass(frozen=True)
 class ByColumn:
-    """Rows for which a raw column is known, or has a given value; or those of one scenario."""
+    """Rows for which a raw column is known, is not known, or has a given value; or those of one scenario."""
 
     column: Column | Scenario
     equals: float | int | None = None
+    known: bool = True
     members: frozenset[str] = frozenset()
 
     def mask(self, scene: Scene) -> Tensor:
         """True for the selected rows, (B,)."""
         value = self.column.value(scene)
-        return ~torch.isnan(value) if self.equals is None else value == self.equals
+        return torch.isnan(value) != self.known if self.equals is None else value == self.equals
 
 
 @dataclass(frozen=True)
@@ -181,9 +182,38 @@ class Sampled:
         return draw(scene, scene.batch.row_id_B, "sampled")[:, 0] < self.rate
 
 
+@dataclass(frozen=True)
+class Sure:
+    """Every row, with the weight ``max(p, 1 - p)`` of a signal's probability p."""
+
+    signal: Signal
+
+    @property
+    def members(self) -> frozenset[str]:
+        """Those of the signal."""
+        return self.signal.members
+
+    def mask(self, scene: Scene) -> Tensor:
+        """The weight of each row, (B,), between a half and one."""
+        return torch.sigmoid(self.signal.value(scene).abs())
+
+
 def present(column: Column) -> ByColumn:
     """The rows whose value is known."""
     return ByColumn(column)
+
+
+def absent(column: Column) -> ByColumn:
+    """The rows whose value is not known (D2)."""
+    return ByColumn(column, known=False)
+
+
+def sure(signal: Signal) -> Sure:
+    """All rows, each with the weight with which a logit is sure of its answer (S2).
+
+    A term divides by the weights of its rows, so a signal that is equally sure of all of them changes nothing.
+    """
+    return Sure(signal)
 
 
 def equals(column: Column | Scenario, value: float | str) -> ByColumn:
@@ -269,6 +299,8 @@ def sampled(rate: float) -> Sampled:
 
 SELECTORS: dict[str, Callable[..., Selector]] = {
     "present": present,
+    "absent": absent,
+    "sure": sure,
     "equals": equals,
     "agrees": agrees,
     "any": any_of,

@@ -2,7 +2,7 @@
 
 import inspect
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -14,7 +14,7 @@ from recdistill.distill.learned import WantedAdapter, WantedGate
 from recdistill.distill.member import Member
 from recdistill.distill.schedule import METRICS, SCHEDULES, Metric, Schedule
 from recdistill.distill.selector import SELECTORS, Measured, Selector
-from recdistill.distill.signal import All, Attention, Column, Embed, Hidden, Logit, Scenario, Signal
+from recdistill.distill.signal import All, Attention, Column, Embed, Hidden, Logit, Scenario, Signal, walk
 from recdistill.distill.term import Term
 from recdistill.edits.towers import EDITS, Edit
 from recdistill.errors import RecdistillError, ShapeError
@@ -55,7 +55,9 @@ class Compiler:
     def source(self, name: str) -> MemberSpec:
         """What the job says of a member, or of the one whose net it has."""
         member = self.job.members[name]
-        return self.job.members.get(member.of or name, member)
+        while member.of is not None and member.of in self.job.members:
+            member = self.job.members[member.of]
+        return member
 
 
 def term(c: Compiler, text: str, place: str) -> Term | None:
@@ -259,12 +261,24 @@ def _loss(c: Compiler, call: Call, place: str) -> Term | None:
     if problem := _tried(loss, len(targets), options):
         c.problems.append(f"{place}: {problem}")
     scope = scope_of(loss)
-    if scope == "list" and c.spec.group is None:
-        c.problems.append(f"{place}: {call.function} compares the rows of a list; name the spec's `group`")
-    if scope != "row" and over == "batch":
-        c.problems.append(f'{place}: {call.function} has one value per {scope}; over="batch" is for losses of rows')
+    c.problems += [f"{place}: {problem}" for problem in _wrong_scope(c, call, scope, over, targets)]
     in_batch = is_in_batch(loss)
     return Term(str(call), loss, learner, tuple(targets), options, over=str(over), scope=scope, in_batch=in_batch)
+
+
+def _wrong_scope(c: Compiler, call: Call, scope: str, over: object, targets: Sequence[Signal]) -> list[str]:
+    """What is wrong with what one value of a loss stands for."""
+    found = []
+    if scope == "list" and c.spec.group is None:
+        found.append(f"{call.function} compares the rows of a list; name the spec's `group`")
+    if scope != "list" and any(getattr(part, "over_lists", False) for s in targets for part in walk(s)):
+        found.append(
+            f"{call}: exchanges values within a list, of which a lone logit knows nothing; use it in a loss over "
+            "lists such as soft_list"
+        )
+    if scope != "row" and over == "batch":
+        found.append(f'{call.function} has one value per {scope}; over="batch" is for losses of rows')
+    return found
 
 
 def _tried(loss: Callable[..., torch.Tensor], targets: int, options: Mapping[str, Any]) -> str | None:

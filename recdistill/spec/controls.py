@@ -17,9 +17,10 @@ from recdistill.errors import SpecError
 from recdistill.spec.job import Job, NoControls, member_names, without_index
 from recdistill.spec.members import PRIVILEGED, MemberSpec, Sharing
 from recdistill.spec.phases import PhaseSpec
-from recdistill.spec.terms import Argument, Call, ParsedTerm, names_of, parse_signal, parse_term
+from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, names_of, parse_signal, parse_term
 
 MAIN = "main"
+PLAIN_WORDS = ("live", "probability")  # signals that are still one output of one member
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,23 @@ def _on_rows_of(served: list[str], term: ParsedTerm, job: Job) -> ParsedTerm:
 
 
 def _is_supervised(term: ParsedTerm, job: Job, served: list[str]) -> bool:
-    """Whether a term teaches served members alone, and from labels alone."""
+    """Whether a term teaches single outputs of served members, and from labels alone.
+
+    What combines outputs (a gate over branches, their mean, an adapter) leaves with the members that it was made for.
+    """
     losses = [factor for factor in term.factors if _teaches(factor, job)]
     if not {without_index(name) for name in member_names(job, ParsedTerm(tuple(losses), term.rows))} <= {*served}:
         return False
     taught_by = [argument for loss in losses for argument in (*loss.args[1:], *loss.kwargs.values())]
-    return len(losses) == 1 and not any(_members_of(argument, job) for argument in taught_by)
+    single = all(_is_single(loss.args[0]) for loss in losses)
+    return len(losses) == 1 and single and not any(_members_of(argument, job) for argument in taught_by)
+
+
+def _is_single(learner: Argument) -> bool:
+    """Whether a learner is an output of one member."""
+    while isinstance(learner, Call) and learner.function in PLAIN_WORDS and learner.args:
+        learner = learner.args[0]
+    return isinstance(learner, Name)
 
 
 def _teaches(factor: Argument, job: Job) -> TypeGuard[Call]:
@@ -156,6 +168,7 @@ def _shuffled(job: Job) -> Arm:
     if any(word == PRIVILEGED or word in job.privileged for word in views):
         return Arm("shuffled", job, shuffle_privileged=True)
     served = {*served_with(job)}
+    served |= {name for name, member in job.members.items() if without_index(member.same or "") in served}
     phases = []
     changed = 0
     for phase in job.phases:

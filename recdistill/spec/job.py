@@ -179,7 +179,9 @@ def _wrong_origin(job: Job, name: str) -> list[str]:
     other = without_index(member.of)
     if other not in job.members:
         return [f"members.{name}.{key}: no member {other!r}; {nearest(other, job.members)}"]
-    if other == name or job.members[other].of is not None or job.members[other].scores is not None:
+    theirs = job.members[other]
+    averaged = member.best is not None and theirs.ema is not None  # an average has a best evaluation of its own
+    if other == name or (theirs.of is not None and not averaged) or theirs.scores is not None:
         return [f"members.{name}.{key}: {other!r} has no parameters of its own; name a member that is trained"]
     return []
 

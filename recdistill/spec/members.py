@@ -82,7 +82,7 @@ class Best(Strict):
     """A copy of another member as it was at its best evaluation, or the average of its best ones.
 
     Attributes:
-        of: the member.
+        of: the member, or a moving average of one.
         average: how many of its best evaluations are averaged.
     """
 

@@ -193,8 +193,8 @@ def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, w
     layout = lay_out(plan.members, log.spec, log.fitted.tables)
     rarity = rarity_by_table(log) if settings.tables.step.l2_rare else {}
     by_name = {member.name: member for member in plan.members}
-    copied = {n: m.follows or (m.edited[0] if m.edited else None) for n, m in by_name.items()}
-    follows = {n: (of, *by_name[of].share.table_owners) for n, of in copied.items() if of is not None}
+    originals = {n: o for n, m in by_name.items() if (o := _original(m, by_name)) is not m}
+    follows = {name: (original.name, *original.share.table_owners) for name, original in originals.items()}
     tables = Tables(layout, settings.tables, std=settings.table_std, seed=seed, rarity=rarity, follows=follows)
     recorded = {}
     for member in plan.members:
@@ -211,6 +211,13 @@ def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, w
         elif member.warm_start is not None:
             warm_start(cast, member, member.warm_start, log.fitted)
     return cast
+
+
+def _original(member: Member, members: Mapping[str, Member]) -> Member:
+    """The member whose parameters it has in the end, if it follows another one or is an edit of it."""
+    while (of := member.follows or (member.edited[0] if member.edited else None)) is not None:
+        member = members[of]
+    return member
 
 
 def rarity_by_table(log: EncodedLog) -> dict[str, Tensor]:

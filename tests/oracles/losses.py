@@ -39,6 +39,35 @@ def l2(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     return np.array([sum(d * d for d in row) / len(row) for row in flat])
 
 
+def mmd(student: np.ndarray, teacher: np.ndarray) -> float:
+    """As a kernel two-sample statistic: mean k(s, s) + mean k(t, t) - 2 mean k(s, t) with k the inner product."""
+    s, t = student.reshape(len(student), -1), teacher.reshape(len(teacher), -1)
+
+    def mean_kernel(first: np.ndarray, second: np.ndarray) -> float:
+        return sum(float(a @ b) for a in first for b in second) / (len(first) * len(second))
+
+    return (mean_kernel(s, s) + mean_kernel(t, t) - 2 * mean_kernel(s, t)) / s.shape[1]
+
+
+def softened(student_B: np.ndarray, teacher_B: np.ndarray, temperature: float, base: float) -> np.ndarray:
+    """The target's odds are those of the base rate times the T-th root of how far the teacher departs from them."""
+    rows = []
+    for s, t in zip(student_B, teacher_B, strict=True):
+        odds = base / (1 - base) * (math.exp(t) * (1 - base) / base) ** (1 / temperature)
+        q = odds / (1 + odds)
+        rows.append(-q * math.log(sigmoid(s)) - (1 - q) * math.log(sigmoid(-s)))
+    return np.array(rows)
+
+
+def score_gap(logit_B: np.ndarray, list_B: np.ndarray, top: int) -> np.ndarray:
+    found = []
+    for g in range(int(list_B.max()) + 1):
+        share = np.exp(logit_B[list_B == g])
+        first, *others = sorted(share / share.sum(), reverse=True)[:top]
+        found.append(first - float(np.mean(others)) if others else 0.0)
+    return np.array(found)
+
+
 def pairwise(logit_B: np.ndarray, label_B: np.ndarray) -> np.ndarray:
     """Pair by pair, from the probability that the clicked row of a pair stands first."""
     found = []
