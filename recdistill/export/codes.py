@@ -141,7 +141,7 @@ class CodeIndex(nn.Module):
         self.many = MANY
         self.cells = CELLS
         self.block = min(BLOCK, EXACT // (bits + 1))
-        self.rows = 256  # queries that a block is multiplied with at a time
+        self.rows = 512  # queries that a block is multiplied with at a time
 
     def forward(
         self,
@@ -192,6 +192,7 @@ class CodeIndex(nn.Module):
         size = self.block
         one_B1 = torch.ones((queries, 1))
         user_BR = torch.cat([unpacked(word_BW, self.sign_256, self.bits), one_B1], 1)
+        buffer = torch.empty((min(self.rows, queries), min(size, items)))  # used again: fresh memory is slow
         parts: list[Tensor] = []
         for first in range(0, items, size):
             last = min(first + size, items)
@@ -201,7 +202,8 @@ class CodeIndex(nn.Module):
             found: list[Tensor] = []
             for start in range(0, queries, self.rows):
                 end = min(start + self.rows, queries)
-                key = torch.mm(user_BR[start:end], item_NR.t())
+                key = buffer[: end - start, : last - first]
+                torch.mm(user_BR[start:end], item_NR.t(), out=key)
                 if row_E.numel() > 0:
                     edge_2 = torch.searchsorted(row_E, torch.tensor([start, end]))
                     low, high = int(edge_2[0]), int(edge_2[1])
