@@ -192,7 +192,7 @@ def check_the_export_is_smaller_than_one_wide_head(lab: Lab, overrides: Mapping[
 def test_the_export_is_smaller_than_one_wide_head(tmp_path: Path) -> None:
     lab = small(tmp_path)
     check_the_export_is_smaller_than_one_wide_head(lab, {})
-    whole_nets = {"members.head": {"net": {"mlp": [64, 12]}, "dim": 8, "copies": 4}}
-    for wrong in ({"members.head.net": {"mlp": [64]}}, whole_nets):
+    own_tables = {"members.head.view": ["serving"], "members.head.dim": 8}
+    for wrong in ({"members.head.net": {"mlp": [64]}}, own_tables):
         with pytest.raises(AssertionError):
             check_the_export_is_smaller_than_one_wide_head(lab, wrong)
