@@ -79,7 +79,9 @@ class Agreeing:
 def side(signal: Signal, scene: Scene) -> Tensor:
     """1 where a signal speaks for a click, 0 where against it, NaN where it is not known."""
     value = signal.value(scene)
-    return value if isinstance(signal, Column) else (value > 0).to(value.dtype)
+    if isinstance(signal, Column):
+        return value
+    return torch.where(torch.isnan(value), value, (value > 0).to(value.dtype))
 
 
 @dataclass(frozen=True)
