@@ -13,7 +13,7 @@ from recdistill.distill.checks import behind
 from recdistill.distill.heads import build_heads
 from recdistill.distill.layout import Layout, MemberLayout
 from recdistill.distill.member import Member, Part
-from recdistill.errors import VisibilityError
+from recdistill.errors import TrainingError, VisibilityError
 from recdistill.nets.catalog import Head
 from recdistill.spec.features import FeatureSpec
 from recdistill.training.sharding import Tables, device
@@ -101,10 +101,16 @@ class Cast:
             for feature in self.layout.banks[bank].features:
                 if feature.name in sources and (bank, feature.table) not in done:
                     done.add((bank, feature.table))
-                    there = {table: shard for table, shard, _ in self.tables.shards(sources[feature.name][0])}
-                    for table, shard, _ in self.tables.shards(bank):
-                        if table == feature.table and shard is not there[sources[feature.name][1]]:
-                            yield shard, there[sources[feature.name][1]]
+                    source, name = sources[feature.name]
+                    there = {table: shard for table, shard, _ in self.tables.shards(source)}
+                    for shard in (shard for table, shard, _ in self.tables.shards(bank) if table == feature.table):
+                        if name not in there:
+                            raise TrainingError(
+                                f"{to!r} and {of!r}: their tables of {feature.column!r} lie in different processes, so "
+                                "one cannot be copied to the other; let neither share tables with others"
+                            )
+                        if shard is not there[name]:
+                            yield shard, there[name]
 
 
 @contextmanager
