@@ -35,7 +35,7 @@ from recdistill.distill.compile import Plan
 from recdistill.distill.layout import is_embedded, lay_out
 from recdistill.distill.member import Member
 from recdistill.distill.signal import Scenario, walk
-from recdistill.errors import LogError
+from recdistill.errors import LogError, TrainingError
 from recdistill.spec.members import FromRun, Recorded
 from recdistill.spec.phases import LOG
 from recdistill.spec.train import TrainSpec
@@ -154,6 +154,11 @@ class _Fit:
             after = [engine.rows_of(phase) for phase in phases]
             lengths = [round(count * new / old) for count, new, old in zip(kept, after, before, strict=True)]
             steps = self._stage("refit", engine, lengths, kept)
+        for name in engine.followers.silent & engine.cast.served:
+            raise TrainingError(
+                f"members.{name}: serves, but has copied nothing from {engine.cast.members[name].follows!r} in all of "
+                "training; let it follow sooner, or train longer"
+            )
         score_split(engine, _reader(training, data.final.log, ("test",), self.folder), "test", self.folder)
         checkpoint.save(engine.cast, self.folder / "checkpoints" / "final")
         return engine.cast, {"seed": training.seed, "steps": steps, "kept": kept, "planned": planned}
@@ -192,8 +197,8 @@ def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, w
     """The members of a plan with initial parameters; with ``warm`` those of another run for whom the job says so."""
     layout = lay_out(plan.members, log.spec, log.fitted.tables)
     rarity = rarity_by_table(log) if settings.tables.step.l2_rare else {}
-    by_name = {member.name: member for member in plan.members}
-    follows = {n: (m.follows, *by_name[m.follows].share.table_owners) for n, m in by_name.items() if m.follows}
+    follows = {to: of for phase in plan.phases for to, of in phase.carry}
+    follows |= {member.name: member.follows for member in plan.members if member.follows is not None}
     tables = Tables(layout, settings.tables, std=settings.table_std, seed=seed, rarity=rarity, follows=follows)
     recorded = {}
     for member in plan.members:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recdistill.data.reader import Reader
+from recdistill.distill.checks import trained_names
 from recdistill.distill.member import Phase
 from recdistill.distill.schedule import Metric
 from recdistill.evaluation import auc, log_loss
@@ -35,9 +36,10 @@ class Watch:
         self.kept: dict[str, Tensor] = {}
         self.seen: list[dict[str, float]] = []
         members = engine.cast.members
-        self.moving = [*phase.trained, *engine.followers.of(phase.trained)]
+        self.trained = trained_names(phase.trained, members)
+        self.moving = [*self.trained, *engine.followers.of(self.trained)]
         judged = [n for n in members if n in self.moving and members[n].scored and members[n].same is None]
-        originals = [members[n].follows for n in engine.followers.best if members[n].follows in phase.trained]
+        originals = [members[n].follows for n in engine.followers.best if members[n].follows in self.trained]
         further = [*(metric.member for metric in phase.metrics), *(n for n in originals if n is not None)]
         self.judged = [name for name in judged if members[name].serve] or judged
         self.looked_at = list(dict.fromkeys([*judged, *further]))
@@ -59,7 +61,7 @@ class Watch:
         self.seen.append(metrics)
         engine.listen(Event("evaluation", self.index, step, planned, metrics))
         monitor = self.phase.stop.monitor
-        engine.followers.evaluated(metrics, monitor, self.phase.trained)
+        engine.followers.evaluated(metrics, monitor, self.trained)
         if not self.judged:
             return
         values = [metrics[f"{name}.{monitor}"] for name in self.judged]
