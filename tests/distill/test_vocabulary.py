@@ -1,6 +1,7 @@
 """Combined signals and selectors: what they say for a row, whom they teach, and that nothing depends on the order."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recdistill.data.batch import Batch, View
-from recdistill.distill.combine import SIGNALS, closest, mean, reverse, route, vote, weighted
+from recdistill.distill.combine import SIGNALS, closest, mean, memory, reverse, route, vote, weighted
 from recdistill.distill.compile import examine
 from recdistill.distill.schedule import Now, cosine
 from recdistill.distill.selector import SELECTORS, agrees, beats, sampled, smallest
@@ -111,6 +112,18 @@ def test_agrees_and_beats_look_at_labels_and_sides() -> None:
         assert bool(agrees(A, B).mask(s)[i]) == bool((found["a"][i] > 0) == (found["b"][i] > 0))
         better = float(bce(found["a"], torch.tensor(LABEL))[i]) + 0.1 < float(bce(found["b"], torch.tensor(LABEL))[i])
         assert bool(beats(A, B, Y, margin=0.1).mask(s)[i]) == (better and not math.isnan(label))
+
+
+def test_what_is_not_remembered_agrees_with_nothing() -> None:
+    class Store:
+        def read(self, row_id_B: Tensor) -> Tensor:
+            return torch.tensor([1.0, -1.0, NAN, NAN, NAN, 2.0])[: len(row_id_B)]
+
+    remembered = memory(B)
+    s = replace(scene(), memories={remembered.key: Store()})
+    assert agrees(remembered, Y).mask(s).tolist() == [True, True, False, False, False, True]
+    assert agrees(Y, remembered).mask(s).tolist() == [True, True, False, False, False, True]
+    assert not bool(beats(A, remembered, Y).mask(s)[2:5].any())
 
 
 def test_smallest_keeps_the_easiest_labelled_rows() -> None:
