@@ -13,6 +13,7 @@ second.
 """
 
 import json
+import math
 import os
 import shutil
 import time
@@ -203,9 +204,9 @@ def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, w
     recorded = {}
     for member in plan.members:
         if isinstance(member.origin, Recorded):
-            recorded[member.name] = RecordedScores.open(
-                Path(member.origin.file), [plan.columns[k] for k in member.labels]
-            )
+            labels = [plan.columns[k] for k in member.labels]
+            shift = -math.log(log.spec.negative_keep_rate * settings.negative_keep_rate)
+            recorded[member.name] = RecordedScores.open(Path(member.origin.file), labels, shift=shift)
     cast = Cast(
         plan.members, layout, tables, log.spec, precision=settings.precision, seed=seed, recorded=recorded
     )  # fmt: skip
