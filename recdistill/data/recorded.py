@@ -106,7 +106,7 @@ class RecordedScores:
         try:
             frame = pl.read_parquet(file, columns=["row_id", *columns])
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise LogError(f"{file}: cannot be read ({error}); write it again") from None
+            raise LogError(f"{file}: cannot be read ({str(error).splitlines()[0]}); write it again") from None
         logits_NK = frame.select(columns).to_numpy().astype(np.float32) + np.float32(shift)
         return cls(file, frame["row_id"].to_numpy(), logits_NK)
 

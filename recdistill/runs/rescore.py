@@ -141,8 +141,8 @@ def score_run(path: Path, log: str, out: Path, member: str | None = None, *, out
     copies = run.copies(name, out_of_fold=out_of_fold)
     if out_of_fold and not run.spec.row_id:
         raise RunError(
-            f"{path}: folds are drawn by row id, but the feature spec names no `row_id`, so nobody knows which rows were "
-            "learned from; name the columns that identify a row"
+            f"{path}: folds are drawn by row id, but the feature spec names no `row_id`, so nobody can say which rows "
+            "were learned from; name the columns that identify a row"
         )
     made_by = provenance(run, name, copies, out_of_fold=out_of_fold)
     if name == run.plan.student.name:
