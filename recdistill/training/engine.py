@@ -37,6 +37,7 @@ from recdistill.training.play import Lookups, Play, play
 from recdistill.training.processes import add_up, rank, share_of, world
 from recdistill.training.resume import Stopped, capture, restore
 from recdistill.training.runlog import Event, Listener, silent
+from recdistill.training.sharding import device
 from recdistill.training.watch import Watch
 
 Scores = dict[str, NDArray[np.float32]]
@@ -364,9 +365,14 @@ def term_value(term: Term, scene: Scene, total: Tensor | None = None) -> Tensor:
 
 
 def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Add up dense gradients over processes; losses are divided by global weights already."""
-    for group in optimizer.param_groups if world() > 1 else ():
-        for parameter in group["params"]:
+    """Add up dense gradients over processes; losses are divided by global weights already.
+
+    A parameter that no process has a gradient of has none afterwards either: a zero would move it by its momentum.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]] if world() > 1 else []
+    there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int64, device=device())
+    for parameter, found in zip(parameters, add_up(there).tolist(), strict=True):
+        if found:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             add_up(parameter.grad)

@@ -13,6 +13,7 @@ second.
 """
 
 import json
+import math
 import os
 import shutil
 import time
@@ -35,7 +36,7 @@ from recdistill.distill.compile import Plan
 from recdistill.distill.layout import is_embedded, lay_out
 from recdistill.distill.member import Member
 from recdistill.distill.signal import Scenario, walk
-from recdistill.errors import LogError
+from recdistill.errors import LogError, TrainingError
 from recdistill.spec.members import FromRun, Recorded
 from recdistill.spec.phases import LOG
 from recdistill.spec.train import TrainSpec
@@ -154,6 +155,11 @@ class _Fit:
             after = [engine.rows_of(phase) for phase in phases]
             lengths = [round(count * new / old) for count, new, old in zip(kept, after, before, strict=True)]
             steps = self._stage("refit", engine, lengths, kept)
+        for name in engine.followers.silent & engine.cast.served:
+            raise TrainingError(
+                f"members.{name}: serves, but has copied nothing from {engine.cast.members[name].follows!r} in all of "
+                "training; let it follow sooner, or train longer"
+            )
         score_split(engine, _reader(training, data.final.log, ("test",), self.folder), "test", self.folder)
         checkpoint.save(engine.cast, self.folder / "checkpoints" / "final")
         return engine.cast, {"seed": training.seed, "steps": steps, "kept": kept, "planned": planned}
@@ -193,15 +199,15 @@ def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, w
     layout = lay_out(plan.members, log.spec, log.fitted.tables)
     rarity = rarity_by_table(log) if settings.tables.step.l2_rare else {}
     by_name = {member.name: member for member in plan.members}
-    originals = {n: o for n, m in by_name.items() if (o := _original(m, by_name)) is not m}
-    follows = {name: (original.name, *original.share.table_owners) for name, original in originals.items()}
+    follows = {to: of for phase in plan.phases for to, of in phase.carry}
+    follows |= {n: original for n, m in by_name.items() if (original := _original(m, by_name).name) != n}
     tables = Tables(layout, settings.tables, std=settings.table_std, seed=seed, rarity=rarity, follows=follows)
     recorded = {}
     for member in plan.members:
         if isinstance(member.origin, Recorded):
-            recorded[member.name] = RecordedScores.open(
-                Path(member.origin.file), [plan.columns[k] for k in member.labels]
-            )
+            labels = [plan.columns[k] for k in member.labels]
+            shift = -math.log(log.spec.negative_keep_rate * settings.negative_keep_rate)
+            recorded[member.name] = RecordedScores.open(Path(member.origin.file), labels, shift=shift)
     cast = Cast(
         plan.members, layout, tables, log.spec, precision=settings.precision, seed=seed, recorded=recorded
     )  # fmt: skip

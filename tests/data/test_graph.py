@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recdistill.data import edges as building
@@ -110,7 +110,6 @@ def test_unknown_and_missing_values_are_no_nodes(log) -> None:
     st.integers(1, 4),
     st.integers(1, 4),
 )
-@settings(deadline=None)
 def test_the_core_is_what_peeling_one_edge_after_the_other_leaves(edges, least_user, least_item) -> None:
     user, item = (torch.tensor(side) for side in zip(*sorted(edges), strict=True))
     found = core(user, item, 10, 10, (least_user, least_item))
@@ -126,7 +125,6 @@ def test_minimum_degrees_hold_in_the_graph(log) -> None:
 
 
 @given(st.sets(st.tuples(st.integers(2, 7), st.integers(2, 9)), min_size=1, max_size=30))
-@settings(deadline=None)
 def test_the_normalised_adjacency_equals_the_dense_one(edges) -> None:
     graph = Graph.of(8, 10, *(torch.tensor(side) for side in zip(*edges, strict=True)))
     whole = oracle.adjacency(edges, 8, 10)
@@ -138,7 +136,6 @@ def test_the_normalised_adjacency_equals_the_dense_one(edges) -> None:
 
 
 @given(st.sets(st.tuples(st.integers(2, 7), st.integers(2, 9)), min_size=1, max_size=30))
-@settings(deadline=None)
 def test_positives_are_the_lists_of_each_side(edges) -> None:
     graph = Graph.of(8, 10, *(torch.tensor(side) for side in zip(*edges, strict=True)))
     users = torch.tensor([7, 0, 2, 2, 5])

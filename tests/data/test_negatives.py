@@ -57,7 +57,6 @@ def test_negatives_are_drawn_in_proportion_to_their_weights_among_what_is_left(a
 
 
 @given(EDGES, st.integers(0, 2**31), st.sampled_from([None, 0.75, 2.0]))
-@settings(deadline=None)
 def test_a_draw_is_never_a_positive_nor_a_reserved_row(edges, seed, alpha) -> None:
     graph = graph_of(edges)
     negatives = Negatives.uniform(graph) if alpha is None else Negatives.popular(graph, alpha)
@@ -70,7 +69,7 @@ def test_a_draw_is_never_a_positive_nor_a_reserved_row(edges, seed, alpha) -> No
 
 
 @given(EDGES, st.sampled_from([None, 0.75]))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_every_point_of_the_shorter_line_finds_the_item_that_counting_finds(edges, alpha) -> None:
     graph = graph_of(edges)
     weight_I = torch.tensor([0, 0, 3, 1, 2, 1, 4, 1, 2, 5, 1, 2]) if alpha else Negatives.uniform(graph).weight_I

@@ -30,7 +30,7 @@ def sets_of(pairs, users=USERS):
 
 
 @given(SCORES, PAIRS, PAIRS, st.sets(st.integers(0, ITEMS - 1), min_size=1), st.sampled_from(["expected", "row"]))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_every_metric_is_its_mean_over_all_orders_of_ties(scores, relevant, known, candidates, ties) -> None:
     table, candidate_I = np.array(scores, np.float32), np.isin(np.arange(ITEMS), list(candidates))
     found = full_ranking(
@@ -45,7 +45,7 @@ def test_every_metric_is_its_mean_over_all_orders_of_ties(scores, relevant, know
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_without_ties_both_rules_are_the_plain_metrics(seed, cut) -> None:
     rng = np.random.default_rng(seed)
     table = rng.permutation(50 * 30).reshape(30, 50).astype(np.float64)
@@ -152,7 +152,6 @@ def test_a_large_log_takes_seconds() -> None:
 
 
 @given(PAIRS, PAIRS)
-@settings(deadline=None)
 def test_lists_are_sets_of_pairs(first, second) -> None:
     a, b = lists_of(first), lists_of(second)
     for found, expected in ((a, first), (a.joined(b), first | second), (a.without(b), first - second)):
@@ -166,7 +165,6 @@ def test_lists_are_sets_of_pairs(first, second) -> None:
 
 
 @given(st.lists(st.lists(st.integers(-2, 2), min_size=7, max_size=7), min_size=1, max_size=4), st.integers(1, 9))
-@settings(deadline=None)
 def test_the_best_are_those_of_a_stable_sort(scores, count) -> None:
     table = np.where(np.array(scores) == -2, -np.inf, np.array(scores, float))
     expected = [[i for i in np.argsort(-row, kind="stable") if row[i] > -np.inf][:count] for row in table]
@@ -181,7 +179,7 @@ def sampled(scores, held_out, candidates, **options):
 
 
 @given(SCORES, st.integers(0, 2**32 - 1), st.sampled_from(["expected", "row"]))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_sampled_candidates_are_a_small_full_ranking(scores, seed, ties) -> None:
     rng, table = np.random.default_rng(seed), np.array(scores, float)
     held_out = rng.integers(0, ITEMS, USERS)

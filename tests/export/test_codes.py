@@ -45,7 +45,7 @@ def pairs(found: tuple[Tensor, Tensor]) -> list[list[tuple[int, int]]]:
 
 
 @given(st.integers(1, 200), st.integers(1, 30), st.integers(0, 2**31))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_scores_are_the_inner_products_and_packing_can_be_undone(bits, rows, seed) -> None:
     code, query = some_codes(rows, bits, seed), some_codes(5, bits, seed + 1)
     words = pack(code)
@@ -73,7 +73,7 @@ def small(index: CodeIndex, way: str, size: int) -> CodeIndex:
 
 
 @given(st.integers(0, 2**31), st.integers(1, 12), st.sampled_from([3, 64, 70]), st.integers(1, 20), WAYS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_best_items_come_in_order_and_equal_scores_by_id(seed, count, bits, size, way) -> None:
     code, query = some_codes(9, bits, seed), some_codes(4, bits, seed + 1)
     ids = torch.randperm(50, generator=torch.Generator().manual_seed(seed))[:9] * 3
@@ -82,7 +82,7 @@ def test_the_best_items_come_in_order_and_equal_scores_by_id(seed, count, bits, 
 
 
 @given(st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 20), WAYS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_known_items_are_left_out(seed, count, size, way) -> None:
     rng = np.random.default_rng(seed)
     code, query = some_codes(8, 6, seed), some_codes(5, 6, seed + 1)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recdistill.data.draws import uniforms
@@ -21,7 +21,6 @@ def tower(kind: str = "stochastic") -> BinaryTwoTower:
 
 
 @given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=20))
-@settings(deadline=None)
 def test_a_code_is_exactly_minus_or_plus_one_and_passes_the_gradient_on(values) -> None:
     relaxed = torch.tensor(values, requires_grad=True)
     for code in (cut(relaxed), stochastic(relaxed, torch.rand(len(values)))):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recdistill.data.graph import Graph
@@ -34,7 +34,6 @@ def vectors(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Ten
 
 
 @given(EDGES, st.integers(0, 4))
-@settings(deadline=None)
 def test_light_gcn_is_the_mean_of_powers_of_the_adjacency(edges, layers) -> None:
     user, item = vectors()
     found = torch.cat(LightGcn(halves(graph_of(edges)), layers=layers)(user, item))

@@ -34,8 +34,11 @@ def bench(rich: Small, members: dict[str, Any], terms: list[str], **more: Any) -
 
 def view(b: Bench, name: str, batch: Batch, now: Now) -> Batch:
     """The batch as a member sees it while training."""
-    how = b.cast.members[name].distort
-    return batch if how is None else distorted(batch, how, salted(Scene({}, batch, 0, now), str(how)), b.cast.spec)
+    member = b.cast.members[name]
+    if member.distort is None:
+        return batch
+    salt = salted(Scene({}, batch, 0, now), f"{member.distort}{'' if member.same is None else name}")
+    return distorted(batch, member.distort, salt, b.cast.spec)
 
 
 def pieces(value: Tensor, other: Tensor) -> float:
@@ -183,6 +186,6 @@ def test_scores_see_the_level_that_they_ask_for_and_not_those_of_training(rich: 
     batch = next(iter(b.engine.valid.in_order(150)))
     lookups = Lookups(b.cast, ["student"], batch, frozenset(), training=False, seed=0, now=Now())
     ((key, seen),) = lookups.views.items()
-    assert key is not None and key.levels == (1.0,)
+    assert key is not None and key[0].levels == (1.0,)
     lost = (seen.serving.floats(("price",)) == 0).float().mean()
     assert 0.25 < float(lost) < 0.55
