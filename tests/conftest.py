@@ -53,7 +53,8 @@ class Small:
         return compile_job(chosen.job, spec), chosen.job, chosen.shuffle_privileged
 
     def fit(self, folder: Path, overrides: Mapping[str, Any] | None = None, *, seed: int = 0, arm: str = "main") -> Any:
-        from recdistill.training.fit import Data, Training, fit
+        from recdistill.training.fit import fit
+        from recdistill.training.reading import Data, Training
 
         plan, job, shuffle = self.plan(overrides, arm)
         return fit(Training(plan, job.train, Data.of(self.encoded), seed, shuffle), folder)

@@ -19,8 +19,8 @@ from recdistill.runs.logs import encoded, raw_log
 from recdistill.runs.rescore import Finished
 from recdistill.search.bilevel import Course, Rows, distill_rows, labelled
 from recdistill.search.reinforce import Found, Reinforce, Trial, compression_reward
-from recdistill.training.fit import reader_of
 from recdistill.training.play import play
+from recdistill.training.reading import reader_of
 from recdistill.training.sharding import process_group
 
 __all__ = ["Course", "Found", "LearnedRows", "Reinforce", "Rows", "Trial", "compression_reward", "learn_rows"]

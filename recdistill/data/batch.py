@@ -8,6 +8,8 @@
       weight_B        row weights
       group_B         hash of each row's group; absent unless a term compares the rows of a list
       scenario_B      hash of each row's scenario; absent unless a term looks at it
+      candidates      absent unless rows are users and items to be ranked: the first A rows are anchors, and behind
+                      them stand the rows of all their candidates, each once and without weight
 
     View (F id columns, N float columns, and bags: jagged lists)
       ids_FB     [[u1 u2 u3]      one embedding row per column and row, one line per column
@@ -15,7 +17,7 @@
       floats_BN  [[.1] [.7] [.2]]
       bags       tags: values_L [t1 t2 | t3 | t4 t5], lengths_B [2 1 2]
 
-Shapes: B rows, F id columns, N float columns, L list elements over all rows.
+Shapes: B rows, F id columns, N float columns, L list elements over all rows, A anchors, M candidates of each.
 """
 
 from dataclasses import dataclass, field
@@ -103,6 +105,28 @@ class View:
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """What is to be ranked for each anchor.
+
+    Attributes:
+        anchor: which side the anchors are, ``user`` or ``item``.
+        parts: the rows of the candidates, part by part: of each anchor its own, int64 (A, n), or for all the same, (n,)
+        marks: what is known of each candidate, float32 (A, M), by name: ``own`` is 1 for the anchor's own, 0 for
+            negatives, NaN for others; ``taken`` is 1 for all that the anchor is known to have taken, 0 for others;
+            ``log_q`` is the logarithm of how often it is expected among the draws; ``popularity`` its group.
+    """
+
+    anchor: str
+    parts: tuple[Tensor, ...]
+    marks: dict[str, Tensor]
+
+    @property
+    def anchors(self) -> int:
+        """A."""
+        return len(self.marks["own"])
+
+
+@dataclass(frozen=True)
 class Batch:
     """The rows of one step."""
 
@@ -113,6 +137,7 @@ class Batch:
     privileged: View | None = None
     group_B: Tensor | None = None
     scenario_B: Tensor | None = None
+    candidates: Candidates | None = None
 
     def __post_init__(self) -> None:
         if self.serving.audience != "serving" or (self.privileged and self.privileged.audience != "privileged"):
@@ -151,6 +176,18 @@ class Batch:
         if self.scenario_B is None:
             raise ShapeError("batch: was read without scenarios, which a term looks at; ask the reader for them")
         return self.scenario_B
+
+    def ranked(self) -> Candidates:
+        """The anchors and their candidates.
+
+        Raises:
+            ShapeError: the batch has none.
+        """
+        if self.candidates is None:
+            raise ShapeError(
+                "batch: holds rows of a log, which have no candidates; give the update a feed with `candidates`"
+            )
+        return self.candidates
 
 
 def concat(parts: list[Batch]) -> Batch:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from recdistill.data import past
 from recdistill.data.transforms.hashing import bucket_of, hash_in_turn, hash_texts, hashable, key_hash, splitmix64
 from recdistill.errors import LogError
+from recdistill.spec.columns import Binary
 from recdistill.spec.features import FeatureSpec, Join, SplitByColumn, SplitByHash, SplitByTime
 from recdistill.spec.strict import nearest
 
@@ -103,7 +104,7 @@ def open_log(
         LogError: columns are missing or ambiguous, or a side table has several rows for a key.
     """
     where = where or {}
-    frame = scan(path)
+    frame = _with_events(scan(path), spec, path)
     origin = dict.fromkeys(frame.collect_schema().names(), path)
     built = past.pasts(spec, origin)
     used = [raw for raw in raw_columns(spec, where, learn=learn) if raw not in past.made(built)]
@@ -130,6 +131,18 @@ def open_log(
     for name, value in where.items():
         frame = frame.filter(_among(name, value, schema[name]))
     return frame
+
+
+def _with_events(frame: pl.LazyFrame, spec: FeatureSpec, path: str) -> pl.LazyFrame:
+    """The log with the labels that every row of it has.
+
+    Raises:
+        LogError: it holds such a column already.
+    """
+    always = [spec.source(n) for n, column in spec.columns.items() if isinstance(column, Binary) and column.always]
+    if held := [name for name in always if name in frame.collect_schema()]:
+        raise LogError(f"{path}: holds {held[0]!r}, which the spec says every row has; remove `always`")
+    return frame.with_columns(pl.lit(1, dtype=pl.Int8).alias(name) for name in always)
 
 
 def _among(name: str, value: Any, dtype: pl.DataType) -> pl.Expr:
@@ -224,9 +237,11 @@ def with_split(frame: pl.LazyFrame, spec: FeatureSpec) -> pl.LazyFrame:
 def _by_column(frame: pl.LazyFrame, split: SplitByColumn) -> pl.Expr:
     dtype = frame.collect_schema()[split.column]
     column, assigned = pl.col(split.column), pl.lit(LEFT_OUT)
+    if dtype in (pl.Categorical, pl.Enum):
+        column = column.cast(pl.String)
     try:
-        for name in SPLITS:
-            low, high = (_dated(bound, dtype) for bound in getattr(split, name))
+        for name, bounds in split.ranges.items():
+            low, high = (_dated(bound, dtype) for bound in bounds)
             if isinstance(dtype, pl.Datetime) and not isinstance(low, datetime):
                 column = pl.col(split.column).dt.date()  # so that the last day counts to its end
             assigned = pl.when(column.is_between(pl.lit(low), pl.lit(high))).then(pl.lit(name)).otherwise(assigned)
@@ -237,6 +252,9 @@ def _by_column(frame: pl.LazyFrame, split: SplitByColumn) -> pl.Expr:
             f"split: {split.column!r} is {dtype}, which the bound {split.train[0]!r} is not ({reason}); write the "
             "bounds as the log holds them"
         ) from None
+    if isinstance(split.valid, float):
+        drawn = _by_hash(None, split.valid, 0.0)
+        assigned = pl.when(assigned == "train").then(drawn).otherwise(assigned)
     return assigned
 
 

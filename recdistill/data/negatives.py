@@ -168,9 +168,9 @@ def in_batch(user_B: Tensor, item_B: Tensor, graph: Graph) -> InBatch:
     Source: Yi et al., 2019, equation 3.
     Departure: frequencies are counted instead of estimated; a row's own item is there for certain, hence not corrected.
     """
-    item_BM = item_B.unsqueeze(0).expand(len(item_B), -1)
-    label_BM = torch.zeros(item_BM.shape)
-    label_BM[graph.positives.contains(user_B, item_BM) | (item_BM == item_B.unsqueeze(1))] = torch.nan
+    is_own_BM = item_B.unsqueeze(0) == item_B.unsqueeze(1)
+    label_BM = torch.zeros(is_own_BM.shape)
+    label_BM[graph.positives.among(user_B, item_B) | is_own_BM] = torch.nan
     label_BM.fill_diagonal_(1.0)
     share_B = graph.item_degree_I[item_B].clamp(min=1).double() / max(len(graph.item_E), 1)
     log_q_BM = (max(len(item_B) - 1, 1) * share_B).log().float().repeat(len(item_B), 1)

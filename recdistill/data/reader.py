@@ -9,7 +9,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from recdistill.data.batch import Audience, Batch, Jagged, View, concat
+from recdistill.data.batch import Audience, Batch, Candidates, Jagged, View, concat
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.lists import list_of
 from recdistill.data.transforms.hashing import bucket_of, hash_texts, splitmix64
@@ -337,6 +337,16 @@ def take(batch: Batch, rows: torch.Tensor) -> Batch:
     groups, scenarios = (None if h is None else h[rows] for h in (batch.group_B, batch.scenario_B))
     serving = take_view(batch.serving, rows)
     return Batch(batch.row_id_B[rows], serving, labels, batch.weight_B[rows], privileged, groups, scenarios)
+
+
+def take_anchors(batch: Batch, anchors: torch.Tensor) -> Batch:
+    """Some anchors of a batch with candidates, in the order given, and the rows of all candidates."""
+    ranked = batch.ranked()
+    rows = torch.cat([anchors, torch.arange(ranked.anchors, len(batch))])
+    shift = ranked.anchors - len(anchors)
+    parts = tuple((part if part.dim() == 1 else part[anchors]) - shift for part in ranked.parts)
+    marks = {name: mark_AM[anchors] for name, mark_AM in ranked.marks.items()}
+    return replace(take(batch, rows), candidates=Candidates(ranked.anchor, parts, marks))
 
 
 def take_view(view: View, rows: torch.Tensor) -> View:

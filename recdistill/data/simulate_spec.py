@@ -138,7 +138,7 @@ def _split_values(split: SplitByColumn, rows: int) -> pl.Series:
     """Values of the split column in the order of the splits, one bound each, in the shares of `SHARES`."""
     values = []
     for name, share in SHARES.items():
-        low, high = getattr(split, name)
+        low, high = split.ranges.get(name, split.train)
         count = round(rows * share)
         values += [low] * (count - count // 2) + [high] * (count // 2)
     return pl.Series((values + [split.test[1]] * rows)[:rows])

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from recdistill.distill.combine import Unseen
 from recdistill.distill.member import RECORDED, Member, Phase, Update
+from recdistill.distill.ranked import MARKS
 from recdistill.distill.signal import All, Column, Embed, Hidden, Live, Logit, Remembered, Scenario, flows, walk
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
@@ -77,6 +78,7 @@ def check_phases(phases: Sequence[Phase], members: Members, job: Job, spec: Feat
             found += _wrong_parts(update, place, members)
             found += _wrong_terms(update, place, members)
             found += _wrong_rows(update, place, members, job)
+            found += _wrong_candidates(update, place, members, job)
             found += _wrong_memories(update, place, job, spec)
         found += _two_owners(phase, i, members)
         found += _moved_by_others(phase, i, members)
@@ -180,6 +182,63 @@ def _wrong_rows(update: Update, place: str, members: Members, job: Job) -> list[
     return found
 
 
+def _wrong_candidates(update: Update, place: str, members: Members, job: Job) -> list[str]:
+    """Candidates are users and items as they are known ahead: they have no labels, and nothing privileged."""
+    feed = job.feeds.get(update.feed)
+    if feed is None or feed.candidates is None or job.graph is None:
+        return []
+    found = [
+        f"{place}: {term.words!r} looks at a column, but candidates have none; {', '.join(MARKS)} tell what is known"
+        for term in update.terms
+        if any(isinstance(part, Column | Scenario) for part in walk(term))
+    ]
+    for name in sorted(update.members):
+        if members[name].net.name == RECORDED:
+            found.append(f"{place}: {name!r} has no scores of candidates, only of rows of its log")
+        found += _undescribed(place, members[name], job)
+    ranked = feed.candidates.ranked
+    if ranked is not None and (ranked.by in update.trained or not members[ranked.by].net.ranks):
+        found.append(
+            f"feeds.{update.feed}.candidates.ranked.by: {ranked.by!r} moves in {place}, or has no `scores`; name a "
+            "member that is trained before and ranks"
+        )
+    return found
+
+
+def check_rankings(members: Members, job: Job) -> list[str]:
+    """What is wrong with who works on the job's graph."""
+    found = []
+    for name, member in members.items():
+        if member.net.whole:
+            place = f"members.{name}"
+            if job.graph is None:
+                found.append(f"{place}.net: works on a graph; name users and items in the job's `graph`")
+            elif [job.graph.user, job.graph.item] != [member.net.options.get(side) for side in ("user", "item")]:
+                found.append(f"{place}.net: user and item must be those of the job's graph")
+            if member.serve:
+                found.append(f"{place}.serve: answers from the vectors of all nodes at once; let a student serve")
+            if member.share.tables is not None or member.trunk or member.distort is not None:
+                found.append(f"{place}: works on whole tables, so it has its own, and neither a trunk nor `distort`")
+        if job.ranking is not None and member.net.ranks:
+            found += _undescribed(f"members.{name}.view", member, job)
+        elif job.ranking is not None and member.serve:
+            found.append(f"members.{name}.net: {member.net.name!r} has one score a row; lists need a net with `scores`")
+    return found
+
+
+def _undescribed(place: str, member: Member, job: Job) -> list[str]:
+    """Columns of a member that are not known when lists are made, because they are neither a user's nor an item's."""
+    sides = job.graph.sides.values() if job.graph is not None else ()
+    described = {column for columns in sides for column in columns}
+    other = [column for column in (*member.serving, *member.privileged) if column not in described]
+    if not other:
+        return []
+    return [
+        f"{place}: {member.name!r} reads {other}, which describe neither users nor items of the job's graph; name them "
+        "there, or take them out of its view"
+    ]
+
+
 def _wrong_memories(update: Update, place: str, job: Job, spec: FeatureSpec) -> list[str]:
     """Rows are remembered by their ids: they must come back, and those of several logs must not be confused."""
     words = ", ".join(repr(term.words) for term in update.terms if term.memories)
@@ -207,15 +266,16 @@ def table_owners(member: Member, members: Members) -> set[str]:
 
 
 def _two_owners(phase: Phase, index: int, members: Members) -> list[str]:
-    """Tables step inside the backward pass, so in one step only one update may move them."""
+    """Tables step inside the backward pass, so in one step one update moves them, or several on other rows."""
     found = []
+    feeds = [update.feed for update in phase.updates]
     owned = [{o for m in _moving_tables(update, members) for o in table_owners(m, members)} for update in phase.updates]
     for j, first in enumerate(owned):
         for k, second in enumerate(owned[j + 1 :], j + 1):
             found += [
                 f"phases.{index}: updates {j} and {k} both move the tables of {owner!r}; tables move once in a step, "
                 "so put the terms into one update, or train a part without `tables` in one of them"
-                for owner in sorted(first & second)
+                for owner in sorted(first & second if feeds[j] == feeds[k] else ())
             ]
     return found
 

@@ -13,6 +13,7 @@ from torch.autograd import Function
 from recdistill.data.transforms.hashing import splitmix64_tensor, text_hash
 from recdistill.distill.batchwise import quota, scrambled
 from recdistill.distill.learned import adapt, gate
+from recdistill.distill.ranked import hardest, is_ranked, permuted, untaken
 from recdistill.distill.signal import (
     Column,
     Live,
@@ -221,9 +222,9 @@ def live(signal: Signal) -> Live:
     return Live(signal)
 
 
-def shuffled(signal: Signal) -> Shuffled:
-    """Each row gets the value of another row of the batch."""
-    return Shuffled(signal)
+def shuffled(signal: Signal) -> Signal:
+    """Each row gets the value of another row of the batch; each anchor its candidates' scores for another anchor."""
+    return permuted(signal) if is_ranked(signal) else Shuffled(signal)
 
 
 def probability(signal: Signal) -> Probability:
@@ -380,6 +381,8 @@ SIGNALS: dict[str, Callable[..., object]] = {
     "out_of_fold": out_of_fold,
     "vote": vote,
     "quota": quota,
+    "untaken": untaken,
+    "hardest": hardest,
     "reverse": reverse,
     "stack": stack,
     "top": top,

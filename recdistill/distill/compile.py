@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from recdistill.distill.checks import behind, check_members, check_phases, folds_of
+from recdistill.distill.checks import behind, check_members, check_phases, check_rankings, folds_of
 from recdistill.distill.copies import expanded
 from recdistill.distill.member import RECORDED, Member, Part, Phase, Same, Update
 from recdistill.distill.rehearse import rehearse
@@ -18,11 +18,11 @@ from recdistill.nets.catalog import NETS, Net, wrong_options
 from recdistill.nets.sequences import POOLS
 from recdistill.spec.controls import served_with
 from recdistill.spec.features import FeatureSpec
+from recdistill.spec.graph import GraphSpec, RankingSpec
 from recdistill.spec.job import Job, columns_of
 from recdistill.spec.members import MemberSpec, Sharing
 from recdistill.spec.phases import FeedSpec, PhaseSpec
 from recdistill.spec.strict import nearest
-from recdistill.spec.train import StopRule
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Plan:
         labels: how many of them are predicted.
         feeds: rows besides those of the log.
         scenario: whether the scenario of each row is needed.
+        graph, ranking: the users and items of the log, and how lists of items are judged.
         served: the student, and the members without which it could not answer.
     """
 
@@ -46,11 +47,19 @@ class Plan:
     feeds: Mapping[str, FeedSpec] = field(default_factory=dict)
     scenario: bool = False
     served: tuple[str, ...] = ()
+    graph: GraphSpec | None = None
+    ranking: RankingSpec | None = None
 
     @property
     def student(self) -> Member:
         """The member that serves."""
         return next(member for member in self.members if member.serve)
+
+    @property
+    def ranked(self) -> tuple[Member, ...]:
+        """The members that lists of items are made with."""
+        judged = self.ranking is not None
+        return tuple(member for member in self.members if judged and member.net.ranks and not member.implied)
 
     @property
     def scored(self) -> tuple[Member, ...]:
@@ -89,17 +98,25 @@ def examine(job: Job, spec: FeatureSpec) -> tuple[Plan | None, list[str]]:
         return None, problems
     by_name = members | {member.name: member for member in c.implied.values()}
     served = served_with(c.job)
-    problems += check_members(by_name, served, spec)
+    problems += [*check_members(by_name, served, spec), *check_rankings(by_name, c.job)]
     if problems:
         return None, problems
-    phases = [_phase(phase, i, terms, lr[i], by_name, c.job.train.stop) for i, phase in enumerate(c.job.phases)]
+    phases = [_phase(phase, i, terms, lr[i], by_name, c.job) for i, phase in enumerate(c.job.phases)]
     problems += check_phases(phases, by_name, c.job, spec)
-    problems += rehearse(list(by_name.values()), phases, spec)
+    problems += rehearse(list(by_name.values()), phases, spec, c.job.feeds)
     if problems:
         return None, problems
     every = tuple(made for made, phase in zip(phases, c.job.phases, strict=True) for _ in range(phase.repeat))
     plan = Plan(
-        tuple(by_name.values()), every, tuple(c.columns), len(job.label), c.job.feeds, c.scenario, tuple(served)
+        tuple(by_name.values()),
+        every,
+        tuple(c.columns),
+        len(job.label),
+        c.job.feeds,
+        c.scenario,
+        tuple(served),
+        job.graph,
+        job.ranking,
     )
     return plan, []
 
@@ -280,7 +297,7 @@ def _phase(
     terms: Mapping[str, Term | None],
     lr: tuple[Schedule, ...],
     members: Mapping[str, Member],
-    stop: StopRule,
+    job: Job,
 ) -> Phase:
     """One repetition of a phase."""
     updates = []
@@ -295,7 +312,9 @@ def _phase(
         updates.append(Update(mine, moved, frozenset(needed), move.every, move.feed))
     carry = tuple((to, of) for to, of in phase.carry.items() if {to, of} <= members.keys())
     restart = tuple(name for name in phase.restart if name in members)  # others are reported with the job itself
-    chosen = phase.stop or stop
+    chosen = phase.stop or job.train.stop
+    if chosen.monitor is None:
+        chosen = chosen.model_copy(update={"monitor": job.ranking.metric if job.ranking is not None else "logloss"})
     return Phase(tuple(updates), chosen, phase.epochs, phase.steps, lr, restart, carry)
 
 

@@ -55,6 +55,8 @@ def build_heads(members: Sequence[Member], layout: Layout, draws: Draws) -> Head
             continue
         taps = [width_of(signal, made.trial) for signal in member.inputs]
         named = tuple(Column(f"input {i}", width, embedded=False) for i, width in enumerate(taps))
+        if member.net.whole:
+            named += convolved(made.layouts[member.name])
         mine = made.layouts[member.name] = replace(made.layouts[member.name], taps=named)
         if member.same is not None:
             made.heads[member.name] = made.heads[member.same]
@@ -63,6 +65,11 @@ def build_heads(members: Sequence[Member], layout: Layout, draws: Draws) -> Head
                 made.heads[member.name] = _head(member, mine, made)
         made.trial[member.name] = answer_zeros(made.heads[member.name], mine)
     return made
+
+
+def convolved(layout: MemberLayout) -> tuple[Column, ...]:
+    """What a net over a graph reads of the graph, behind the vectors of its tables: as wide, in the same order."""
+    return tuple(Column(f"{c.name} in the graph", c.width, embedded=False) for c in layout.columns if c.embedded)
 
 
 def in_order(members: Sequence[Member]) -> list[Member]:

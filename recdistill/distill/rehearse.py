@@ -4,12 +4,13 @@ Tables are not needed for it, because the widths of all vectors are known from t
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 
+from recdistill.data.batch import Candidates
 from recdistill.distill.heads import TRIAL_ROWS, Heads, build_heads, shapes, trial_batch
 from recdistill.distill.layout import lay_out
 from recdistill.distill.member import Member, Phase
@@ -17,6 +18,8 @@ from recdistill.distill.signal import Column, Scene, walk
 from recdistill.distill.term import Term
 from recdistill.errors import RecdistillError
 from recdistill.spec.features import FeatureSpec
+from recdistill.spec.graph import CandidatesSpec
+from recdistill.spec.phases import FeedSpec
 
 
 class Blank:
@@ -27,7 +30,9 @@ class Blank:
         return torch.zeros(len(row_id_B))
 
 
-def rehearse(members: Sequence[Member], phases: Sequence[Phase], spec: FeatureSpec) -> list[str]:
+def rehearse(
+    members: Sequence[Member], phases: Sequence[Phase], spec: FeatureSpec, feeds: Mapping[str, FeedSpec]
+) -> list[str]:
     """What is wrong with the shapes of a job, one sentence each."""
     with torch.random.fork_rng(devices=[]):
         try:
@@ -39,16 +44,24 @@ def rehearse(members: Sequence[Member], phases: Sequence[Phase], spec: FeatureSp
             for i, phase in enumerate(phases)
             for j, update in enumerate(phase.updates)
             for term in update.terms
-            if (found := _tried(term, made, f"phases.{i}.updates.{j}" if len(phase.updates) > 1 else f"phases.{i}"))
+            if (
+                found := _tried(
+                    term,
+                    made,
+                    feeds.get(update.feed),
+                    f"phases.{i}.updates.{j}" if len(phase.updates) > 1 else f"phases.{i}",
+                )
+            )
         ]
     return [*problems, *_wrong_modules(phases, made), *_wrong_embeds(members, made), *_wrong_carries(phases, made)]
 
 
-def _tried(term: Term, made: Heads, place: str) -> str | None:
-    """Why a term cannot be computed."""
+def _tried(term: Term, made: Heads, feed: FeedSpec | None, place: str) -> str | None:
+    """Why a term cannot be computed on the rows of a feed."""
     columns = {part.name: torch.zeros(TRIAL_ROWS) for part in walk(term) if isinstance(part, Column)}
     memories = {part.key: Blank() for part in term.memories}
-    scene = Scene(made.trial, replace(trial_batch(), labels=columns), memories=memories)
+    candidates = None if feed is None or feed.candidates is None else _trial_candidates(feed.candidates)
+    scene = Scene(made.trial, replace(trial_batch(), labels=columns, candidates=candidates), memories=memories)
     try:
         if wide := [str(part) for part in term.memories if part.signal.value(scene).dim() > 1]:
             return f"{place}: {', '.join(wide)}: one number is remembered of each row; name a logit"
@@ -58,6 +71,16 @@ def _tried(term: Term, made: Heads, place: str) -> str | None:
     except (RecdistillError, RuntimeError) as error:
         return f"{place}: {term.words!r}: {error}"
     return None
+
+
+def _trial_candidates(spec: CandidatesSpec) -> Candidates:
+    """The first row with as many candidates as an anchor has, all of which are the second row."""
+    width = spec.width + (1 if spec.in_batch else 0)
+    own_AM = torch.zeros(1, width)
+    own_AM[0, 0] = 1.0
+    marks = {"own": own_AM, "taken": own_AM, "log_q": torch.zeros(1, width)}
+    marks |= {"popularity": torch.zeros(1, width)} if spec.groups else {}
+    return Candidates(spec.anchor, (torch.ones(1, width, dtype=torch.int64),), marks)
 
 
 def _layers(term: Term, made: Heads) -> str:

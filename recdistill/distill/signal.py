@@ -284,10 +284,14 @@ class Shuffled(OfSignal):
 
     def value(self, scene: Scene) -> Tensor:
         """The permuted value."""
-        salt = splitmix64_tensor(torch.tensor(scene.seed, dtype=torch.int64))
-        order = torch.argsort(splitmix64_tensor(scene.batch.row_id_B ^ salt), stable=True)
-        value = self.signal.value(scene)
-        return value[torch.empty_like(order).index_copy_(0, order, order.roll(1))]
+        return self.signal.value(scene)[exchanged(scene.batch.row_id_B, scene.seed)]
+
+
+def exchanged(row_id_B: Tensor, seed: int) -> Tensor:
+    """For each row the place of another one, int64 (B,)."""
+    salt = splitmix64_tensor(torch.tensor(seed, dtype=torch.int64))
+    order = torch.argsort(splitmix64_tensor(row_id_B ^ salt), stable=True)
+    return torch.empty_like(order).index_copy_(0, order, order.roll(1))
 
 
 def salted(scene: Scene, purpose: str) -> Tensor:

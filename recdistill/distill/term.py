@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recdistill.distill.combine import fold_of
+from recdistill.distill.ranked import is_ranked
 from recdistill.distill.schedule import Metric, Now, Schedule
 from recdistill.distill.selector import Selector
 from recdistill.distill.signal import Remembered, Scene, Shuffled, Signal, flows, unknown_at_times, walk
@@ -82,7 +83,12 @@ class Term:
     def exempt(self) -> bool:
         """Whether its value depends on which rows meet in a batch, so that parts of a batch do not add up to it."""
         depends = any(isinstance(part, Shuffled) or getattr(part, "in_batch", False) for part in walk(self))
-        return depends or self.scope != "row"
+        return depends or self.scope != "row" or self.ranked
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it compares the candidates of anchors, and has one value for each of these."""
+        return is_ranked(self)
 
     def weight(self, now: Now) -> float:
         """The factor of the whole term at a moment of the phase."""
@@ -98,10 +104,12 @@ class Term:
         nothing. Losses that compare the rows of a batch see only those that take part, (R,). Of losses over lists it is
         the loss of each list, (G,), which consists of those of its rows that take part, and weighs as much as one of
         them on average; of losses over the batch it is one value, with the weight of all rows that take part, both
-        (1,).
+        (1,). Where candidates are compared, the rows are the anchors.
         """
         targets = [t.value(scene) if flows(t) else t.value(scene).detach() for t in self.targets]
         weight_B = self._weights(scene)
+        if self.ranked:
+            weight_B = weight_B[: scene.batch.ranked().anchors]
         partial = [value for signal, value in zip(self.targets, targets, strict=True) if unknown_at_times(signal)]
         for value in partial:
             weight_B = weight_B * ~torch.isnan(value).reshape(len(value), -1).any(1)

@@ -12,6 +12,7 @@ import torch
 from recdistill.distill.combine import SIGNALS
 from recdistill.distill.learned import WantedAdapter, WantedGate
 from recdistill.distill.member import Member
+from recdistill.distill.ranked import MARKS, Mark, Scores, is_ranked
 from recdistill.distill.schedule import METRICS, SCHEDULES, Metric, Schedule
 from recdistill.distill.selector import SELECTORS, Measured, Selector
 from recdistill.distill.signal import All, Attention, Column, Embed, Hidden, Logit, Scenario, Signal, walk
@@ -28,7 +29,7 @@ from recdistill.spec.members import MemberSpec
 from recdistill.spec.strict import nearest
 from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, TermSyntaxError, parse_signal, parse_term
 
-TAPS = ("logit", "logits", "hidden", "embed", "attention", "out")
+TAPS = ("logit", "logits", "scores", "hidden", "embed", "attention", "out")
 OVER = ("selected", "batch")
 
 
@@ -261,6 +262,8 @@ def _loss(c: Compiler, call: Call, place: str) -> Term | None:
     if problem := _tried(loss, len(targets), options):
         c.problems.append(f"{place}: {problem}")
     scope = scope_of(loss)
+    if scope == "list" and any(is_ranked(s) for s in (learner, *targets)):
+        scope = "row"  # the candidates of an anchor are its list
     c.problems += [f"{place}: {problem}" for problem in _wrong_scope(c, call, scope, over, targets)]
     in_batch = is_in_batch(loss)
     return Term(str(call), loss, learner, tuple(targets), options, over=str(over), scope=scope, in_batch=in_batch)
@@ -322,15 +325,17 @@ def _implied(c: Compiler, wanted: WantedAdapter | WantedGate, words: str) -> Mem
     return c.implied[words]
 
 
-def _column(c: Compiler, name: Name, place: str) -> Column | None:
+def _column(c: Compiler, name: Name, place: str) -> Signal | None:
     word = str(name)
+    if word in MARKS and word not in c.spec.post_event and c.job.graph is not None:
+        return Mark(word)
     if word == "label":
         return Column(c.job.label[0])
     if isinstance(c.spec.post_event.get(word), Binary):
         c.columns[word] = None
         return Column(word)
     binary = [n for n, column in c.spec.post_event.items() if isinstance(column, Binary)]
-    hint = nearest(word, [*c.job.members, *binary])
+    hint = nearest(word, [*c.job.members, *binary, *(MARKS if c.job.graph is not None else ())])
     c.problems.append(f"{place}: {word!r} is neither a member's output nor a binary column; {hint}")
     return None
 
@@ -358,6 +363,8 @@ def taps(c: Compiler, member: str) -> tuple[dict[str, Signal], list[str]]:
         found = {"out": All(member)} | ({"logit": Logit(member)} if described.outputs == 1 else {})
     if described.scores is None:
         found |= {"embed": Embed(member), "hidden": Hidden(member, -1)}
+        if Net(next(iter(described.net or {"": None}))).ranks:
+            found["scores"] = Scores(member)
         serving, privileged = columns_of(described.columns, c.spec, c.job.privileged)
         sequences = [column for column in (*serving, *privileged) if c.spec.columns[column].type == "sequence"]
         found |= {f"attention.{column}": Attention(member, k) for k, column in enumerate(sequences)}

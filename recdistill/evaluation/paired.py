@@ -5,14 +5,15 @@ The noise is that of `significance`: of users, which does not fall with the numb
 
 # Shapes: S seeds, V users.
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from scipy import special
 
 from recdistill.errors import MetricError
-from recdistill.evaluation.auc import checked_share, two_sided_p
-from recdistill.evaluation.significance import Comparison, noise_over_seeds
+from recdistill.evaluation.auc import Interval, checked_share, two_sided_p
+from recdistill.evaluation.significance import Comparison, RecoveredGap, fieller_interval, noise_over_seeds
 from recdistill.evaluation.topk import TopK
 
 
@@ -68,3 +69,49 @@ def compare_users(a_S: Sequence[TopK], b_S: Sequence[TopK], metric: str, *, conf
         noise=noise,
         test="paired over users, normal" if len(a_S) == 1 else "paired over users and seeds, t",
     )
+
+
+def mean_over_users(found_S: Sequence[TopK], metric: str, *, confidence: float = 0.95) -> tuple[float, Interval]:
+    """The mean of a metric over users and seeds with its interval; the noise is that of `compare_users`.
+
+    Example:
+        >>> found = [TopK(np.arange(4), {"hr@5": np.array([1.0, 0.0, 0.0, 1.0])})]
+        >>> mean, ci = mean_over_users(found, "hr@5")
+        >>> mean, [round(end, 2) for end in ci]
+        (0.5, [-0.07, 1.07])
+    """
+    values = [found.values[metric] for found in found_S]
+    mean_S = np.array([value_V.mean() for value_V in values])
+    noise = noise_over_seeds(mean_S, np.array([value_V.var(ddof=1) / len(value_V) for value_V in values]))
+    reach = float(special.stdtrit(noise.freedom, (1 + confidence) / 2)) * noise.standard_error
+    mean = float(mean_S.mean())
+    return mean, (mean - reach, mean + reach)
+
+
+def recovered_gap_of_users(
+    distilled_S: Sequence[TopK],
+    plain_S: Sequence[TopK],
+    teacher_S: Sequence[TopK],
+    metric: str,
+    *,
+    confidence: float = 0.95,
+) -> RecoveredGap:
+    """The distilled student's gain over the plain one as a share of the teacher's lead, as `recovered_gap` has it.
+
+    Args:
+        distilled_S: of the distilled student, once per seed.
+        plain_S: of the student trained alone, likewise, on the same users.
+        teacher_S: of the teacher, likewise.
+        metric: a name of `TopK.values`.
+        confidence: coverage of the interval.
+    """
+    effects, covariances = [], []
+    for distilled, plain, teacher in zip(distilled_S, plain_S, teacher_S, strict=True):
+        of_users_2V = np.stack([each.values[metric] - plain.values[metric] for each in (distilled, teacher)])
+        effects.append(of_users_2V.mean(axis=1))
+        covariances.append(np.cov(of_users_2V, ddof=1) / of_users_2V.shape[1])
+    gain, gap = np.mean(effects, axis=0).tolist()
+    if not gap > 0:
+        return RecoveredGap(math.nan, (math.nan, math.nan), gain, gap)
+    ci = fieller_interval(np.stack(effects), np.mean(covariances, axis=0), confidence)
+    return RecoveredGap(gain / gap, ci, gain, gap)

@@ -284,11 +284,11 @@ def recovered_gap(
     mean_gain, mean_gap = effect_S2.mean(axis=0).tolist()
     if not mean_gap > 0:
         return RecoveredGap(math.nan, (math.nan, math.nan), mean_gain, mean_gap)
-    ci = _fieller_interval(effect_S2, covariance_S22.mean(axis=0), confidence)
+    ci = fieller_interval(effect_S2, covariance_S22.mean(axis=0), confidence)
     return RecoveredGap(mean_gain / mean_gap, ci, mean_gain, mean_gap)
 
 
-def _fieller_interval(effect_S2: Floats, row_covariance_22: Floats, confidence: float) -> Interval:
+def fieller_interval(effect_S2: Floats, row_covariance_22: Floats, confidence: float) -> Interval:
     """Interval for the ratio of two means over seeds: the roots r of ``(d - r g)^2 = t^2 var(d - r g)``."""
     seeds = len(effect_S2)
     gain, gap = effect_S2.mean(axis=0).tolist()

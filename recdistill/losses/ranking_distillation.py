@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recdistill.errors import ShapeError, TrainingError
+from recdistill.errors import TrainingError
 from recdistill.losses.candidates import by_teacher, logsumexp_where, lowest, mean_where, side_by_side
 from recdistill.losses.ranking import positive_temperature
 
@@ -205,36 +205,6 @@ def rrd(student: Tensor, teacher: Tensor, *, interesting: int, list_B: Tensor | 
     onward_BK = top_BK.masked_fill(~is_top_BK, lowest(top_BK)).flip(1).logcumsumexp(1).flip(1)
     term_BK = torch.logaddexp(onward_BK, below_B1) - top_BK
     return term_BK.masked_fill(~is_top_BK, 0.0).sum(1)
-
-
-def ir_rrd(student_UI: Tensor, teacher_UI: Tensor, *, interesting: int) -> Tensor:
-    """`rrd` from the side of the items, on a block of scores whose columns are the same items for all users.
-
-    Args:
-        student_UI: scores of the learner, users by items, (U, I).
-        teacher_UI: scores of the teacher, (U, I).
-        interesting: K, how many users at the top of an item's order are ranked among each other.
-
-    Returns:
-        Loss per item, (I,).
-
-    Raises:
-        ShapeError: the shapes do not fit.
-        TrainingError: K is not positive.
-
-    Example:
-        >>> ir_rrd(torch.zeros(3, 1), torch.tensor([[1.0], [3.0], [2.0]]), interesting=2)
-        tensor([1.7918])
-
-    Source: IR-RRD, Kang et al., 2021, item-side ranking regularisation.
-    Departure: the users are those of the block, not ones drawn for each item by rank.
-    """
-    if student_UI.shape != teacher_UI.shape or student_UI.dim() != 2:
-        raise ShapeError(
-            f"ir_rrd: compares blocks (U, I), found {tuple(student_UI.shape)} and {tuple(teacher_UI.shape)}; score all "
-            "users of a batch on the same items"
-        )
-    return rrd(student_UI.t(), teacher_UI.t(), interesting=interesting)
 
 
 def unkd(student: Tensor, teacher: Tensor, group: Tensor, *, list_B: Tensor | None = None) -> Tensor:

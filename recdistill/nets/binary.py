@@ -118,6 +118,8 @@ class BinaryTwoTower(nn.Module):
     Departure: codes from towers instead of a table of numbers for each user and item.
     """
 
+    ranks = True
+
     def __init__(
         self,
         inputs: Inputs,
@@ -146,8 +148,9 @@ class BinaryTwoTower(nn.Module):
         return code_BR
 
     def forward(self, embed_BE: Tensor) -> Outputs:
-        """Logits of each row; the hidden taps are the relaxed codes, user first, then the codes."""
+        """Logits of each row; the hidden taps are the relaxed codes, the user's code times the scale, the item's."""
         user_BR, user_code_BR = self.binariser(self.towers.user_vector(embed_BE))
         item_BR, item_code_BR = self.binariser(self.towers.item_vector(embed_BE))
-        logits_BK = self.scale * (user_code_BR * item_code_BR).sum(1, keepdim=True) + self.towers.bias
-        return Outputs(logits_BK, [user_BR, item_BR, user_code_BR, item_code_BR], embed_BE, [])
+        scaled_BR = self.scale * user_code_BR
+        logits_BK = (scaled_BR * item_code_BR).sum(1, keepdim=True) + self.towers.bias
+        return Outputs(logits_BK, [user_BR, item_BR, scaled_BR, item_code_BR], embed_BE, [])

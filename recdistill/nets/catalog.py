@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recdistill.nets.binary import BinaryTwoTower
 from recdistill.nets.grouped import Grouped
 from recdistill.nets.inputs import Inputs, Outputs
 from recdistill.nets.interactions import DcnV2, DeepFM
 from recdistill.nets.mixtures import Average, Blend
+from recdistill.nets.retrieval import BinaryMf, CrossGcnNet, LightGcnNet, Mf
 from recdistill.nets.towers import Mlp, Stack, TwoTower
 
 NETS: dict[str, Callable[..., nn.Module]] = {
@@ -19,6 +21,11 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "deepfm": DeepFM,
     "dcn_v2": DcnV2,
     "two_tower": TwoTower,
+    "binary_two_tower": BinaryTwoTower,
+    "mf": Mf,
+    "binary_mf": BinaryMf,
+    "light_gcn": LightGcnNet,
+    "cross_gcn": CrossGcnNet,
     "grouped": Grouped,
     "average": Average,
     "blend": Blend,
@@ -36,6 +43,16 @@ class Net:
     def learns(self) -> bool:
         """Whether gradients teach it: whether it has parameters that they could move."""
         return bool(getattr(NETS.get(self.name), "learns", True))
+
+    @property
+    def ranks(self) -> bool:
+        """Whether its logit is an inner product of a user's and an item's vector."""
+        return bool(getattr(NETS.get(self.name), "ranks", False))
+
+    @property
+    def whole(self) -> bool:
+        """Whether it needs all rows of its tables."""
+        return bool(getattr(NETS.get(self.name), "whole", False))
 
     @property
     def chosen(self) -> bool:

@@ -106,25 +106,23 @@ class LightGcn(nn.Module):
     by ``layers + 1``.
 
     Args:
-        adjacency: the halves of the normalised adjacency.
         layers: L.
 
     Source: LightGCN, He et al., 2020, equations 3 and 4 (P10's teacher).
     Departure: none.
     """
 
-    def __init__(self, adjacency: Bipartite, *, layers: int = 3) -> None:
+    def __init__(self, *, layers: int = 3) -> None:
         super().__init__()
         if layers < 0:
             raise TrainingError(f"light_gcn: layers must not be negative, found {layers}")
-        self.propagation = Propagation(adjacency)
         self.layers = layers
 
-    def forward(self, user_UD: Tensor, item_ID: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, propagation: Propagation, user_UD: Tensor, item_ID: Tensor) -> tuple[Tensor, Tensor]:
         """The vectors of all users, (U, D), and of all items, (I, D), from those of their tables."""
         user_total, item_total, layer = user_UD, item_ID, (user_UD, item_ID)
         for _ in range(self.layers):
-            layer = self.propagation(*layer)
+            layer = propagation(*layer)
             user_total, item_total = user_total + layer[0], item_total + layer[1]
         return user_total / (self.layers + 1), item_total / (self.layers + 1)
 
@@ -144,7 +142,6 @@ class CrossGcn(nn.Module):
     begins as the identity and V as 0, so that training starts from plain propagation, nearly `LightGcn`.
 
     Args:
-        adjacency: the halves of the normalised adjacency.
         width: D.
         layers: L.
         activation: f: ``sigmoid``, ``tanh``, ``leaky_relu`` or ``none``.
@@ -155,24 +152,21 @@ class CrossGcn(nn.Module):
         such teachers was .30, with own vectors .25, with a sigmoid .26; `LightGcn` had .34, plain factors .22.
     """
 
-    def __init__(
-        self, adjacency: Bipartite, *, width: int, layers: int = 3, activation: str = "tanh", own: bool = False
-    ) -> None:
+    def __init__(self, *, width: int, layers: int = 3, activation: str = "tanh", own: bool = False) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise TrainingError(f"cross_gcn: activation is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
-        self.propagation = Propagation(adjacency)
         self.activation = ACTIVATIONS[activation]
         self.own = own
         self.convolve = nn.ModuleList(square(torch.eye(width)) for _ in range(layers))
         self.cross = nn.ModuleList(square(torch.zeros(width, width)) for _ in range(layers))
 
-    def forward(self, user_UD: Tensor, item_ID: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, propagation: Propagation, user_UD: Tensor, item_ID: Tensor) -> tuple[Tensor, Tensor]:
         """The vectors of all users, (U, D), and of all items, (I, D), from those of their tables."""
         user, item = user_UD, item_ID
         user_total, item_total = user, item
         for convolve, cross in zip(self.convolve, self.cross, strict=True):
-            to_user, to_item = self.propagation(user, item)
+            to_user, to_item = propagation(user, item)
             user = self.activation(convolve(to_user + user if self.own else to_user)) + cross(user_UD * to_user)
             item = self.activation(convolve(to_item + item if self.own else to_item)) + cross(item_ID * to_item)
             user_total, item_total = user_total + user, item_total + item

@@ -71,6 +71,7 @@ class TwoTower(nn.Module):
 
     item_places: Tensor
     user_places: Tensor
+    ranks = True
 
     def __init__(
         self,

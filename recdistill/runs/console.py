@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from recdistill.evaluation.report.html import metric_title
+from recdistill.spec.graph import METRIC_AT
 from recdistill.training.runlog import Event
 
 METRICS = {
@@ -64,7 +66,9 @@ class Reporter:
             self.progress.remove_task(task)
 
     def _heard(self, task: TaskID, event: Event) -> None:
-        shown = {k: v for k, v in event.values.items() if event.kind == "step" or k.endswith(".auc")}
+        shown = {
+            k: v for k, v in event.values.items() if event.kind == "step" or k.endswith((".auc", "@20", "@10", "@5"))
+        }
         note = "  ".join(f"{k.split(' *')[0]} {v:.4f}" for k, v in list(shown.items())[:3])
         self.progress.update(task, completed=event.step, total=event.planned, note=note)
 
@@ -77,18 +81,19 @@ def result_table(report: Mapping[str, Any], title: str = "test split") -> Table:
     """Members, controls and references on the test split."""
     table = Table(title=f"{title}, mean over {len(report['seeds'])} seeds", title_justify="left")
     table.add_column("system")
-    table.add_column("AUC [95 % interval]", justify="right")
+    main = report["metric"]
+    table.add_column(f"{metric_title(main)} [95 % interval]", justify="right")
     systems = [(name, entry) for name, entry in report["members"].items()]
     systems += [(f"{name} (control)", entry) for name, entry in report["controls"].items()]
-    metrics = [m for m in METRICS if m != "auc" and m in systems[0][1]["test"]]
+    metrics = [m for m in systems[0][1]["test"] if m != main and (m in METRICS or METRIC_AT.match(m))]
     for metric in metrics:
-        table.add_column(METRICS[metric], justify="right")
+        table.add_column(METRICS.get(metric) or metric_title(metric), justify="right")
     for name, entry in systems:
         test = entry["test"]
-        low, high = (_number(x) for x in test["auc_ci"])
+        low, high = (_number(x) for x in test[f"{main}_ci"])
         style = "bold" if name == report["student"] else None
         cells = [_number(test[metric]["mean"]) for metric in metrics]
-        table.add_row(name, f"{_number(test['auc']['mean'])} [{low}, {high}]", *cells, style=style)
+        table.add_row(name, f"{_number(test[main]['mean'])} [{low}, {high}]", *cells, style=style)
     for name, entry in report["references"].items():
         table.add_row(f"{name} (reference)", _number(entry["test"]["auc"]), *[""] * len(metrics))
     return table
@@ -106,7 +111,7 @@ def conclusions(report: Mapping[str, Any]) -> list[str]:
     if gap is not None and gap["value"] is not None:
         between = "" if None in gap["ci"] else f" [{gap['ci'][0]:.0%}, {gap['ci'][1]:.0%}]"
         lines.append(f"recovered gap: {gap['value']:.0%}{between} of the teacher's lead over the plain student")
-    student = report["members"][report["student"]]["test"]["auc"]["mean"]
+    student = report["members"][report["student"]]["test"][report["metric"]]["mean"]
     for name, entry in report["references"].items():
         lines.append(f"distance to {name}: {student - entry['test']['auc']:+.4f} AUC")
     lines.append(f"verdict: {report['verdict']}")

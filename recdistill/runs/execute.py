@@ -14,10 +14,12 @@ from recdistill.data.encoded import EncodedLog
 from recdistill.data.scores import Scored, read_scores
 from recdistill.distill.compile import Plan, compile_job, problems_of
 from recdistill.errors import RunError
-from recdistill.evaluation.auc import auc
 from recdistill.evaluation.leaks import too_good
+from recdistill.evaluation.lists import read_lists
 from recdistill.evaluation.report.build import Results, build
 from recdistill.evaluation.report.html import render
+from recdistill.evaluation.report.measures import OfLists
+from recdistill.evaluation.topk import TopK
 from recdistill.runs.console import Reporter
 from recdistill.runs.export import export_student
 from recdistill.runs.folder import (
@@ -36,8 +38,9 @@ from recdistill.spec.controls import MAIN, Arm, arms
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 from recdistill.spec.load import dump_yaml, load_job
-from recdistill.training.fit import Data, Training, fit
+from recdistill.training.fit import fit
 from recdistill.training.processes import agreed, barrier, in_turn, rank
+from recdistill.training.reading import Data, Training
 from recdistill.training.sharding import process_group
 
 SPLITS = ("valid", "test")
@@ -158,7 +161,9 @@ def _conclude(
     fits = {arm.name: [folder.summary(arm.name, seed) for seed in seeds] for arm, _ in plans}
     results = replace(results, warnings=[*results.warnings, *budget_warnings(fits)])
     timings = {name: [summary["seconds"] for summary in found] for name, found in fits.items()}
-    tasks = {label: build(collect(folder, plans, data, seeds, label)) for label in job.label[1:]}
+    judged = job.label if job.ranking is not None else job.label[1:]
+    rows = {label: collect(folder, plans, data, seeds, label) for label in judged}
+    tasks = {label: build(results) for label, results in rows.items() if _has_both_classes(results)}
     report = {**build(results), "tasks": tasks, "job": {**called, **describe(job, data)}, "artefact": artefact}
     report["timings"] = timings
     write_text(folder.root / "report.html", render(report, folder.root))
@@ -220,7 +225,7 @@ def _cached(arm: Arm, data: Data, seed: int) -> Path | None:
     """Where a control's training lies in the cache; the job itself is always trained."""
     if arm.name == MAIN:
         return None
-    kept = {"members", "phases", "train", "label", "privileged", "feeds"}
+    kept = {"members", "phases", "train", "label", "privileged", "feeds", "graph", "ranking"}
     parts = [arm.job.model_dump(mode="json", include=kept), arm.shuffle_privileged, seed]
     logs = [log.fingerprint for part in (data.tuning, data.final) for log in (part.log, *part.feeds.values())]
     key = fingerprint([parts, logs, manifest([], {})])
@@ -230,7 +235,18 @@ def _cached(arm: Arm, data: Data, seed: int) -> Path | None:
 def collect(
     folder: RunFolder, plans: Sequence[tuple[Arm, Plan]], data: Data, seeds: list[int], label: str | None = None
 ) -> Results:
-    """The scores of all trainings for the main label, or for another one, and warnings about the data."""
+    """What all trainings have answered, and warnings about the data.
+
+    Args:
+        folder: the run.
+        plans: the job and its controls.
+        data: the encoded logs.
+        seeds: the seeds.
+        label: a label whose rows are looked at; by default the lists of a job about lists, or the main label.
+    """
+    if label is None and plans[0][1].ranking is not None:
+        return _collect_lists(folder, plans, plans[0][1].ranking.metric, seeds)
+    label = None if label == plans[0][1].columns[0] else label
 
     def scores(arm: str, member: str) -> dict[str, list[Scored]]:
         parts = {
@@ -248,6 +264,28 @@ def collect(
         references=references(data.final.log, main[1].columns[0]) if label is None else {},
         warnings=column_warnings(data.tuning.log, main[0].job, label or main[1].columns[0]),
     )
+
+
+def _collect_lists(folder: RunFolder, plans: Sequence[tuple[Arm, Plan]], metric: str, seeds: list[int]) -> Results:
+    """How good the lists of all trainings are."""
+
+    def lists(arm: str, member: str) -> dict[str, list[TopK]]:
+        places = {split: f"rankings/{member}.{split}.parquet" for split in SPLITS}
+        return {split: [read_lists(folder.training(arm, s) / place) for s in seeds] for split, place in places.items()}
+
+    main, *controls = plans
+    return Results(
+        student=main[1].student.name,
+        seeds=seeds,
+        members={m.name: lists(MAIN, m.name) for m in main[1].ranked},
+        controls={arm.name: lists(arm.name, plan.student.name) for arm, plan in controls},
+        measure=OfLists(metric),
+    )
+
+
+def _has_both_classes(results: Results) -> bool:
+    """Whether the labelled rows hold clicks and others, as an AUC needs."""
+    return len(np.unique(results.members[results.student]["test"][0].label_N)) > 1
 
 
 def references(log: EncodedLog, label: str) -> dict[str, dict[str, Scored]]:
@@ -295,9 +333,9 @@ def budget_warnings(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dic
 
 
 def best_seed(results: Results) -> int:
-    """The seed whose student has the highest validation AUC."""
+    """The seed whose student is best on validation."""
     valid = results.members[results.student]["valid"]
-    return results.seeds[int(np.argmax([auc(s.label_N, s.logit_N) for s in valid]))]
+    return results.seeds[int(np.argmax([results.measure.value(answer) for answer in valid]))]
 
 
 def describe(job: Job, data: Data) -> dict[str, Any]:

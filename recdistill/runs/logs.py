@@ -14,7 +14,7 @@ from recdistill.runs.console import Reporter
 from recdistill.runs.folder import cache_folder, fingerprint
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job, Simulation
-from recdistill.training.fit import Logs
+from recdistill.training.reading import Logs
 
 
 def raw_log(job: Job, spec: FeatureSpec, reporter: Reporter) -> tuple[str, FeatureSpec]:

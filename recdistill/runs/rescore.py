@@ -38,7 +38,8 @@ from recdistill.spec.members import Recorded
 from recdistill.spec.strict import nearest
 from recdistill.training import checkpoint
 from recdistill.training.engine import EVALUATION_BATCH, Engine
-from recdistill.training.fit import build_cast, selection
+from recdistill.training.fit import build_cast
+from recdistill.training.reading import selection
 from recdistill.training.sharding import process_group
 
 

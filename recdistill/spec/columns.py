@@ -6,11 +6,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from recdistill.spec.strict import Strict, nearest
-
-
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+from recdistill.spec.strict import OneOrMany, Strict, nearest
 
 
 class Column(Strict):
@@ -203,7 +199,7 @@ class Past(Strict):
         gaps: whether their times are a second channel.
     """
 
-    keys: Annotated[list[str], BeforeValidator(_listed)] = Field(min_length=1)
+    keys: OneOrMany = Field(min_length=1)
     where: dict[str, Any] = {}
     gaps: bool = False
 
@@ -303,7 +299,7 @@ class History(Column):
     """
 
     type: Literal["history"]
-    keys: Annotated[list[str], BeforeValidator(_listed)] = Field(min_length=1)
+    keys: OneOrMany = Field(min_length=1)
     of: str | None = None
     value: Literal["count", "rate"] | None = None
     prior: float | None = Field(None, gt=0, allow_inf_nan=False)
@@ -354,9 +350,15 @@ class History(Column):
 
 
 class Binary(Column):
-    """0, 1 or null (not known yet). The only type that can be a label."""
+    """0, 1 or null (not known yet). The only type that can be a label.
+
+    Attributes:
+        always: whether every row is positive: the label of a log that holds nothing but events (clicks, say), which
+            then needs no such column.
+    """
 
     type: Literal["binary"]
+    always: bool = False
 
 
 def _expand(value: Any) -> Any:

@@ -10,13 +10,15 @@ difference to ``plain`` may be mere smoothing.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from recdistill.errors import SpecError
+from recdistill.spec.graph import Ranked
 from recdistill.spec.job import Job, NoControls, member_names, without_index
 from recdistill.spec.members import PRIVILEGED, MemberSpec, Sharing
-from recdistill.spec.phases import PhaseSpec
+from recdistill.spec.phases import FeedSpec, PhaseSpec
 from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, names_of, parse_signal, parse_term
 
 MAIN = "main"
@@ -65,10 +67,22 @@ def _plain(job: Job) -> Arm:
     changes: dict[str, Any] = {
         "members": members,
         "phases": phases,
+        "feeds": _with_rankings(job, {*served}, lambda _: None),
         "privileged": [],
         "controls": NoControls(none="it is a control itself"),
     }
     return Arm("plain", job.model_copy(update=changes))
+
+
+def _with_rankings(job: Job, served: set[str], change: Callable[[Ranked], Ranked | None]) -> dict[str, FeedSpec]:
+    """The feeds, with other candidates where these come from the ranking of a member that does not serve."""
+    feeds = {}
+    for name, feed in job.feeds.items():
+        candidates = feed.candidates
+        if candidates is not None and candidates.ranked is not None and candidates.ranked.by not in served:
+            candidates = candidates.model_copy(update={"ranked": change(candidates.ranked)})
+        feeds[name] = feed.model_copy(update={"candidates": candidates})
+    return feeds
 
 
 def served_with(job: Job) -> list[str]:
@@ -148,18 +162,20 @@ def _teaches(factor: Argument, job: Job) -> TypeGuard[Call]:
 
 
 def _at_full_weight(terms: list[ParsedTerm], job: Job) -> list[ParsedTerm]:
-    """The terms with constant weights, the heaviest 1.
+    """The terms with constant weights, the heaviest 1; penalties, which have no target, keep theirs.
 
     A label that gave way to a teacher does so no longer once the teacher is gone: a student that trains at a tenth of
     its loss, on optimizers that remember the whole, would be a weak opponent.
     """
     scales = [math.prod(f for f in term.factors if isinstance(f, int | float)) for term in terms]
-    heaviest = max(abs(scale) for scale in scales) or 1.0
+    losses = [[f for f in term.factors if _teaches(f, job)] for term in terms]
+    aims = [len(found[0].args) > 1 for found in losses]
+    heaviest = max((abs(scale) for scale, aim in zip(scales, aims, strict=True) if aim), default=1.0) or 1.0
     made = []
-    for term, scale in zip(terms, scales, strict=True):
-        losses = tuple(f for f in term.factors if _teaches(f, job))
+    for term, found, scale, aim in zip(terms, losses, scales, aims, strict=True):
         relative = scale / heaviest
-        made.append(ParsedTerm(losses if relative == 1 else (*losses, relative), term.rows))
+        alone = ParsedTerm(tuple(found) if relative == 1 else (*found, relative), term.rows)
+        made.append(alone if aim else term)
     return made
 
 
@@ -186,7 +202,8 @@ def _shuffled(job: Job) -> Arm:
                 "from controls, or write `controls: {none: <reason>}`"
             ],
         )
-    return Arm("shuffled_signal", job.model_copy(update={"phases": phases}))
+    feeds = _with_rankings(job, served, lambda ranked: ranked.model_copy(update={"shuffled": True}))
+    return Arm("shuffled_signal", job.model_copy(update={"phases": phases, "feeds": feeds}))
 
 
 def _with_shuffled_targets(term: ParsedTerm, job: Job, served: set[str]) -> ParsedTerm:

@@ -5,6 +5,7 @@ dear to compute online), and a job may use them as labels or as privileged input
 Everything here is checked before any data is read, and all problems of a file are reported together (`load.py`).
 """
 
+import itertools
 from datetime import date, datetime
 from typing import Annotated, Any
 
@@ -21,24 +22,34 @@ def _kind_of_bound(bound: Bound) -> str:
 
 
 class SplitByColumn(Strict):
-    """Inclusive ranges of one raw column, for example a date. Rows in no range are left out, and counted."""
+    """Inclusive ranges of one raw column, for example a date. Rows in no range are left out, and counted.
+
+    A log that comes without validation rows gives a share of its training range for them, ``valid: 0.1``, drawn by the
+    hash of the row.
+    """
 
     column: str
     train: tuple[Bound, Bound]
-    valid: tuple[Bound, Bound]
+    valid: tuple[Bound, Bound] | Annotated[float, Field(gt=0, lt=1)]
     test: tuple[Bound, Bound]
+
+    @property
+    def ranges(self) -> dict[str, tuple[Any, Any]]:
+        """The range of each split that has one."""
+        named = {"train": self.train, "valid": self.valid, "test": self.test}
+        return {name: bounds for name, bounds in named.items() if isinstance(bounds, tuple)}
 
     @model_validator(mode="after")
     def _disjoint(self) -> "SplitByColumn":
-        ranges = {name: getattr(self, name) for name in ("train", "valid", "test")}
+        ranges = self.ranges
         kinds = {_kind_of_bound(bound) for low_high in ranges.values() for bound in low_high}
         if len(kinds) > 1:
-            raise ValueError(f"the bounds are of several types ({', '.join(sorted(kinds))}); write all six alike")
+            raise ValueError(f"the bounds are of several types ({', '.join(sorted(kinds))}); write them alike")
         for name, (low, high) in ranges.items():
             if low > high:
                 raise ValueError(f"{name}: [{low}, {high}] is empty; give the earlier bound first")
         names = list(ranges)
-        for a, b in ((0, 1), (0, 2), (1, 2)):
+        for a, b in itertools.combinations(range(len(names)), 2):
             (low_a, high_a), (low_b, high_b) = ranges[names[a]], ranges[names[b]]
             if low_a <= high_b and low_b <= high_a:
                 raise ValueError(f"{names[a]} and {names[b]} overlap; a row may belong to one split only")

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from recdistill.spec.columns import Binary
 from recdistill.spec.features import FeatureSpec
+from recdistill.spec.graph import METRIC_AT, GraphSpec, RankingSpec
 from recdistill.spec.members import ORIGINS, PRIVILEGED, SERVING, WITHOUT, MemberSpec, ServingView
 from recdistill.spec.phases import LOG, FeedSpec, PhaseSpec
 from recdistill.spec.strict import Strict, nearest
@@ -77,6 +78,8 @@ class Job(Strict):
         privileged: post-event columns that teachers may read.
         members, phases, train: who learns what from whom, in what order, and how.
         feeds: rows besides those of the log, by name.
+        graph: the users and items of the log, for nets over graphs, feeds of candidates, and rankings.
+        ranking: how lists of items are judged, if the result is to be about them.
         product: what the job is for, if not a student: a report, for example.
         controls: what the result is compared with.
         seeds: number of repetitions.
@@ -95,6 +98,8 @@ class Job(Strict):
     members: dict[str, MemberSpec] = Field(min_length=1)
     phases: list[PhaseSpec] = Field(min_length=1)
     feeds: dict[str, FeedSpec] = {}
+    graph: GraphSpec | None = None
+    ranking: RankingSpec | None = None
     train: TrainSpec = TrainSpec()
     product: Literal["student"] = "student"
     controls: Controls = ["plain", "shuffled"]
@@ -128,11 +133,19 @@ class Job(Strict):
 
     def problems(self) -> list[str]:
         """What is wrong across the fields of the job itself, one sentence each."""
-        return [*_repeated(self), *_wrong_members(self), *_wrong_texts(self), *_wrong_phases(self)]
+        return [
+            *_repeated(self),
+            *_wrong_members(self),
+            *_wrong_texts(self),
+            *_wrong_phases(self),
+            *_wrong_feeds(self),
+            *_wrong_rankings(self),
+        ]
 
     def problems_with(self, spec: FeatureSpec) -> list[str]:
         """What is wrong between the job and its feature spec, one sentence each."""
-        return [*_wrong_labels(self, spec), *_wrong_views(self, spec)]
+        graph = self.graph.problems_with(spec) if self.graph is not None else []
+        return [*_wrong_labels(self, spec), *_wrong_views(self, spec), *graph]
 
 
 def _repeated(job: Job) -> list[str]:
@@ -241,12 +254,37 @@ def _wrong_phases(job: Job) -> list[str]:
             found += _unknown(f"{place}.train", (part.partition(".")[0] for part in move.train), job)
         found += _unknown(f"phases.{i}.restart", phase.restart, job)
         found += _unknown(f"phases.{i}.carry", [*phase.carry, *phase.carry.values()], job)
+    return found
+
+
+def _wrong_feeds(job: Job) -> list[str]:
+    found = []
+    feeds = [LOG, *job.feeds]
     if LOG in job.feeds:
         found.append(f"feeds.{LOG}: is the name of the job's own training rows; choose another one")
     for name, feed in job.feeds.items():
         for part in feed.mix:
             if part not in feeds or part == name or (part != LOG and job.feeds[part].log is None):
                 found.append(f"feeds.{name}.mix.{part}: is no feed of rows of a log; {nearest(part, feeds)}")
+        if feed.candidates is not None:
+            ranked = feed.candidates.ranked
+            if job.graph is None:
+                found.append(f"feeds.{name}.candidates: needs users and items; name them in the job's `graph`")
+            if ranked is not None and ranked.by not in job.members:
+                place = f"feeds.{name}.candidates.ranked.by"
+                found.append(f"{place}: no member {ranked.by!r}; {nearest(ranked.by, job.members)}")
+    return found
+
+
+def _wrong_rankings(job: Job) -> list[str]:
+    found = []
+    if job.ranking is not None and job.graph is None:
+        found.append("ranking: needs users and items; name them in the job's `graph`")
+    stops = {"train.stop": job.train.stop}
+    stops |= {f"phases.{i}.stop": phase.stop for i, phase in enumerate(job.phases) if phase.stop is not None}
+    for place, stop in stops.items():
+        if METRIC_AT.match(stop.monitor or "") and job.ranking is None:
+            found.append(f"{place}.monitor: {stop.monitor!r} is about lists; say how they are judged in `ranking`")
     return found
 
 

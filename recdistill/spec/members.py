@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from recdistill.spec.strict import Strict, refusal
+from recdistill.spec.strict import OneOrMany, Strict, refusal
 from recdistill.spec.train import DenseOptimizer
 
 SERVING, PRIVILEGED = "serving", "privileged"
@@ -15,10 +15,6 @@ Width = Annotated[int, Field(ge=4, multiple_of=4)]  # what the embedding kernels
 
 def _one_key(value: Any) -> Any:
     return {value: {}} if isinstance(value, str) else value
-
-
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
 
 
 def _of(value: Any) -> Any:
@@ -146,13 +142,13 @@ class Edited(Strict):
     """
 
     of: str
-    by: Annotated[list[str], BeforeValidator(_listed)] = Field(min_length=1)
+    by: OneOrMany = Field(min_length=1)
 
 
 class ServingView(Strict):
     """A member that serves with other columns than it is trained on."""
 
-    view: Annotated[list[str], BeforeValidator(_listed)]
+    view: OneOrMany
 
 
 class Embedding(Strict):
@@ -166,7 +162,7 @@ def _kind(value: Any) -> str:
 
 
 View = Annotated[
-    Annotated[Embedding, Tag("mapping")] | Annotated[list[str], BeforeValidator(_listed), Tag("plain")],
+    Annotated[Embedding, Tag("mapping")] | Annotated[OneOrMany, Tag("plain")],
     Discriminator(_kind),
 ]
 Serves = Annotated[Annotated[ServingView, Tag("mapping")] | Annotated[bool, Tag("plain")], Discriminator(_kind)]
@@ -217,9 +213,9 @@ class MemberSpec(Strict):
     scores: Annotated[Recorded, BeforeValidator(lambda v: {"file": v} if isinstance(v, str) else v)] | None = None
     edit: Edited | None = None
     view: View = [SERVING]
-    inputs: Annotated[list[str], BeforeValidator(_listed)] = []
+    inputs: OneOrMany = []
     outputs: int | None = Field(None, ge=1)
-    labels: Annotated[list[str], BeforeValidator(_listed)] = []
+    labels: OneOrMany = []
     distort: Distortion | None = None
     copies: int = Field(1, ge=1, le=64)
     folds: bool = False

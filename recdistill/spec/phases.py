@@ -2,16 +2,13 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from recdistill.spec.strict import Strict, refusal
+from recdistill.spec.graph import CandidatesSpec
+from recdistill.spec.strict import OneOrMany, Strict, refusal
 from recdistill.spec.train import StopRule
 
 LOG = "log"  # the feed of the job's own training rows
-
-
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
 
 
 class UpdateSpec(Strict):
@@ -26,7 +23,7 @@ class UpdateSpec(Strict):
     """
 
     terms: list[str] = Field(min_length=1)
-    train: Annotated[list[str], BeforeValidator(_listed)] = []
+    train: OneOrMany = []
     every: int = Field(1, ge=1)
     feed: str = LOG
 
@@ -47,7 +44,7 @@ class PhaseSpec(Strict):
     """
 
     terms: list[str] = []
-    train: Annotated[list[str], BeforeValidator(_listed)] = []
+    train: OneOrMany = []
     feed: str = LOG
     updates: list[UpdateSpec] = []
     epochs: int | None = Field(None, ge=1)
@@ -55,7 +52,7 @@ class PhaseSpec(Strict):
     stop: StopRule | None = None
     lr: str | None = None
     repeat: int = Field(1, ge=1, le=64)
-    restart: Annotated[list[str], BeforeValidator(_listed)] = []
+    restart: OneOrMany = []
     carry: dict[str, str] = {}
 
     @model_validator(mode="after")
@@ -88,17 +85,19 @@ class FeedSpec(Strict):
         where: raw columns and the value (or values) that a row of it must have.
         mix: a share of the batch for each of several feeds, ``{log: 3, pool: 1}``.
         noise: no log at all: rows without columns, so many in an epoch, for members that read signals only.
+        candidates: users or items of the job's ``graph``, each with candidates to be ranked.
     """
 
     log: str | None = None
     where: dict[str, Any] = {}
     mix: dict[str, Annotated[int, Field(ge=1)]] = {}
     noise: int | None = Field(None, ge=1)
+    candidates: CandidatesSpec | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> "FeedSpec":
-        if sum((self.log is not None, bool(self.mix), self.noise is not None)) != 1:
-            raise refusal("a feed names exactly one of log, mix, noise")
+        if sum((self.log is not None, bool(self.mix), self.noise is not None, self.candidates is not None)) != 1:
+            raise refusal("a feed names exactly one of log, mix, noise, candidates")
         if self.where and self.log is None:
             raise refusal("`where` chooses rows of a log; name the `log`")
         return self

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from recdistill.spec.graph import METRIC_AT
 from recdistill.spec.strict import Strict, refusal
 
 
@@ -78,16 +79,23 @@ class StopRule(Strict):
     """When a phase ends early, and which of its checkpoints it keeps.
 
     Attributes:
-        monitor: validation metric that must improve.
+        monitor: validation metric that must improve: ``logloss``, ``auc``, or a metric of lists such as ``recall@20``;
+            by default that of the job's ``ranking``, or ``logloss``.
         every: evaluate after so many steps; by default at the end of each epoch.
         patience: stop after so many evaluations without improvement; by default a phase runs to its end.
         keep: ``best`` returns to the best checkpoint at the end of the phase, ``last`` does not.
     """
 
-    monitor: Literal["logloss", "auc"] = "logloss"
+    monitor: str | None = None
     every: int | None = Field(None, ge=1)
     patience: int | None = Field(None, ge=1)
     keep: Literal["best", "last"] = "best"
+
+    @model_validator(mode="after")
+    def _known(self) -> "StopRule":
+        if self.monitor not in (None, "logloss", "auc") and METRIC_AT.match(str(self.monitor)) is None:
+            raise refusal(f"monitor is {self.monitor!r}; expected logloss, auc, or a metric of lists such as recall@20")
+        return self
 
 
 class Unknown(Strict):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from recdistill.data.nodes import Nodes
 from recdistill.data.recorded import RecordedScores
 from recdistill.distill.checks import behind
 from recdistill.distill.heads import build_heads
@@ -16,6 +17,8 @@ from recdistill.distill.member import Member, Part
 from recdistill.edits.towers import transplant
 from recdistill.errors import TrainingError, VisibilityError
 from recdistill.nets.catalog import Head
+from recdistill.nets.graph import Bipartite, Sparse
+from recdistill.nets.retrieval import GraphNet
 from recdistill.spec.features import FeatureSpec
 from recdistill.training.sharding import Tables, device
 
@@ -31,6 +34,10 @@ class Cast:
         precision: of the heads, ``float32`` or ``bfloat16``.
         seed: of the initial parameters; those of a member depend on its own name and the seed alone.
         recorded: the scores of members that have no net.
+        nodes: users and items, for members that work on a graph or rank.
+
+    Attributes:
+        propagated: what graphs make of all users and items, for members whose parameters rest; emptied when they move.
 
     Raises:
         VisibilityError: a member that serves was given a column that is known only after the event.
@@ -46,15 +53,23 @@ class Cast:
         precision: str,
         seed: int,
         recorded: Mapping[str, RecordedScores] | None = None,
+        nodes: Nodes | None = None,
     ) -> None:
         self.members = {member.name: member for member in members}
         self.tables, self.spec, self.precision, self.seed = tables, spec, precision, seed
         self.recorded = dict(recorded or {})
+        self.nodes = nodes
+        self.propagated: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         serving = {name for name, member in self.members.items() if member.serve}
         self.served = frozenset(behind(serving, {n: replace(m, embed=None) for n, m in self.members.items()}))
         made = build_heads(list(self.members.values()), layout, lambda member: drawn(seed, member.name))
         self.layout = Layout(layout.banks, made.layouts)
         self.heads: dict[str, Head] = {name: head.to(device()) for name, head in made.heads.items()}
+        for member in self.members.values():
+            net = self.heads[member.name].net if member.name in self.heads else None
+            if isinstance(net, GraphNet) and nodes is not None:
+                net.connect(Bipartite(*(Sparse(*half) for half in nodes.graph.normalised())))
+                net.to(device())
         for name in self.served:
             refuse_leak(self.members[name], self.layout.members[name], spec)
 

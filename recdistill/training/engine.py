@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recdistill.data.batch import Batch
+from recdistill.data.candidates import CandidateFeed
 from recdistill.data.reader import Reader
 from recdistill.distill.member import Phase, Update
 from recdistill.distill.schedule import Now
@@ -35,6 +36,7 @@ from recdistill.training.memory import RowMemory
 from recdistill.training.optimizers import dense_optimizers, scale_learning_rates
 from recdistill.training.play import Lookups, Play, play
 from recdistill.training.processes import add_up, rank, share_of, world
+from recdistill.training.rankings import Rankings, top_places, vectors_of
 from recdistill.training.resume import Stopped, capture, restore
 from recdistill.training.runlog import Event, Listener, silent
 from recdistill.training.sharding import device
@@ -59,6 +61,7 @@ class Engine:
         seed: of row order, dropout and signals.
         listen: called after steps and evaluations.
         feeds: further rows, by name.
+        rankings: how lists of items are judged on validation, if they are.
     """
 
     cast: Cast
@@ -68,6 +71,7 @@ class Engine:
     seed: int
     listen: Listener = silent
     feeds: Mapping[str, Feed] = field(default_factory=dict)
+    rankings: Rankings | None = None
 
     def __post_init__(self) -> None:
         self.feeds = {LOG: LogFeed(self.train), **self.feeds}
@@ -120,6 +124,8 @@ class Engine:
         self._remember(phase)
         if stopped is None:
             self._begin(index, phase)
+        self.cast.propagated.clear()
+        self._rank(phase)
         optimizers = [dense_optimizers(u.parts, self.cast, self.settings.dense) for u in phase.updates]
         first, per_epoch = 0, self.steps_of(phase)
         if stopped is not None:
@@ -142,7 +148,9 @@ class Engine:
                 save(self._stopped(step + 1, optimizers, watch))
         for cursor in self.cursors.values():
             cursor.close()
-        return watch.finish(last) if watch is not None else last
+        kept = watch.finish(last) if watch is not None else last
+        self.cast.propagated.clear()
+        return kept
 
     def _begin(self, index: int, phase: Phase) -> None:
         """What happens before the first step of a phase."""
@@ -164,6 +172,14 @@ class Engine:
         for cursor in self.cursors.values():
             cursor.begin()
         self.cast.tables.set_learning_rate(1.0)
+
+    def _rank(self, phase: Phase) -> None:
+        """The rankings that the candidates of a phase are drawn from, of members that it does not move."""
+        for name in {update.feed for update in phase.updates}:
+            feed = self.feeds[name]
+            if isinstance(feed, CandidateFeed) and (ranked := feed.spec.ranked) is not None:
+                vectors = vectors_of(self.cast, ranked.by, seed=self.seed)
+                feed.order = top_places(vectors, feed.sides.positives, feed.spec.anchor, ranked.top)
 
     def _remember(self, phase: Phase) -> None:
         """Room for what the terms of a phase remember of the rows of its feeds; earlier phases may have filled it."""
@@ -213,6 +229,8 @@ class Engine:
             sum_gradients(optimizer)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if any(self.cast.members[name].net.whole for name in update.trained):
+            self.cast.propagated.clear()
         return losses
 
     def _backward(

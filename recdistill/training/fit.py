@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,70 +27,30 @@ import torch
 from torch import Tensor
 
 from recdistill.data.encoded import EncodedLog
-from recdistill.data.permute import permute_privileged
-from recdistill.data.reader import Reader, Selection, Thinning
+from recdistill.data.nodes import Nodes
+from recdistill.data.reader import Reader, Thinning
 from recdistill.data.recorded import RecordedScores
 from recdistill.data.scores import write_scores
 from recdistill.data.unknown import Forgetting
 from recdistill.distill.compile import Plan
-from recdistill.distill.layout import is_embedded, lay_out
+from recdistill.distill.layout import lay_out
 from recdistill.distill.member import Member
-from recdistill.distill.signal import Scenario, walk
-from recdistill.errors import LogError, TrainingError
+from recdistill.errors import TrainingError
+from recdistill.evaluation.lists import write_lists
 from recdistill.spec.members import FromRun, Recorded
-from recdistill.spec.phases import LOG
 from recdistill.spec.train import TrainSpec
 from recdistill.training import checkpoint, resume
 from recdistill.training.cast import Cast
 from recdistill.training.engine import Engine
-from recdistill.training.feeds import Feed, LogFeed, MixFeed, NoiseFeed
 from recdistill.training.processes import barrier, rank
+from recdistill.training.rankings import Rankings, vectors_of
+from recdistill.training.reading import Logs, Training, feeds_of, nodes_of, reader_for, reader_of
 from recdistill.training.resume import LATEST, Progress, Stopped
 from recdistill.training.runlog import Event, Listener, RunLog, silent
 from recdistill.training.sharding import Tables, process_group
 from recdistill.training.warm_start import warm_start
 
 DONE = "fit.json"
-
-
-@dataclass(frozen=True)
-class Logs:
-    """The encoded log of a training, and the other logs that its feeds read."""
-
-    log: EncodedLog
-    feeds: Mapping[str, EncodedLog] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Data:
-    """The encoded logs of a run: to tune on, and for the final parameters (the same ones without ``refit``)."""
-
-    tuning: Logs
-    final: Logs
-
-    @classmethod
-    def of(cls, log: EncodedLog) -> "Data":
-        """One log for everything."""
-        return cls(Logs(log), Logs(log))
-
-
-@dataclass(frozen=True)
-class Training:
-    """One training of a run.
-
-    Attributes:
-        plan: members and phases.
-        settings: the job's training settings.
-        data: the encoded logs.
-        seed: of everything that is drawn.
-        shuffle_privileged: whether privileged columns are permuted over the rows.
-    """
-
-    plan: Plan
-    settings: TrainSpec
-    data: Data
-    seed: int
-    shuffle_privileged: bool = False
 
 
 def fit(training: Training, folder: Path, listen: Listener = silent) -> Cast:
@@ -147,7 +107,7 @@ class _Fit:
         kept = self.before.tuned if self.before else None
         if kept is None:
             kept = self._stage("tune" if refit else "train", engine, None, None)
-            score_split(engine, _reader(training, data.tuning.log, ("valid",), self.folder), "valid", self.folder)
+            self._score(engine, data.tuning.log, "valid")
         steps = kept
         if refit:
             before = [engine.rows_of(phase) for phase in phases]
@@ -160,9 +120,16 @@ class _Fit:
                 f"members.{name}: serves, but has copied nothing from {engine.cast.members[name].follows!r} in all of "
                 "training; let it follow sooner, or train longer"
             )
-        score_split(engine, _reader(training, data.final.log, ("test",), self.folder), "test", self.folder)
+        self._score(engine, data.final.log, "test")
         checkpoint.save(engine.cast, self.folder / "checkpoints" / "final")
         return engine.cast, {"seed": training.seed, "steps": steps, "kept": kept, "planned": planned}
+
+    def _score(self, engine: Engine, log: EncodedLog, split: str) -> None:
+        """Write what the members answer for a split, and how good their lists are."""
+        score_split(engine, reader_for(self.training, log, (split,), self.folder), split, self.folder)
+        rankings = rankings_of(self.training.plan, log, split)
+        if rankings is not None:
+            rank_split(engine, rankings, [member.name for member in self.training.plan.ranked], split, self.folder)
 
     def _stage(self, stage: str, engine: Engine, lengths: list[int] | None, tuned: list[int] | None) -> list[int]:
         """Run all phases, from where an earlier attempt stood; the steps behind the parameters of each."""
@@ -194,7 +161,9 @@ def _check_recorded(engine: Engine, plan: Plan, log: EncodedLog) -> None:
             scores.read(engine.feeds[feed].row_ids())
 
 
-def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, warm: bool = True) -> Cast:
+def build_cast(
+    plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, warm: bool = True, nodes: Nodes | None = None
+) -> Cast:
     """The members of a plan with initial parameters; with ``warm`` those of another run for whom the job says so."""
     layout = lay_out(plan.members, log.spec, log.fitted.tables)
     rarity = rarity_by_table(log) if settings.tables.step.l2_rare else {}
@@ -209,8 +178,15 @@ def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, w
             shift = -math.log(log.spec.negative_keep_rate * settings.negative_keep_rate)
             recorded[member.name] = RecordedScores.open(Path(member.origin.file), labels, shift=shift)
     cast = Cast(
-        plan.members, layout, tables, log.spec, precision=settings.precision, seed=seed, recorded=recorded
-    )  # fmt: skip
+        plan.members,
+        layout,
+        tables,
+        log.spec,
+        precision=settings.precision,
+        seed=seed,
+        recorded=recorded,
+        nodes=nodes,
+    )
     for member in plan.members if warm else ():
         if isinstance(member.origin, FromRun):
             warm_start(cast, member, member.origin, log.fitted, exact=True)
@@ -236,118 +212,26 @@ def rarity_by_table(log: EncodedLog) -> dict[str, Tensor]:
     return found
 
 
-def selection(plan: Plan, log: EncodedLog, feed: str | None = None, *, lists: bool = False) -> Selection:
-    """The columns that some member reads, embedded ones in the order of lookup; or only those of a feed's updates."""
-    updates = [u for phase in plan.phases for u in phase.updates if feed in (None, u.feed)]
-    names = {name for update in updates for name in update.members}
-    members = [member for member in plan.members if feed is None or member.name in names]
-    terms = [term for update in updates for term in update.terms]
-    looked_at = [part for thing in (*terms, *(s for m in members for s in m.signals)) for part in walk(thing)]
-    scenarios = plan.scenario and any(isinstance(part, Scenario) for part in looked_at)
-    listed = lists or any(term.scope == "list" for term in terms)
-    serving, privileged = (_read_by(members, plan, log, audience) for audience in ("serving", "privileged"))
-    return Selection(serving, privileged, plan.columns, listed, scenarios)
-
-
-def _read_by(members: Sequence[Member], plan: Plan, log: EncodedLog, audience: str) -> tuple[str, ...]:
-    """All columns of an audience, in the order in which the banks look them up, so that a batch needs no reordering."""
-    wanted = dict.fromkeys(column for member in members for column in getattr(member, audience))
-    layout = lay_out(plan.members, log.spec, log.fitted.tables)
-    looked_up = [f.column for bank in layout.banks.values() for f in bank.features if f.column in wanted]
-    return tuple(dict.fromkeys([*looked_up, *(c for c in wanted if not is_embedded(log.spec, c))]))
-
-
 def _engine(training: Training, logs: Logs, splits: tuple[str, ...], folder: Path, listen: Listener) -> Engine:
     settings, log = training.settings, logs.log
     thinning = Thinning(training.seed, settings.keep_labels, settings.negative_keep_rate)
-    train = _reader(training, log, splits, folder, thinning, lists=settings.whole_lists)
+    train = reader_for(training, log, splits, folder, thinning, lists=settings.whole_lists)
     train.forgetting = Forgetting.of(log.fitted, settings.unknown, training.seed)
     train.whole_lists = settings.whole_lists
-    valid = _reader(training, log, ("valid",), folder) if "valid" not in splits else None
-    cast = build_cast(training.plan, settings, log, seed=training.seed)
-    feeds = _feeds(training, logs, train, folder)
-    return Engine(cast, train, valid, settings, training.seed, listen, feeds)
+    valid = reader_for(training, log, ("valid",), folder) if "valid" not in splits else None
+    nodes = nodes_of(training.plan, log, splits)
+    cast = build_cast(training.plan, settings, log, seed=training.seed, nodes=nodes)
+    feeds = feeds_of(training, logs, train, nodes, folder)
+    rankings = rankings_of(training.plan, log, "valid") if valid is not None else None
+    return Engine(cast, train, valid, settings, training.seed, listen, feeds, rankings)
 
 
-def _feeds(training: Training, logs: Logs, train: Reader, folder: Path) -> dict[str, Feed]:
-    """The feeds besides the log; a mixture reads of all its parts what its own updates need."""
-    plan = training.plan
-
-    def of_log(name: str, reads_for: str) -> LogFeed:
-        lists = train.whole_lists and LOG in plan.feeds[reads_for].mix
-        chosen = selection(plan, train.log, reads_for, lists=lists)
-        if name == LOG:
-            return LogFeed(replace(train, selection=chosen))
-        log = logs.feeds[name]
-        _refuse_lacking(plan, log, chosen, name, reads_for)
-        # all rows of a log from which nothing is learned form the test split
-        post_event = _permuted(training, log, ("test",), folder)
-        return LogFeed(Reader(log, ("test",), chosen, post_event=post_event, forgetting=train.forgetting))
-
-    feeds: dict[str, Feed] = {}
-    used = {update.feed for phase in plan.phases for update in phase.updates}
-    for name, feed in ((name, feed) for name, feed in plan.feeds.items() if name in used):
-        if feed.noise is not None:
-            feeds[name] = NoiseFeed(feed.noise)
-        elif feed.mix:
-            feeds[name] = MixFeed(tuple(of_log(part, name) for part in feed.mix), tuple(feed.mix.values()))
-        else:
-            feeds[name] = of_log(name, name)
-    return feeds
-
-
-def _refuse_lacking(plan: Plan, log: EncodedLog, chosen: Selection, name: str, reads_for: str) -> None:
-    """Nothing, if another log holds what is read of it.
-
-    Raises:
-        LogError: it does not.
-    """
-    lacking = [column for column in chosen.privileged if column not in log.spec.post_event]
-    readers = [
-        member.name
-        for member in plan.members
-        if {*lacking} & {*member.privileged}
-        and any(u.feed == reads_for and member.name in u.members for phase in plan.phases for u in phase.updates)
-    ]
-    roles = [("group", chosen.groups), ("scenario", chosen.scenarios)]
-    lacking += [f"the spec's {role}" for role, read in roles if read and getattr(log.spec, role) is None]
-    if lacking:
-        who = f"{', '.join(readers)} read" if readers else "terms look at"
-        raise LogError(
-            f"feeds.{name}: {plan.feeds[name].log} lacks {', '.join(lacking)}, which {who} on the feed {reads_for!r}; "
-            "add what is missing to that log, or give them another feed"
-        )
-
-
-def reader_of(plan: Plan, log: EncodedLog, splits: tuple[str, ...]) -> Reader:
-    """All rows of some splits, with the columns that a plan needs."""
-    return Reader(log, splits, selection(plan, log))
-
-
-def _reader(
-    training: Training,
-    log: EncodedLog,
-    splits: tuple[str, ...],
-    folder: Path,
-    thinning: Thinning | None = None,
-    *,
-    lists: bool = False,
-) -> Reader:
-    chosen = selection(training.plan, log, lists=lists)
-    return Reader(log, splits, chosen, thinning or Thinning(), _permuted(training, log, splits, folder))
-
-
-def _permuted(training: Training, log: EncodedLog, splits: tuple[str, ...], folder: Path) -> Path | None:
-    """Where the privileged columns of a log lie that were permuted over its rows, if the training asks for it."""
-    read = dict.fromkeys(column for member in training.plan.members for column in member.privileged)
-    privileged = tuple(column for column in read if column in log.spec.post_event)
-    if not training.shuffle_privileged or not privileged:
+def rankings_of(plan: Plan, log: EncodedLog, split: str) -> Rankings | None:
+    """How lists are judged on a split, if the job judges any."""
+    if plan.graph is None or plan.ranking is None:
         return None
-    post_event = folder / f".shuffled-{rank()}" / log.fingerprint
-    for split in splits:
-        if not (post_event / split).exists():
-            permute_privileged(log, split, privileged, seed=training.seed, out=post_event)
-    return post_event
+    before = ("train",) if split == "valid" else ("train", "valid")
+    return Rankings.of(log, plan.graph, plan.ranking, split, before)
 
 
 def score_split(engine: Engine, reader: Reader, split: str, folder: Path) -> None:
@@ -361,3 +245,11 @@ def score_split(engine: Engine, reader: Reader, split: str, folder: Path) -> Non
         path = folder / "scores" / f"{name}.{split}.parquet"
         roles, main = reader.log.roles(split), reader.selection.labels[0]
         write_scores(path, row_id_N=row_id_N, labels=predicted, logits_NK=logits_NK, roles=roles, main=main)
+
+
+def rank_split(engine: Engine, rankings: Rankings, names: Sequence[str], split: str, folder: Path) -> None:
+    """One file per member for a split: how good its list is for each user."""
+    for name in names:
+        judged = rankings.judge(vectors_of(engine.cast, name, seed=engine.seed))
+        if rank() == 0:
+            write_lists(folder / "rankings" / f"{name}.{split}.parquet", judged)

@@ -82,7 +82,7 @@ class Followers:
             assert isinstance(member.origin, Best)
             if member.follows not in names:
                 continue
-            value = values[f"{member.follows}.{monitor}"] * (-1 if monitor == "auc" else 1)
+            value = values[f"{member.follows}.{monitor}"] * (1 if monitor == "logloss" else -1)
             if len(found) < member.origin.average or value <= max(found):
                 self._keep(name, value, member.origin.average)
 

@@ -27,7 +27,8 @@ class Lookup:
 
     In a bank of tokens ``spans`` holds the lines of each feature and ``lines`` how many of them each row has, where
     that is not one; otherwise a line is a row of the batch. ``rarity_BW`` is 1 / n for each looked-up vector whose
-    value occurs n times in training, if a penalty needs it.
+    value occurs n times in training, if a penalty needs it. ``share`` is how much of the penalty of each line falls to
+    this process, where others look up the same rows.
     """
 
     pooled: Tensor
@@ -35,6 +36,7 @@ class Lookup:
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     lines: dict[str, Tensor] = field(default_factory=dict)
     rarity_BW: Tensor | None = None
+    share: Tensor | None = None
 
     def part(self, first: int, end: int) -> "Leaf":
         """The vectors of some rows of the batch, as a slice of the leaf."""
@@ -59,10 +61,11 @@ class Lookup:
         gradient = self.leaf_BW.grad
         if gradient is None:
             return
+        penalised = self.leaf_BW.detach() if self.share is None else self.leaf_BW.detach() * self.share
         if l2:
-            gradient = gradient.add(self.leaf_BW.detach(), alpha=l2)
+            gradient = gradient.add(penalised, alpha=l2)
         if self.rarity_BW is not None:
-            gradient = gradient.addcmul(self.leaf_BW.detach(), self.rarity_BW, value=l2_rare)
+            gradient = gradient.addcmul(penalised, self.rarity_BW, value=l2_rare)
         self.pooled.backward(gradient)
 
 
@@ -78,6 +81,20 @@ def in_order(bank: Bank, given: list[str], wanted: list[str]) -> Tensor:
     width = {key: bank.dims[key if bank.tokens else tables[key]] for key in given}
     starts = dict(zip(given, itertools.accumulate((width[key] for key in given), initial=0), strict=False))
     return torch.cat([torch.arange(starts[key], starts[key] + width[key]) for key in wanted])
+
+
+def spread(bank: Bank, lookup: Lookup, value_B: Tensor) -> Tensor:
+    """A number of each row on the lines that stand for it: (B, 1), or in a bank of tokens as wide as its vectors."""
+    if not lookup.spans:
+        return value_B.unsqueeze(1)
+    found = torch.zeros_like(lookup.pooled)
+    for feature in bank.features:
+        lines = lookup.lines.get(feature.name)
+        first, end = lookup.spans[feature.name]
+        start, width = bank.columns(feature)
+        of_lines = value_B if lines is None else torch.repeat_interleave(value_B, lines)
+        found[first:end, start : start + width] = of_lines.unsqueeze(1)
+    return found
 
 
 def rarity_of(

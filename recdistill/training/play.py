@@ -7,6 +7,7 @@ batch -> views of it, as each member's distortion wants them -> one lookup of ea
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,14 +20,19 @@ from recdistill.distill.layout import Assembled, Leaf, assemble
 from recdistill.distill.member import Member
 from recdistill.distill.schedule import Now
 from recdistill.distill.signal import Scene, Signal, Store, flows, salted
+from recdistill.errors import TrainingError
 from recdistill.nets.inputs import Outputs
+from recdistill.nets.retrieval import GraphNet
+from recdistill.spec.graph import SIDES
 from recdistill.spec.members import Distortion
 from recdistill.training.cast import Cast
-from recdistill.training.lookup import Lookup
+from recdistill.training.lookup import Lookup, spread
+from recdistill.training.processes import world
 from recdistill.training.sharding import device
 
 Rows = tuple[int, int]
-View = tuple[Distortion, str] | None  # a distortion and whose draw of it; None for the batch as it is
+Propagated = tuple[Tensor, Tensor, Tensor, Tensor]  # users and items, before and after the graph
+View = tuple[Distortion, str] | Literal["nodes"] | None  # a distortion and whose draw of it; None: the batch as it is
 
 
 class Lookups:
@@ -59,14 +65,11 @@ class Lookups:
         self.owned = owned
         for name in names:
             member = cast.members[name]
-            if training and member.embed is not None:
+            if (training and member.embed is not None) or name in cast.propagated:
                 continue
             view = self.view_of(member)
             if view not in self.views:
-                self.views[view] = batch
-                if view is not None:
-                    salt = salted(Scene({}, batch, seed, now), f"{view[0]}{view[1]}")
-                    self.views[view] = distorted(batch, view[0], salt, cast.spec)
+                self.views[view] = self._seen(view, seed, now)
             for bank in cast.layout.members[name].banks:
                 wanted = self.wanted.setdefault(bank, [])
                 if view not in wanted:
@@ -80,20 +83,42 @@ class Lookups:
 
         A second name draws a view of its own, since through the same one it would only say the same again.
         """
+        if member.net.whole:
+            return "nodes"
         how = member.distort
         if how is not None and not self.training:
             how = None if how.scores is None else how.model_copy(update={"levels": (how.scores,)})
         return None if how is None else (how, member.name if member.same is not None else "")
 
+    def _seen(self, view: View, seed: int, now: Now) -> Batch:
+        """The rows of a view."""
+        if view is None:
+            return self.batch
+        if view == "nodes":
+            return nodes(self.batch, self.cast)
+        salt = salted(Scene({}, self.batch, seed, now), f"{view[0]}{view[1]}")
+        return distorted(self.batch, view[0], salt, self.cast.spec)
+
     def _look_up(self, bank: str, *, train: bool) -> Lookup:
         views = [self.views[view] for view in self.wanted[bank]]
-        self.found[bank] = self.cast.tables.look_up(bank, concat(views), train=train)
-        return self.found[bank]
+        lookup = self.cast.tables.look_up(bank, concat(views), train=train)
+        if train and world() > 1 and (self.batch.candidates is not None or "nodes" in self.wanted[bank]):
+            share_B = torch.cat([self._share(view) for view in self.wanted[bank]])
+            lookup.share = spread(self.cast.tables.banks[bank], lookup, share_B)
+        self.found[bank] = lookup
+        return lookup
+
+    def _share(self, view: View) -> Tensor:
+        """The part of each row of a view that falls to this process: rows that all have fall to them in equal parts."""
+        rows = len(self.views[view])
+        alone = 0 if view == "nodes" else rows if self.batch.candidates is None else self.batch.candidates.anchors
+        return torch.cat([torch.ones(alone), torch.full((rows - alone,), 1 / world())])
 
     def leaf(self, bank: str, view: View, rows: Rows) -> Leaf:
         """The looked-up vectors of some rows of a view."""
         lookup = self.found.get(bank) or self._look_up(bank, train=False)
-        first = self.wanted[bank].index(view) * len(self.batch)
+        before = self.wanted[bank][: self.wanted[bank].index(view)]
+        first = sum(len(self.views[each]) for each in before)
         return lookup.part(first + rows[0], first + rows[1])
 
     def push(self, l2: float, l2_rare: float) -> None:
@@ -134,6 +159,7 @@ class Play(Mapping[str, Outputs]):
     def __post_init__(self) -> None:
         self.answers: dict[str, Outputs] = {}
         self.parts: dict[View, Batch] = {}
+        self.nodes: dict[str, Propagated] = {}
         self.scene = Scene(self, self._rows_of(self.lookups.batch), self.seed, self.now, self.memories)
 
     def __getitem__(self, name: str) -> Outputs:
@@ -173,6 +199,8 @@ class Play(Mapping[str, Outputs]):
 
     def _given(self, member: Member) -> Assembled:
         """What a member's head receives."""
+        if member.net.whole:
+            return self._convolved(member)
         if self.lookups.training and member.embed is not None:
             return Assembled(let_through(member.embed, member.embed.value(self.scene)), [], [])
         view = self.lookups.view_of(member)
@@ -185,6 +213,35 @@ class Play(Mapping[str, Outputs]):
         leaves = {bank: self.lookups.leaf(bank, view, self.rows) for bank in layout.banks}
         return assemble(layout, leaves, visible, taps_of(member, self.scene, let_through))
 
+    def _convolved(self, member: Member) -> Assembled:
+        """The vectors of each row's user and item, as the tables hold them, and as the graph has made them."""
+        user, item = (str(member.net.options[side]) for side in ("user", "item"))
+        user_UD, item_ID, of_user_UD, of_item_ID = self._propagated(member)
+        user_B, item_B = self.scene.batch.serving.ids((user, item)).long()
+        first = {user: user_UD[user_B], item: item_ID[item_B]}
+        columns = [first[column.name] for column in self.cast.layout.members[member.name].columns]
+        return Assembled(torch.cat([*columns, of_user_UD[user_B], of_item_ID[item_B]], 1), [], [])
+
+    def _propagated(self, member: Member) -> Propagated:
+        """All users and items before and after the graph; of a member that does not move this is done once."""
+        known = self.nodes.get(member.name) or self.cast.propagated.get(member.name)
+        if known is not None:
+            return known
+        layout = self.cast.layout.members[member.name]
+        everyone = self.lookups.views["nodes"]
+        leaves = {bank: self.lookups.leaf(bank, "nodes", (0, len(everyone))) for bank in layout.banks}
+        flat_NE = assemble(layout, leaves, everyone).flat_BE
+        width = flat_NE.shape[1] // 2
+        of = {column.name: flat_NE[:, k * width : (k + 1) * width] for k, column in enumerate(layout.columns)}
+        rows = {feature.column: self.cast.layout.banks[bank].tables[feature.table] for feature, bank in layout.lookups}
+        user, item = (of[name][: rows[name]] for name in (member.net.options["user"], member.net.options["item"]))
+        net = self.cast.heads[member.name].net
+        assert isinstance(net, GraphNet)
+        self.nodes[member.name] = (user, item, *net.propagate(user, item))
+        if not self.learns(member.name):
+            self.cast.propagated[member.name] = self.nodes[member.name]
+        return self.nodes[member.name]
+
     def _rows_of(self, batch: Batch) -> Batch:
         first, end = self.rows
         return batch if end - first == len(batch) else take(batch, torch.arange(first, end))
@@ -192,6 +249,22 @@ class Play(Mapping[str, Outputs]):
     def _autocast(self) -> AbstractContextManager[object]:
         low = bool(self.trained) and self.cast.precision == "bfloat16"
         return torch.autocast(device().type, dtype=torch.bfloat16, enabled=low)
+
+
+def nodes(batch: Batch, cast: Cast) -> Batch:
+    """A row for each user and each item, both from 0 on, with the columns of a batch.
+
+    Raises:
+        TrainingError: the members were told of no users and items.
+    """
+    if cast.nodes is None:
+        raise TrainingError("nodes: a net works on a graph that was not built; this is a defect")
+    row_N = torch.arange(max(map(cast.nodes.catalogue.rows, SIDES)))
+    ids = {side: row_N * (row_N < cast.nodes.catalogue.rows(side)) for side in SIDES}
+    view = batch.serving
+    serving = cast.nodes.catalogue.join(view.names, ids)
+    unknown = {name: torch.full((len(row_N),), torch.nan) for name in batch.labels}
+    return Batch(row_N, serving, unknown, torch.zeros(len(row_N)))
 
 
 def let_through(signal: Signal, value: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recdistill.data.batch import Batch
-from recdistill.data.reader import take
+from recdistill.data.reader import take, take_anchors
 from recdistill.data.transforms.hashing import splitmix64_tensor
 
 Result = TypeVar("Result")
@@ -54,9 +54,14 @@ def add_up(tensor: Tensor) -> Tensor:
 
 
 def share_of(batch: Batch) -> Batch:
-    """This process's rows of a batch: every n-th one, or whole lists where a term compares the rows of lists."""
+    """This process's rows of a batch: every n-th one, or whole lists where a term compares the rows of lists.
+
+    Of anchors it has every n-th one, and all candidates.
+    """
     if world() == 1:
         return batch
+    if batch.candidates is not None:
+        return take_anchors(batch, torch.arange(rank(), batch.candidates.anchors, world()))
     if batch.group_B is None:
         return take(batch, torch.arange(rank(), len(batch), world()))
     owner_B = torch.remainder(splitmix64_tensor(batch.group_B), world())

@@ -13,10 +13,27 @@ from recdistill.distill.checks import behind, trained_names
 from recdistill.distill.member import Phase
 from recdistill.distill.schedule import Metric
 from recdistill.evaluation import auc, log_loss
+from recdistill.spec.graph import METRIC_AT
+from recdistill.training.rankings import vectors_of
 from recdistill.training.runlog import Event
+
+LOWER = "logloss"  # the metric of which less is better
 
 if TYPE_CHECKING:
     from recdistill.training.engine import Engine
+
+
+def judge(engine: "Engine", names: Sequence[str], monitor: str) -> dict[str, float]:
+    """The metrics of lists of those members that rank, ``member.metric`` to value."""
+    found: dict[str, float] = {}
+    rank = METRIC_AT.match(monitor)
+    for name in names if engine.rankings is not None else ():
+        if engine.rankings is not None and engine.cast.members[name].net.ranks:
+            judged = engine.rankings.judge(
+                vectors_of(engine.cast, name, seed=engine.seed), [int(rank[2])] if rank else []
+            )
+            found |= {f"{name}.{metric}": value for metric, value in judged.means().items()}
+    return found
 
 
 class Watch:
@@ -60,14 +77,15 @@ class Watch:
         engine = self.engine
         assert engine.valid is not None
         metrics = evaluate(engine, self.looked_at, engine.valid, self.phase.metrics)
+        metrics |= judge(engine, self.looked_at, str(self.phase.stop.monitor))
         self.seen.append(metrics)
         engine.listen(Event("evaluation", self.index, step, planned, metrics))
-        monitor = self.phase.stop.monitor
+        monitor = str(self.phase.stop.monitor)
         engine.followers.evaluated(metrics, monitor, self.trained)
         if not self.judged:
             return
-        values = [metrics[f"{name}.{monitor}"] for name in self.judged]
-        value = float(np.mean(values)) * (-1 if monitor == "auc" else 1)
+        values = [metrics[f"{name}.{monitor}"] for name in self.judged if f"{name}.{monitor}" in metrics]
+        value = float(np.mean(values)) * (1 if monitor == LOWER else -1)
         if value < self.best:
             self.best, self.best_step, self.unimproved = value, step, 0
             if self.phase.stop.keep == "best":
@@ -88,12 +106,17 @@ class Watch:
 def evaluate(
     engine: "Engine", names: Sequence[str], reader: Reader, metrics: Sequence[Metric] = ()
 ) -> dict[str, float]:
-    """AUC and log loss of members on their first label, ``member.metric`` to value; and metrics within scenarios."""
+    """AUC and log loss of members on their first label, ``member.metric`` to value; and metrics within scenarios.
+
+    A label that is always the same has no AUC.
+    """
     scores, _, labels = engine.score(list(names), reader)
     found = {}
     for name, logits in scores.items():
         label = labels[reader.selection.labels[engine.cast.members[name].labels[0]]]
         known = ~np.isnan(label)
+        if len(np.unique(label[known])) < 2 and engine.rankings is not None:
+            continue
         found[f"{name}.auc"] = auc(label[known], logits[known, 0])
         found[f"{name}.logloss"] = log_loss(label[known], logits[known, 0])
     for metric in metrics:

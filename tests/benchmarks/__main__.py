@@ -40,8 +40,9 @@ from recdistill.distill.schedule import Now
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 from recdistill.training.engine import Engine
-from recdistill.training.fit import build_cast, reader_of
+from recdistill.training.fit import build_cast
 from recdistill.training.optimizers import dense_optimizers
+from recdistill.training.reading import reader_of
 from recdistill.training.sharding import process_group
 
 FIELDS, ROWS, DIM, BATCH = 26, 200_000, 16, 4096

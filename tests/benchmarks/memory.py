@@ -46,7 +46,8 @@ def train(folder: Path, rows: int) -> None:
     from recdistill.distill.compile import compile_job
     from recdistill.spec.job import Job
     from recdistill.training.engine import Engine
-    from recdistill.training.fit import build_cast, reader_of
+    from recdistill.training.fit import build_cast
+    from recdistill.training.reading import reader_of
     from recdistill.training.sharding import process_group
 
     log = encoded(folder)

@@ -14,7 +14,8 @@ from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 from recdistill.spec.load import assign, dump_yaml, parse_job, read_yaml
 from recdistill.training.cast import Cast
-from recdistill.training.fit import Data, Training, fit
+from recdistill.training.fit import fit
+from recdistill.training.reading import Data, Training
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").rglob("*.yaml"))
 ROWS = 1600

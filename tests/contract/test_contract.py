@@ -29,9 +29,10 @@ from recdistill.runs.export import withheld
 from recdistill.training import checkpoint
 from recdistill.training.audit import audit
 from recdistill.training.engine import Engine
-from recdistill.training.fit import build_cast, reader_of
+from recdistill.training.fit import build_cast
 from recdistill.training.memory import RowMemory
 from recdistill.training.optimizers import dense_optimizers
+from recdistill.training.reading import reader_of
 from recdistill.training.sharding import process_group
 from tests.conftest import ROOT
 from tests.contract.jobs import JOBS, Contract

@@ -11,7 +11,8 @@ def main() -> None:
     from recdistill.data.encoded import EncodedLog
     from recdistill.distill.compile import compile_job, problems_of
     from recdistill.spec.load import parse_job
-    from recdistill.training.fit import Data, Training, fit
+    from recdistill.training.fit import fit
+    from recdistill.training.reading import Data, Training
     from recdistill.training.sharding import process_group
 
     with process_group():

@@ -178,7 +178,8 @@ def weights(
     )  # fmt: skip
     from recdistill.distill.compile import compile_job, problems_of
     from recdistill.spec.load import parse_job
-    from recdistill.training.fit import Data, Training, fit
+    from recdistill.training.fit import fit
+    from recdistill.training.reading import Data, Training
 
     parsed, spec = parse_job(job, "job", check=problems_of)
     training = Training(compile_job(parsed, spec), parsed.train, Data.of(small.encoded), 0)

@@ -252,8 +252,9 @@ def test_lists_texts_and_separators_go_in_raw(tmp_path: Path, group: None) -> No
     from recdistill.distill.compile import compile_job
     from recdistill.spec.features import FeatureSpec
     from recdistill.spec.job import Job
-    from recdistill.training.fit import build_cast, reader_of
+    from recdistill.training.fit import build_cast
     from recdistill.training.play import play
+    from recdistill.training.reading import reader_of
 
     rng = np.random.default_rng(0)
     n = 300

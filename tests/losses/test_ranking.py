@@ -16,7 +16,7 @@ from recdistill.errors import ShapeError, TrainingError
 from recdistill.losses import embedding, ranking, ranking_distillation
 from recdistill.losses.embedding import experts, half_square, quantisation
 from recdistill.losses.ranking import bpr, sampled_softmax
-from recdistill.losses.ranking_distillation import cd, ir_rrd, rd, rrd, soft_sides, unkd
+from recdistill.losses.ranking_distillation import cd, rd, rrd, soft_sides, unkd
 from tests.oracles import ranking as oracle
 
 B, M = 6, 9
@@ -231,15 +231,6 @@ def test_rrd_teaches_the_order_of_the_top_and_leaves_that_of_the_rest_free() -> 
     assert loss([0, 1, 2, 5, 3, 4]) == pytest.approx(straight, rel=1e-6)
     assert loss([1, 0, 2, 3, 4, 5]) > straight + 0.1
     assert loss([0, 1, 3, 2, 4, 5]) > straight + 0.1
-
-
-def test_the_item_side_ranks_users_for_each_item() -> None:
-    data = columns(6, absent=0)
-    student, teacher = data["student"][3:], data["teacher"][3:]
-    by_item = torch.stack([rrd(student[:, [i]].t(), teacher[:, [i]].t(), interesting=2)[0] for i in range(M)])
-    assert torch.allclose(ir_rrd(student, teacher, interesting=2), by_item)
-    with pytest.raises(ShapeError, match="ir_rrd: compares blocks"):
-        ir_rrd(student, teacher[:1], interesting=2)
 
 
 def test_rd_weighs_by_place_and_forgives_what_the_student_ranks_well() -> None:

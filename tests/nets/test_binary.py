@@ -94,7 +94,11 @@ def test_the_score_of_a_binary_tower_counts_equal_bits() -> None:
     assert torch.allclose(net(rows).logits_BK[:, 0], 2 / 16**0.5 * (2.0 * equal - 16))
     out = net(rows)
     assert [h.shape for h in out.hidden] == [(7, 16)] * 4
-    assert torch.equal(out.hidden[2], user) and torch.equal(bits(out.hidden[1]), item)
+    assert (
+        torch.equal(out.hidden[2], net.scale * user)
+        and torch.equal(out.hidden[3], item)
+        and torch.equal(bits(out.hidden[1]), item)
+    )
 
 
 def test_codes_of_one_side_do_not_read_the_other() -> None:

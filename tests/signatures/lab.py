@@ -28,8 +28,9 @@ from recdistill.spec.job import Job
 from recdistill.spec.load import assign, parse_job, read_yaml
 from recdistill.training.audit import Audit, audit
 from recdistill.training.cast import Cast
-from recdistill.training.fit import Data, Training, build_cast, fit, reader_of
+from recdistill.training.fit import build_cast, fit
 from recdistill.training.play import Play, play
+from recdistill.training.reading import Data, Training, reader_of
 from recdistill.training.sharding import process_group
 
 JOBS = Path(__file__).parents[2] / "jobs"

@@ -55,7 +55,7 @@ INVALID = {
     "epochs and steps": ({"phases__0__steps": 3}, "give either epochs or steps"),
     "neither epochs nor steps": ({"phases__0__epochs": None}, "give either epochs or steps"),
     "no epoch": ({"phases__0__epochs": 0}, "greater than or equal to 1"),
-    "unknown monitor": ({"train__stop": {"monitor": "loss"}}, "'logloss' or 'auc'"),
+    "unknown monitor": ({"train__stop": {"monitor": "loss"}}, "expected logloss, auc, or a metric of lists"),
     "two optimizers": ({"train__dense": {"adam": {}, "sgd": {}}}, "name exactly one of adam, adamw, sgd"),
     "no optimizer": ({"train__dense": {}}, "name exactly one of adam, adamw, sgd"),
     "two table optimizers": (

@@ -15,8 +15,9 @@ from recdistill.distill.schedule import Now
 from recdistill.spec.job import Job
 from recdistill.spec.load import parse_job
 from recdistill.training.engine import Engine
-from recdistill.training.fit import Data, Logs, Training, _engine, fit
+from recdistill.training.fit import _engine, fit
 from recdistill.training.optimizers import dense_optimizers
+from recdistill.training.reading import Data, Logs, Training
 from tests.conftest import Small
 
 STUDENT: dict[str, Any] = {"net": {"mlp": [8]}, "dim": 4, "serve": True}

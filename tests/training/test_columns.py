@@ -23,7 +23,8 @@ from recdistill.spec.load import parse_job
 from recdistill.spec.train import TableOptimizer, TableStep
 from recdistill.training.audit import audit
 from recdistill.training.engine import Engine
-from recdistill.training.fit import build_cast, reader_of
+from recdistill.training.fit import build_cast
+from recdistill.training.reading import reader_of
 from recdistill.training.sharding import process_group
 
 SPEC = {

@@ -13,8 +13,9 @@ from recdistill.errors import SpecError, TrainingError, VisibilityError
 from recdistill.training import checkpoint
 from recdistill.training.audit import audit
 from recdistill.training.engine import Engine
-from recdistill.training.fit import build_cast, reader_of
+from recdistill.training.fit import build_cast
 from recdistill.training.play import play
+from recdistill.training.reading import reader_of
 from tests.conftest import Small
 
 TWO_PHASES = {

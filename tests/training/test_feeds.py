@@ -20,8 +20,9 @@ from recdistill.runs import logs as logs_module
 from recdistill.runs.console import Reporter
 from recdistill.spec.load import parse_job
 from recdistill.training.feeds import Cursor, Feed, LogFeed, MixFeed, NoiseFeed, unique_rows
-from recdistill.training.fit import Data, Logs, Training, _engine
+from recdistill.training.fit import _engine
 from recdistill.training.play import play
+from recdistill.training.reading import Data, Logs, Training
 from tests.conftest import Small
 from tests.training.bench import BCE, LAST, OTHER, STUDENT, Bench, described, problems, same
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from recdistill.data.encoded import EncodedLog
 from recdistill.distill.compile import compile_job, problems_of
 from recdistill.spec.load import parse_job
-from recdistill.training.fit import Data, Training, fit
+from recdistill.training.fit import fit
+from recdistill.training.reading import Data, Training
 
 folder, encoded, described = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 job, spec = parse_job(described, "test", check=problems_of)

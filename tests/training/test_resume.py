@@ -141,7 +141,8 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(small: Small, tmp_path: Pat
 
 def test_listeners_hear_the_rest_only(small: Small, tmp_path: Path, monkeypatch: Any) -> None:
     stopped_after(small, tmp_path / "parts", 6, JOB, monkeypatch)
-    from recdistill.training.fit import Data, Training, fit
+    from recdistill.training.fit import fit
+    from recdistill.training.reading import Data, Training
 
     plan, job, shuffle = small.plan(JOB)
     heard: list[Event] = []

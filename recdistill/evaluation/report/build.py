@@ -6,16 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from recdistill.data.scores import Scored, same_rows
+from recdistill.data.scores import Scored
 from recdistill.errors import RunError
 from recdistill.evaluation.auc import auc
-from recdistill.evaluation.report.metrics import Entry, plain_json, summary
+from recdistill.evaluation.report.measures import Answers, Measure, OfRows
+from recdistill.evaluation.report.metrics import Entry, plain_json
 from recdistill.evaluation.significance import (
     Comparison,
-    compare,
     holm_adjusted,
     minimum_detectable_effect,
-    recovered_gap,
     verdict,
 )
 
@@ -23,7 +22,7 @@ SCHEMA_VERSION = 1
 JUDGED = "test"  # the split on which systems are compared
 ENOUGH_SEEDS = 5
 
-BySplit = Mapping[str, Sequence[Scored]]  # split -> one entry per seed
+BySplit = Mapping[str, Answers]  # split -> one entry per seed
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Results:
         controls: scores of the serving member in each control.
         references: reference scores of the log, split to scores; they have no seeds.
         warnings: causes and messages found before.
+        measure: what systems are compared by.
     """
 
     student: str
@@ -45,6 +45,7 @@ class Results:
     controls: Mapping[str, BySplit]
     references: Mapping[str, Mapping[str, Scored]] = field(default_factory=dict)
     warnings: Sequence[Mapping[str, str]] = ()
+    measure: Measure = field(default_factory=OfRows)
 
 
 def build(results: Results) -> dict[str, Any]:
@@ -54,19 +55,22 @@ def build(results: Results) -> dict[str, Any]:
         RunError: systems were scored on different rows.
     """
     _check_rows(results)
-    members = {name: _by_split(scores) for name, scores in results.members.items()}
-    controls = {name: _by_split(scores) for name, scores in results.controls.items()}
+    members, controls = (
+        {name: {split: results.measure.summary(seeds) for split, seeds in by.items()} for name, by in systems.items()}
+        for systems in (results.members, results.controls)
+    )
     found = _comparisons(results)
     teacher = best_teacher(results)
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "student": results.student,
         "teacher": teacher,
+        "metric": results.measure.metric,
         "seeds": list(results.seeds),
         "members": members,
         "controls": controls,
         "references": {n: {split: _reference(s) for split, s in by.items()} for n, by in results.references.items()},
-        "comparisons": [_entry(a, b, comparison) for (a, b), comparison in found.items()],
+        "comparisons": [_entry(a, b, results.measure.metric, found[a, b]) for a, b in found],
         "recovered_gap": _gap(results, teacher),
         "verdict": _verdict(results, found),
         "warnings": [*results.warnings, *_warnings(results, found, members, teacher)],
@@ -76,14 +80,10 @@ def build(results: Results) -> dict[str, Any]:
 
 
 def best_teacher(results: Results) -> str | None:
-    """The member beside the student with the highest validation AUC."""
+    """The member beside the student that is best on validation."""
     others = [name for name in results.members if name != results.student]
-    by_auc = {n: np.mean([auc(s.label_N, s.logit_N) for s in results.members[n]["valid"]]) for n in others}
-    return max(by_auc, key=lambda name: by_auc[name]) if by_auc else None
-
-
-def _by_split(scores: BySplit) -> dict[str, Entry]:
-    return {split: summary(seeds) for split, seeds in scores.items()}
+    quality = {n: np.mean([results.measure.value(a) for a in results.members[n]["valid"]]) for n in others}
+    return max(quality, key=lambda name: quality[name]) if quality else None
 
 
 def _reference(scored: Scored) -> dict[str, float]:
@@ -95,31 +95,30 @@ def _check_rows(results: Results) -> None:
     first = results.members[results.student]
     for name, scores in systems.items():
         for split, seeds in scores.items():
-            if len(seeds) != len(results.seeds) or not same_rows(first[split][0], seeds):
+            if len(seeds) != len(results.seeds) or not results.measure.alike(first[split][0], seeds):
                 raise RunError(
-                    f"{name}: its {split} scores are of other rows or seeds than the student's; run the job again"
+                    f"{name}: its {split} answers are of other rows or seeds than the student's; run the job again"
                 )
 
 
 def _comparisons(results: Results) -> dict[tuple[str, str], Comparison]:
     """The student against each control, and every other member against the student; adjusted for their number."""
-    student = [s.logit_N for s in results.members[results.student][JUDGED]]
-    label_N = results.members[results.student][JUDGED][0].label_N
+    student, measure = results.members[results.student][JUDGED], results.measure
     found: dict[tuple[str, str], Comparison] = {}
-    for name, scores in results.controls.items():
-        found[results.student, name] = compare(label_N, student, [s.logit_N for s in scores[JUDGED]])
-    for name, scores in results.members.items():
+    for name, answers in results.controls.items():
+        found[results.student, name] = measure.compare(student, answers[JUDGED])
+    for name, answers in results.members.items():
         if name != results.student:
-            found[name, results.student] = compare(label_N, [s.logit_N for s in scores[JUDGED]], student)
+            found[name, results.student] = measure.compare(answers[JUDGED], student)
     return dict(zip(found, holm_adjusted(list(found.values())), strict=True))
 
 
-def _entry(a: str, b: str, comparison: Comparison) -> dict[str, Any]:
+def _entry(a: str, b: str, metric: str, comparison: Comparison) -> dict[str, Any]:
     return {
         "a": a,
         "b": b,
         "split": JUDGED,
-        "metric": "auc",
+        "metric": metric,
         "delta": comparison.delta,
         "ci": comparison.ci,
         "p_value": comparison.p_value,
@@ -135,8 +134,7 @@ def _gap(results: Results, teacher: str | None) -> dict[str, Any] | None:
     if teacher is None or "plain" not in results.controls:
         return None
     systems = (results.members[results.student], results.controls["plain"], results.members[teacher])
-    logits = [[s.logit_N for s in scores[JUDGED]] for scores in systems]
-    gap = recovered_gap(results.members[results.student][JUDGED][0].label_N, *logits)
+    gap = results.measure.gap(*(answers[JUDGED] for answers in systems))
     return {"value": gap.value, "ci": gap.ci, "gain": gap.gain, "gap": gap.gap}
 
 
@@ -164,22 +162,10 @@ def _warnings(
     if not results.controls:
         warn("no_controls", "without controls nothing tells a teacher's knowledge from mere smoothing")
     for name, entry in members.items():
-        if np.ptp(results.members[name][JUDGED][0].logit_N) == 0:
-            warn(
-                "constant_scores",
-                f"{name} gives every row the same score; lower its learning rates or look at its inputs",
-            )
-        mean = entry[JUDGED]["pcoc"]["mean"]
-        if name == results.student and not 0.8 <= mean <= 1.25:
-            warn(
-                "calibration",
-                f"{name} predicts {mean:.2f} times the observed rate; recalibrate before using probabilities",
-            )
+        answer, serves = results.members[name][JUDGED][0], name == results.student
+        for cause, message in results.measure.doubts(name, answer, entry[JUDGED], serves=serves):
+            if serves or name == teacher or cause != "teacher_knows_label":
+                warn(cause, message)
     if teacher is not None and not found[teacher, results.student].delta > 0:
         warn("weak_teacher", f"{teacher} is no better than {results.student}; it has nothing to teach on these rows")
-    if teacher is not None and members[teacher][JUDGED]["auc"]["mean"] >= 0.99:
-        warn(
-            "teacher_knows_label",
-            f"{teacher} ranks almost perfectly; its privileged columns may be the label in disguise",
-        )
     return made

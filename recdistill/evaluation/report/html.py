@@ -70,7 +70,15 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {"num": num, "percent": percent, "p": p_value, "size": size, "between": between, "discreet": discreet}
+    filters = {
+        "title": metric_title,
+        "num": num,
+        "percent": percent,
+        "p": p_value,
+        "size": size,
+        "between": between,
+        "discreet": discreet,
+    }
     environment.filters |= filters
     return environment
 
@@ -91,6 +99,18 @@ def percent(value: object, digits: int = 0) -> str:
     """A share as a percentage."""
     text = num(value * 100 if isinstance(value, int | float) else None, digits)
     return text if text == "–" else f"{text}{NBSP}%"
+
+
+def metric_title(metric: object) -> str:
+    """What a metric is called; without a name it is the AUC.
+
+    Example:
+        >>> metric_title("recall@20"), metric_title(None)
+        ('Recall@20', 'AUC')
+    """
+    name, _, cut = str(metric or "auc").partition("@")
+    called = {"recall": "Recall", "hr": "Hit rate", "coverage": "Coverage"}.get(name, name.upper())
+    return f"{called}@{cut}" if cut else called
 
 
 def p_value(value: object) -> str:
@@ -166,9 +186,9 @@ def pictures(report: Mapping[str, Any], folder: Path, systems: Sequence[System])
     return {
         "seed": shown,
         "forests": [f for f in (forest(report, systems, of_student=of) for of in (True, False)) if f],
-        "aucs": aucs(systems),
+        "values": values(systems, report.get("metric") or "auc"),
         "thresholds": thresholds(folder, systems, seeds, shown),
-        "learning": learning(folder, systems, sorted(seeds, key=lambda seed: seed != shown)),
+        "learning": learning(folder, systems, sorted(seeds, key=lambda seed: seed != shown), report.get("metric")),
     }
 
 
@@ -186,24 +206,25 @@ def forest(report: Mapping[str, Any], systems: Sequence[System], *, of_student: 
             per_seed, unseen = found.get("delta_per_seed") or (), found.get("minimum_detectable_effect")
             rows.append(Strip(name, words, system, found["delta"], interval, per_seed, unseen))
     title = "The student compared with its controls" if of_student else "Other members compared with the student"
-    axis = "difference in AUC on the test split"
+    axis = f"difference in {metric_title(report.get('metric'))} on the test split"
     return figures.strips(title, "", rows, axis, references={}, signed=True)
 
 
-def aucs(systems: Sequence[System]) -> Figure | None:
-    """The AUC of every system, seed by seed, with the references as lines."""
+def values(systems: Sequence[System], metric: str) -> Figure | None:
+    """The metric of every system, seed by seed, with the references as lines."""
     rows, lines = [], {}
     for system in systems:
         entry = system.splits.get(JUDGED) or {}
-        value = entry.get("auc")
+        value = entry.get(metric)
         if isinstance(value, Mapping):
-            interval, mean = entry.get("auc_ci") or (), value.get("mean")
+            interval, mean = entry.get(f"{metric}_ci") or (), value.get("mean")
             words = _with_interval(mean, interval)
             rows.append(Strip(system.name, words, system, mean, interval, value.get("per_seed") or ()))
         elif value is not None:
             lines[system.name] = value
     note = "Vertical lines: reference scores that came with the log." if lines else ""
-    return figures.strips("AUC of every system", note, rows, "AUC on the test split", references=lines)
+    title = metric_title(metric)
+    return figures.strips(f"{title} of every system", note, rows, f"{title} on the test split", references=lines)
 
 
 def _with_interval(value: object, ends: object, *, signed: bool = False) -> str:
@@ -259,13 +280,14 @@ def _each(scored: Sequence[tuple[System, Scored]], metric: str, place: int) -> s
     return ", ".join(words)
 
 
-def learning(folder: Path, systems: Sequence[System], seeds: Sequence[object]) -> dict[str, Any]:
+def learning(folder: Path, systems: Sequence[System], seeds: Sequence[object], metric: object) -> dict[str, Any]:
     """Validation metrics over steps, and the loss of every term, of the job and of the plain control.
 
     Args:
         folder: the run folder.
         systems: what the report compares.
         seeds: the seed to stress first.
+        metric: what the report compares systems by.
     """
     student = next((s for s in systems if s.kind == "student"), None)
     plain = next((s for s in systems if s.kind == "control" and s.name == "plain"), None)
@@ -274,10 +296,11 @@ def learning(folder: Path, systems: Sequence[System], seeds: Sequence[object]) -
     main = _histories(folder, student, seeds)
     control = _histories(folder, plain, seeds) if plain else []
     metrics = []
-    for metric, label in (("auc", "AUC"), ("logloss", "log loss")):
+    shown = {str(metric or "auc"): metric_title(metric), "auc": "AUC", "logloss": "log loss"}
+    for name, label in shown.items():
         trained = [system for system in systems if system.kind in ("student", "member")]
-        drawn = [(system, f"{system.name}.{metric}", main) for system in trained]
-        drawn += [(plain, f"{student.name}.{metric}", control)] if plain else []
+        drawn = [(system, f"{system.name}.{name}", main) for system in trained]
+        drawn += [(plain, f"{student.name}.{name}", control)] if plain else []
         metrics.append(_over_steps(f"Validation {label}", label, drawn, main))
     terms = []
     for words in dict.fromkeys(name for history in main for kind, name in history.series if kind == "step"):

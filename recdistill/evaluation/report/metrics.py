@@ -57,14 +57,19 @@ def by_scenario(scored: Scored) -> dict[str, float]:
     return {"auc_within_scenarios": mean} | {f"auc_scenario.{n or 'none'}": value for n, value in largest}
 
 
-def summary(seeds: Sequence[Scored]) -> Entry:
-    """Mean, spread and single values of each metric over seeds, and the interval of the AUC."""
-    per_seed = [metrics_of(scored) for scored in seeds]
+def over_seeds(per_seed: Sequence[Mapping[str, float]]) -> Entry:
+    """Mean, spread and single values of each metric."""
     entry: Entry = {}
     for name in per_seed[0]:
         values = [metrics[name] for metrics in per_seed]
         std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
         entry[name] = {"mean": float(np.mean(values)), "std": std, "per_seed": values}
+    return entry
+
+
+def summary(seeds: Sequence[Scored]) -> Entry:
+    """Mean, spread and single values of each metric over seeds, and the interval of the AUC."""
+    entry = over_seeds([metrics_of(scored) for scored in seeds])
     entry["auc_ci"] = list(auc_ci(seeds[0].label_N, [scored.logit_N for scored in seeds]).ci)
     return entry
 

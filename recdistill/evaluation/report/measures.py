@@ -1,0 +1,136 @@
+"""What a report compares systems by: the AUC of rows, or a metric of the lists that users are shown."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from recdistill.data.scores import Scored, same_rows
+from recdistill.evaluation.auc import auc
+from recdistill.evaluation.paired import compare_users, mean_over_users, recovered_gap_of_users
+from recdistill.evaluation.report.metrics import Entry, over_seeds, summary
+from recdistill.evaluation.significance import Comparison, RecoveredGap, compare, recovered_gap
+from recdistill.evaluation.topk import TopK
+
+Answers = Sequence[Any]  # of one system on one split, one for each seed
+
+
+class Measure(Protocol):
+    """A way to compare systems.
+
+    Attributes:
+        metric: its name in the report.
+    """
+
+    @property
+    def metric(self) -> str:
+        """Its name in the report."""
+        ...
+
+    def value(self, answer: Any) -> float:
+        """The metric of one seed."""
+        ...
+
+    def summary(self, seeds: Answers) -> Entry:
+        """All metrics of a system over seeds, and the interval of the one that counts."""
+        ...
+
+    def compare(self, a: Answers, b: Answers) -> Comparison:
+        """Whether a system is better than another one, on the same rows or users."""
+        ...
+
+    def gap(self, distilled: Answers, plain: Answers, teacher: Answers) -> RecoveredGap:
+        """The share of a teacher's lead that the distilled student recovers."""
+        ...
+
+    def alike(self, first: Any, others: Iterable[Any]) -> bool:
+        """Whether all are about the same rows or users."""
+        ...
+
+    def doubts(self, name: str, answer: Any, entry: Entry, *, serves: bool) -> list[tuple[str, str]]:
+        """Causes and messages of what looks wrong with a system, from one seed and its metrics."""
+        ...
+
+
+@dataclass(frozen=True)
+class OfRows:
+    """The AUC of rows; answers are `Scored`."""
+
+    metric: str = "auc"
+
+    def value(self, answer: Scored) -> float:
+        """The AUC of one seed."""
+        return auc(answer.label_N, answer.logit_N)
+
+    def summary(self, seeds: Sequence[Scored]) -> Entry:
+        """All metrics of rows."""
+        return summary(seeds)
+
+    def compare(self, a: Sequence[Scored], b: Sequence[Scored]) -> Comparison:
+        """A paired test over rows and seeds."""
+        return compare(a[0].label_N, [s.logit_N for s in a], [s.logit_N for s in b])
+
+    def gap(self, distilled: Sequence[Scored], plain: Sequence[Scored], teacher: Sequence[Scored]) -> RecoveredGap:
+        """The share of the teacher's lead in AUC."""
+        logits = [[s.logit_N for s in scores] for scores in (distilled, plain, teacher)]
+        return recovered_gap(distilled[0].label_N, *logits)
+
+    def alike(self, first: Scored, others: Iterable[Scored]) -> bool:
+        """Whether all hold the same rows."""
+        return same_rows(first, [*others])
+
+    def doubts(self, name: str, answer: Scored, entry: Entry, *, serves: bool) -> list[tuple[str, str]]:
+        """Constant scores, a bad calibration of the student, and a member that ranks almost perfectly."""
+        found = []
+        if np.ptp(answer.logit_N) == 0:
+            words = f"{name} gives every row the same score; lower its learning rates or look at its inputs"
+            found.append(("constant_scores", words))
+        mean = entry["pcoc"]["mean"]
+        if serves and not 0.8 <= mean <= 1.25:
+            words = f"{name} predicts {mean:.2f} times the observed rate; recalibrate before using probabilities"
+            found.append(("calibration", words))
+        if not serves and entry["auc"]["mean"] >= 0.99:
+            words = f"{name} ranks almost perfectly; its privileged columns may be the label in disguise"
+            found.append(("teacher_knows_label", words))
+        return found
+
+
+@dataclass(frozen=True)
+class OfLists:
+    """A metric of the lists of users; answers are `TopK`.
+
+    Attributes:
+        metric: ``recall@20``, for example.
+    """
+
+    metric: str
+
+    def value(self, answer: TopK) -> float:
+        """Its mean over users for one seed."""
+        return answer.means()[self.metric]
+
+    def summary(self, seeds: Sequence[TopK]) -> Entry:
+        """All metrics of lists, and how many users they are about."""
+        per_seed = [{**found.means(), "users": len(found.user_V)} for found in seeds]
+        return over_seeds(per_seed) | {f"{self.metric}_ci": list(mean_over_users(seeds, self.metric)[1])}
+
+    def compare(self, a: Sequence[TopK], b: Sequence[TopK]) -> Comparison:
+        """A paired test over users and seeds."""
+        return compare_users(a, b, self.metric)
+
+    def gap(self, distilled: Sequence[TopK], plain: Sequence[TopK], teacher: Sequence[TopK]) -> RecoveredGap:
+        """The share of the teacher's lead in the metric."""
+        return recovered_gap_of_users(distilled, plain, teacher, self.metric)
+
+    def alike(self, first: TopK, others: Iterable[TopK]) -> bool:
+        """Whether all are about the same users."""
+        return all(np.array_equal(first.user_V, other.user_V) for other in others)
+
+    def doubts(self, name: str, answer: TopK, entry: Entry, *, serves: bool) -> list[tuple[str, str]]:
+        """Lists that are the same for everybody."""
+        shown = {key: value for key, value in answer.coverage.items() if self.metric.endswith(key.partition("@")[2])}
+        del entry, serves
+        if any(value == 0 for value in shown.values()):
+            return [("constant_scores", f"{name} scores all items alike; lower its learning rates")]
+        return []

@@ -1,0 +1,176 @@
+"""Lists of items as members make them: vectors of all users and items, their best places, how good the lists are."""
+
+# Shapes: U user rows, I item rows, D width, K places, C rows at a time.
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recdistill.data.batch import Batch
+from recdistill.data.edges import build_graph
+from recdistill.data.encoded import EncodedLog
+from recdistill.data.graph import Graph, Positives
+from recdistill.data.transforms.rows import FIRST
+from recdistill.distill.checks import behind
+from recdistill.errors import LogError, TrainingError
+from recdistill.evaluation.auc import Bools, Counts, Floats
+from recdistill.evaluation.topk import Lists, TopK, draw_candidates, full_ranking, sampled_ranking
+from recdistill.spec.graph import SIDES, GraphSpec, RankingSpec
+from recdistill.training.cast import Cast
+from recdistill.training.play import play
+
+CHUNK = 8192  # rows that are answered for at a time
+SCORES = 2**24  # scores of a block at a time
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What a member makes of every user and every item; the inner product of two is the score of the pair.
+
+    Attributes:
+        user_UD, item_ID: by row of their tables.
+    """
+
+    user_UD: Tensor
+    item_ID: Tensor
+
+    def of(self, side: str) -> Tensor:
+        """Those of users or items."""
+        return self.user_UD if side == "user" else self.item_ID
+
+    def scores(self, user_B: Counts) -> Floats:
+        """The scores of all items for some users, (B, I)."""
+        return (self.user_UD[torch.from_numpy(user_B)] @ self.item_ID.t()).numpy()
+
+    def pair_scores(self, user_B: Counts, item_BN: Counts) -> Floats:
+        """The scores of some items for each of some users, (B, N)."""
+        user_BD, item_BND = self.user_UD[torch.from_numpy(user_B)], self.item_ID[torch.from_numpy(item_BN)]
+        return torch.einsum("bd,bnd->bn", user_BD, item_BND).numpy()
+
+
+def vectors_of(cast: Cast, name: str, *, seed: int) -> Vectors:
+    """The vectors of a member that ranks, as it serves.
+
+    Raises:
+        TrainingError: it has diverged.
+    """
+    assert cast.nodes is not None
+    catalogue, sides = cast.nodes.catalogue, {}
+    needed = sorted(behind({name}, cast.members))
+    columns = dict.fromkeys(column for each in needed for column in cast.members[each].serving)
+    for k, side in enumerate(SIDES):
+        parts = []
+        for first in range(0, catalogue.rows(side), CHUNK):
+            row_C = torch.arange(first, min(first + CHUNK, catalogue.rows(side)))
+            batch = Batch(row_C, catalogue.join(columns, {side: row_C}), {}, torch.ones(len(row_C)))
+            with torch.no_grad():
+                parts.append(play(cast, needed, batch, seed=seed)[name].hidden[k - len(SIDES)].cpu())
+        sides[side] = torch.cat(parts)
+        if not bool(sides[side].isfinite().all()):
+            raise TrainingError(
+                f"{name}: vectors of {side}s are NaN or infinite; lower its learning rates, or look for extreme values"
+            )
+    return Vectors(sides["user"], sides["item"])
+
+
+def top_places(vectors: Vectors, taken: Positives, anchor: str, count: int) -> Tensor:
+    """The candidates that each anchor scores highest among those that it has not taken, best first.
+
+    Args:
+        vectors: of users and items.
+        taken: what each anchor has taken.
+        anchor: the side of the anchors.
+        count: K.
+
+    Returns:
+        Rows, int64 (anchors, K); -1 behind the last that is left.
+    """
+    anchor_AD, other_CD = vectors.of(anchor), vectors.of("item" if anchor == "user" else "user")
+    block, found = max(1, SCORES // len(other_CD)), []
+    for first in range(0, len(anchor_AD), block):
+        row_B = torch.arange(first, min(first + block, len(anchor_AD)))
+        score_BC = anchor_AD[row_B] @ other_CD.t()
+        score_BC[:, :FIRST] = -torch.inf
+        item_L, offsets = taken.of(row_B)
+        score_BC[torch.repeat_interleave(torch.arange(len(row_B)), offsets.diff()), item_L] = -torch.inf
+        value_BK, place_BK = score_BC.topk(min(count, score_BC.shape[1]), dim=1)
+        found.append(place_BK.masked_fill(value_BK == -torch.inf, -1))
+    return torch.cat(found)
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """How lists are judged on one split.
+
+    Attributes:
+        spec: cuts and protocol.
+        relevant: what each user takes in the split.
+        known: what each user has taken before, which is left out.
+        candidate_I: the items that may be shown.
+        sampled: the others of each held-out item, (draws, users, others), under the protocol of sampled candidates.
+        lost: events of the split whose user or item training has not known; they cannot be found.
+    """
+
+    spec: RankingSpec
+    relevant: Lists
+    known: Lists
+    candidate_I: Bools
+    sampled: tuple[Counts, Counts, Counts] | None = None
+    lost: int = 0
+
+    @classmethod
+    def of(
+        cls, log: EncodedLog, graph: GraphSpec, spec: RankingSpec, split: str, before: tuple[str, ...]
+    ) -> "Rankings":
+        """The lists of a split, judged by what its users took in it.
+
+        Args:
+            log: the encoded log.
+            graph: which events connect users and items.
+            spec: cuts and protocol.
+            split: the split.
+            before: the splits whose items are known.
+
+        Raises:
+            LogError: under the protocol of sampled candidates a user has several held-out items.
+        """
+        wanted = events_of(log, graph, (split,))
+        relevant, known = lists_of(wanted), lists_of(events_of(log, graph, before))
+        candidate_I = np.ones(wanted.items, bool)
+        candidate_I[:FIRST] = False
+        drawn = None
+        if spec.sampled is not None:
+            drawn = _sampled(relevant, lists_of(events_of(log, graph, ("train", "valid", "test"))), candidate_I, spec)
+        return cls(spec, relevant, known, candidate_I, drawn)
+
+    def judge(self, vectors: Vectors, at: Sequence[int] = ()) -> TopK:
+        """How good a member's lists are, at the cuts of the job and others."""
+        cuts = [*self.spec.at, *at]
+        if self.sampled is not None:
+            return sampled_ranking(vectors.pair_scores, *self.sampled, at=cuts)
+        return full_ranking(vectors.scores, self.relevant, self.known, candidate_I=self.candidate_I, at=cuts)
+
+
+def events_of(log: EncodedLog, graph: GraphSpec, splits: tuple[str, ...]) -> Graph:
+    """The edges of some splits, whatever their degrees."""
+    return build_graph(log, graph.user, graph.item, where=graph.where, before=None, splits=splits)
+
+
+def lists_of(graph: Graph) -> Lists:
+    """The items of each user."""
+    return Lists(graph.positives.offsets.numpy(), graph.positives.item_E.numpy())
+
+
+def _sampled(relevant: Lists, taken: Lists, candidate_I: Bools, spec: RankingSpec) -> tuple[Counts, Counts, Counts]:
+    """Users, their held-out items, and the others of each."""
+    assert spec.sampled is not None
+    user_V = np.flatnonzero(relevant.count())
+    if int(relevant.count().max(initial=0)) > 1:
+        raise LogError(
+            "ranking.sampled: a user has several held-out items; hold one out of each, or rank all items (no `sampled`)"
+        )
+    others = draw_candidates(user_V, taken, candidate_I, spec.sampled.others, draws=spec.sampled.draws)
+    return user_V, relevant.item_E, others
