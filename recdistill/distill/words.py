@@ -20,7 +20,7 @@ from recdistill.errors import RecdistillError, ShapeError
 from recdistill.losses.catalog import LIST, LOSSES
 from recdistill.losses.scope import is_in_batch, scope_of
 from recdistill.nets.catalog import Net
-from recdistill.spec.columns import Binary
+from recdistill.spec.columns import Binary, Sequence
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job, columns_of
 from recdistill.spec.members import MemberSpec
@@ -329,8 +329,9 @@ def taps(c: Compiler, member: str) -> tuple[dict[str, Signal], list[str]]:
     if described.scores is None:
         found |= {"embed": Embed(member), "hidden": Hidden(member, -1)}
         serving, privileged = columns_of(described.columns, c.spec, c.job.privileged)
-        sequences = [column for column in (*serving, *privileged) if c.spec.columns[column].type == "sequence"]
-        found |= {f"attention.{column}": Attention(member, k) for k, column in enumerate(sequences)}
+        columns = {name: c.spec.columns[name] for name in (*serving, *privileged)}
+        lengths = {name: column.max_length for name, column in columns.items() if isinstance(column, Sequence)}
+        found |= {f"attention.{name}": Attention(member, k, lengths[name]) for k, name in enumerate(lengths)}
     return found, [f"{member}.{word if word != 'hidden' else 'hidden[-1]'}" for word in found]
 
 
