@@ -102,7 +102,7 @@ class Term:
         weight_B = self._weights(scene)
         for i, (signal, value) in enumerate(zip(self.targets, targets, strict=True)):
             if unknown_at_times(signal):
-                known_B = ~torch.isnan(value).reshape(len(value), -1).any(1)
+                known_B = ~torch.isnan(value) if value.dim() == 1 else ~torch.isnan(value).flatten(1).any(1)
                 weight_B = weight_B * known_B
                 targets[i] = value.nan_to_num()
         learner = self.learner.value(scene)

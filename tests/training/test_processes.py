@@ -14,13 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from recdistill.distill.compile import compile_job
 from recdistill.distill.layout import lay_out
-from recdistill.spec.load import assign
+from recdistill.spec.load import assign, parse_job
 from recdistill.training import checkpoint
+from recdistill.training.fit import Data, Training, fit
 from recdistill.training.sharding import owners, placements
 from tests.conftest import ROOT, Small
 from tests.training.bench import BCE, LAST, OTHER, STUDENT, Bench, described
 from tests.training.everything import Everything, everything_of
+from tests.training.rich import POOL
 
 SMOOTH: dict[str, Any] = {
     "members.student.dropout": 0.0,
@@ -166,6 +169,37 @@ def test_what_has_no_gradient_is_not_moved_by_its_momentum(pair: Any, small: Sma
     teacher = {key: value for key, value in two.items() if key.startswith(("teacher.", "tables.teacher"))}
     assert teacher and all(torch.equal(value, stopped[key]) for key, value in teacher.items())
     assert not torch.equal(two["student.net.out.weight"], stopped["student.net.out.weight"])
+
+
+HEADS = {"clicks": {"self_attention": {"heads": 2}}}
+LONELY: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "lists and memory": (
+        {"student": STUDENT, "other": OTHER},
+        ["soft_list(student.logit, other.logit)", "soft(student.logit, memory(other.logit))"],
+    ),
+    "sequences and distorted views": (
+        {
+            "student": {**STUDENT, "pool": POOL, "distort": {"truncate": 0.5, "mask": 0.1}},
+            "other": {**OTHER, "view": ["serving", "privileged"], "pool": HEADS},
+        },
+        ["l2(student.hidden[-1], other.hidden[-1])", "soft(student.logit, closest(label, other.logit, student.logit))"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONELY)
+def test_a_process_without_rows_takes_part_all_the_same(
+    pair: Any, small: Small, rich: Small, tmp_path: Path, name: str
+) -> None:
+    """The last batch of an epoch has one row, which is that of the first process."""
+    members, terms = LONELY[name]
+    log, more = (rich, rich.job) if "sequences" in name else (small, {})
+    phases = [{"steps": 4, "terms": [BCE, "bce(other.logit, label)", *terms], "stop": {"every": 2}}]
+    job = described(log, members, phases, train={"batch": log.encoded.rows["train"] - 1}, **more)
+    parsed, spec = parse_job(job, "job")
+    fit(Training(compile_job(parsed, spec), parsed.train, Data.of(log.encoded), 0), tmp_path / "one")
+    two = together(pair, tmp_path / "two", job, log.encoded.folder, {})
+    assert furthest(checkpoint.read(tmp_path / "one" / "checkpoints" / "final"), two)[0] < 1e-6
 
 
 # Where tables lie
