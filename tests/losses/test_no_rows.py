@@ -22,14 +22,10 @@ def of_no_rows(name: str, *shape: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if scope_of(LOSSES[name]) != "batch"])
 def test_a_loss_takes_no_rows(name: str) -> None:
-    taken = 0
-    for shape in ((), (3,)):
-        try:
-            learner, found = of_no_rows(name, *shape)
-        except ShapeError:
-            continue  # it compares logits only, or layers only
-        taken += 1
-        assert found.shape == (0,)
-        found.sum().backward()
-        assert learner.grad is not None and learner.grad.shape == learner.shape
-    assert taken
+    try:
+        learner, found = of_no_rows(name)
+    except ShapeError:  # it compares layers only
+        learner, found = of_no_rows(name, 3)
+    assert found.shape == (0,)
+    found.sum().backward()
+    assert learner.grad is not None and learner.grad.shape == learner.shape

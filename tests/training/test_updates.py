@@ -214,6 +214,31 @@ WRONG: dict[str, tuple[dict[str, Any], list[dict[str, Any]], str]] = {
         [{"steps": 1, "terms": [BCE, "bce(other.logit, label)", "l2(student.hidden[0], other.hidden[0])"]}],
         "the learner has shape (2, 8), its target (2, 16)",
     ),
+    "a loss of logits between layers": (
+        {"student": STUDENT, "other": OTHER},
+        [{"steps": 1, "terms": [BCE, "bce(other.logit, label)", "bce(student.hidden[0], other.hidden[0])"]}],
+        "'bce(student.hidden[0], other.hidden[0])': has (8,) values for each row; compare single logits",
+    ),
+    "an input that is not known for every row": (
+        {"student": STUDENT, "critic": {**CRITIC, "inputs": ["click"]}},
+        [{"steps": 1, "terms": [BCE, "bce(critic.logit, label)"]}],
+        "members.critic.inputs: click is not known for every row, so no member can read it",
+    ),
+    "a gate by what is not known for every row": (
+        {"student": STUDENT, "other": OTHER},
+        [{"steps": 1, "terms": [BCE, "bce(gate(student.logit, other.logit, by=memory(other.logit)), label)"]}],
+        "members.gate0.inputs: memory(other.logit, decay=0.6) is not known for every row",
+    ),
+    "carry between different views": (
+        {"student": STUDENT, "other": {**OTHER, "view": ["serving", "privileged"]}},
+        [{"steps": 1, "terms": [BCE, "bce(other.logit, label)"], "carry": {"other": "student"}}],
+        "phases.0.carry.other: 'other' and 'student' read other columns, or have them in other widths",
+    ),
+    "carry between different widths": (
+        {"student": STUDENT, "other": {**OTHER, "dim": 8}},
+        [{"steps": 1, "terms": [BCE, "bce(other.logit, label)"], "carry": {"other": "student"}}],
+        "phases.0.carry.other: 'other' and 'student' read other columns, or have them in other widths",
+    ),
     "a metric while validation rows are trained on": (
         {"student": STUDENT, "best": {"best": "student"}},
         [{"steps": 1, "terms": [BCE, "soft(student.logit, best.logit) * stalled(0, 1, student.auc)"]}],
