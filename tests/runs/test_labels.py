@@ -21,14 +21,18 @@ from recdistill.data.scores import sigmoid
 from recdistill.distill.combine import fold_of
 from recdistill.distill.compile import problems_of
 from recdistill.errors import LogError, RecdistillError, RunError
+from recdistill.runs import execute as execute_module
 from recdistill.runs.execute import Request, execute
 from recdistill.runs.labels import check_scores
 from recdistill.runs.rescore import Finished, evaluate_run, score_run, together
+from recdistill.spec.controls import arms
 from recdistill.spec.load import parse_job
 from recdistill.training import fit as fit_module
 from recdistill.training.audit import audit
 from recdistill.training.engine import Engine
+from recdistill.training.fit import Data, build_cast
 from recdistill.training.play import play
+from recdistill.training.sharding import process_group
 from tests.conftest import ROOT, Small
 from tests.training.bench import BCE, LAST, OTHER, STUDENT, Bench, described, problems
 
@@ -299,8 +303,6 @@ def test_the_run_that_a_file_names_is_looked_at_if_it_is_still_there(
 def live_logits(run: Path, small: Small, names: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Logits of members for the whole log, by their parameters, and row ids."""
     finished = Finished.open(run)
-    from recdistill.training.sharding import process_group
-
     with process_group(), finished.encoded(str(small.log), finished.spec.model_copy(update={"split": None}), {}) as log:
         found, rows, _ = (engine := finished.engine(finished.plan, log, 0)).score(names, engine.train)
     return {name: logits[:, 0] for name, logits in found.items()}, rows
@@ -400,3 +402,52 @@ def test_a_run_with_recorded_scores_is_evaluated_on_other_rows_without_them(
     later.write_parquet(tmp_path / "later.parquet")
     found = evaluate_run(reader, str(tmp_path / "later.parquet"))
     assert {*found["members"]} == {"student", "crowd_0", "crowd_1", "crowd_2"} and found["rows"] == len(later)
+
+
+def test_controls_of_other_teachers_are_not_taken_from_the_cache(
+    run: Path, scores: Path, small: Small, tmp_path: Path
+) -> None:
+    """A job says only where its teacher lies; what lies there may have changed."""
+    own = rewritten(scores, tmp_path / "s.parquet", lambda f: f)
+    later = changed(run, tmp_path / "later", "nothing")
+    members = {"student": STUDENT, "teacher": {"scores": str(own)}, "old": {**frozen(later), "share": {}}}
+    terms = [BCE, SOFT, "soft(student.logit, old.logit)"]
+    more = {"privileged": ["dwell_ms"], "controls": ["shuffled"]}
+    job, _ = parse_job(described(small, members, [{"steps": 2, "terms": terms}], **more), "job", check=problems_of)
+    data = Data.of(small.encoded)
+
+    def keys() -> tuple[Any, dict[str, str]]:
+        return execute_module._cached(arms(job)[1], data, 0), execute_module.made_before(job)
+
+    first = keys()
+    assert keys() == first and [*first[1]] == ["scores teacher", "frozen old"]
+    rewritten(scores, own, lambda f: f.with_columns(pl.col("logit") + 1))
+    second = keys()
+    assert second[0] != first[0] and second[1]["frozen old"] == first[1]["frozen old"]
+    shutil.rmtree(later)
+    changed(run, later, "teacher.")
+    third = keys()
+    assert third[0] != second[0] and third[1]["frozen old"] != second[1]["frozen old"]
+
+
+def test_a_member_that_reads_the_scenario_scores_a_log_that_has_it(run: Path, small: Small, tmp_path: Path) -> None:
+    reader = tmp_path / "run"
+    shutil.copytree(run, reader)
+    spec = yaml.safe_load((reader / "spec.yaml").read_text())
+    (reader / "spec.yaml").write_text(yaml.safe_dump({**spec, "scenario": "device"}, sort_keys=False))
+    job = yaml.safe_load((reader / "job.yaml").read_text())
+    inputs = ["route(scenario, student.logit, teacher.logit, values='0 1')"]
+    job["members"]["head"] = {**job["members"]["teacher"], "view": [], "inputs": inputs}
+    job["phases"][0]["terms"].append("bce(head.logit, label)")
+    (reader / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
+    (file,) = (reader / "seed_0" / "checkpoints" / "final").glob("*.safetensors")
+    with safe_open(file, "pt") as content:
+        metadata, tensors = content.metadata(), {k: content.get_tensor(k) for k in content.keys()}  # noqa: SIM118
+    finished = Finished.open(reader)
+    with process_group():
+        cast = build_cast(finished.plan, finished.job.train, small.encoded, seed=0)
+    tensors |= {f"head.{k}": v.clone() for k, v in cast.heads["head"].state_dict().items()}
+    save_file(tensors, file, metadata)
+    score_run(reader, str(small.log), tmp_path / "s.parquet", "head")
+    found = pl.read_parquet(tmp_path / "s.parquet")
+    assert len(found) == 6000 and found["logit"].std() > 0
