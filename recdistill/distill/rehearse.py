@@ -65,7 +65,9 @@ def _tried(term: Term, made: Heads, feed: FeedSpec | None, place: str) -> str | 
     try:
         if wide := [str(part) for part in term.memories if part.signal.value(scene).dim() > 1]:
             return f"{place}: {', '.join(wide)}: one number is remembered of each row; name a logit"
-        term.losses(scene)
+        loss, weight = term.losses(scene)
+        if loss.shape != weight.shape:
+            return f"{place}: {term.words!r}: has {tuple(loss.shape[1:])} values for each row; compare single logits"
     except IndexError:
         return f"{place}: {term.words!r}: there is no such layer; {_layers(term, made)}"
     except (RecdistillError, RuntimeError) as error:

@@ -158,17 +158,23 @@ class Embed(OfMember):
 
 @dataclass(frozen=True)
 class Attention(OfMember):
-    """``member.attention.column``: the weights that a member gives the tokens of a sequence, (B, L), zeros behind."""
+    """``member.attention.column``: the weights that a member gives the tokens of a sequence, (B, L), zeros behind.
+
+    L is the most that the sequence can hold, whatever a batch or a shortened view of it holds, so that what a row is
+    worth depends on no other.
+    """
 
     member: str
     sequence: int
+    length: int
 
     def __str__(self) -> str:
         return f"{self.member}.attention[{self.sequence}]"
 
     def value(self, scene: Scene) -> Tensor:
         """The weights of each row, (B, L)."""
-        return scene.outputs[self.member].attention[self.sequence]
+        weight_BL = scene.outputs[self.member].attention[self.sequence]
+        return torch.nn.functional.pad(weight_BL, (0, self.length - weight_BL.shape[1]))
 
 
 @dataclass(frozen=True)

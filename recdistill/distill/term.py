@@ -112,7 +112,8 @@ class Term:
             weight_B = weight_B[: scene.batch.ranked().anchors]
         partial = [value for signal, value in zip(self.targets, targets, strict=True) if unknown_at_times(signal)]
         for value in partial:
-            weight_B = weight_B * ~torch.isnan(value).reshape(len(value), -1).any(1)
+            known_B = ~torch.isnan(value) if value.dim() == 1 else ~torch.isnan(value).flatten(1).any(1)
+            weight_B = weight_B * known_B
         learner = self.learner.value(scene)
         if self.scope == "row" and not self.in_batch:
             if partial or self.rows is not None:

@@ -22,7 +22,7 @@ from recdistill.errors import RecdistillError, ShapeError
 from recdistill.losses.catalog import LIST, LOSSES
 from recdistill.losses.scope import is_in_batch, scope_of
 from recdistill.nets.catalog import Net
-from recdistill.spec.columns import Binary
+from recdistill.spec import columns as declared
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job, columns_of
 from recdistill.spec.members import MemberSpec
@@ -331,10 +331,10 @@ def _column(c: Compiler, name: Name, place: str) -> Signal | None:
         return Mark(word)
     if word == "label":
         return Column(c.job.label[0])
-    if isinstance(c.spec.post_event.get(word), Binary):
+    if isinstance(c.spec.post_event.get(word), declared.Binary):
         c.columns[word] = None
         return Column(word)
-    binary = [n for n, column in c.spec.post_event.items() if isinstance(column, Binary)]
+    binary = [n for n, column in c.spec.post_event.items() if isinstance(column, declared.Binary)]
     hint = nearest(word, [*c.job.members, *binary, *(MARKS if c.job.graph is not None else ())])
     c.problems.append(f"{place}: {word!r} is neither a member's output nor a binary column; {hint}")
     return None
@@ -366,8 +366,9 @@ def taps(c: Compiler, member: str) -> tuple[dict[str, Signal], list[str]]:
         if Net(next(iter(described.net or {"": None}))).ranks:
             found["scores"] = Scores(member)
         serving, privileged = columns_of(described.columns, c.spec, c.job.privileged)
-        sequences = [column for column in (*serving, *privileged) if c.spec.columns[column].type == "sequence"]
-        found |= {f"attention.{column}": Attention(member, k) for k, column in enumerate(sequences)}
+        columns = {name: c.spec.columns[name] for name in (*serving, *privileged)}
+        lengths = {name: column.max_length for name, column in columns.items() if isinstance(column, declared.Sequence)}
+        found |= {f"attention.{name}": Attention(member, k, lengths[name]) for k, name in enumerate(lengths)}
     return found, [f"{member}.{word if word != 'hidden' else 'hidden[-1]'}" for word in found]
 
 

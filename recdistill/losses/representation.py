@@ -29,4 +29,5 @@ def l2(student: Tensor, teacher: Tensor) -> Tensor:
     Departure: the mean over the width of a layer instead of the sum, so that a weight keeps its meaning across widths.
     """
     same_shape(student, teacher, "l2")
-    return (student - teacher).square().reshape(len(student), -1).mean(1)
+    squared = (student - teacher).square()
+    return squared if squared.dim() == 1 else squared.flatten(1).mean(1)

@@ -116,7 +116,8 @@ class SelfAttention(nn.Module):
         from_end_BL = lengths_B.unsqueeze(1) - 1 - torch.arange(longest).unsqueeze(0)
         place_BL = torch.clamp(from_end_BL, min=0, max=self.position.size(0) - 1)
         x_BLD = tokens_BLD + self.position[place_BL]
-        q, k, v = self.project(x_BLD).view(rows, longest, 3 * self.heads, -1).transpose(1, 2).chunk(3, 1)
+        by_head = self.project(x_BLD).view(rows, longest, 3 * self.heads, width // self.heads)
+        q, k, v = by_head.transpose(1, 2).chunk(3, 1)
         score_BHLL = q @ k.transpose(2, 3) * (width // self.heads) ** -0.5
         absent_BL = present_BL == 0
         weight_BHLL = torch.softmax(score_BHLL.masked_fill(absent_BL[:, None, None, :], -1e9), 3)

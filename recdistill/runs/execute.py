@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from recdistill.data.encode import file_fingerprint
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.scores import Scored, read_scores
 from recdistill.distill.compile import Plan, compile_job, problems_of
@@ -42,6 +43,7 @@ from recdistill.training.fit import fit
 from recdistill.training.processes import agreed, barrier, in_turn, rank
 from recdistill.training.reading import Data, Training
 from recdistill.training.sharding import process_group
+from recdistill.training.warm_start import chosen_seed
 
 SPLITS = ("valid", "test")
 
@@ -183,6 +185,7 @@ def _prepare(folder: RunFolder, job: Job, spec: FeatureSpec, data: Data) -> None
     prints = {"spec": fingerprint(spec.model_dump(mode="json")), "job": fingerprint(job.model_dump(mode="json"))}
     prints |= {"data": data.final.log.fingerprint, "tuning_data": data.tuning.log.fingerprint}
     prints |= {f"feed {name}": log.fingerprint for name, log in data.final.feeds.items()}
+    prints |= made_before(job)
     made_with = manifest(list(range(job.seeds)), prints)
     if (folder.root / "manifest.json").exists():
         before = json.loads((folder.root / "manifest.json").read_text(encoding="utf-8"))
@@ -228,8 +231,23 @@ def _cached(arm: Arm, data: Data, seed: int) -> Path | None:
     kept = {"members", "phases", "train", "label", "privileged", "feeds", "graph", "ranking"}
     parts = [arm.job.model_dump(mode="json", include=kept), arm.shuffle_privileged, seed]
     logs = [log.fingerprint for part in (data.tuning, data.final) for log in (part.log, *part.feeds.values())]
-    key = fingerprint([parts, logs, manifest([], {})])
+    key = fingerprint([parts, logs, made_before(arm.job), manifest([], {})])
     return cache_folder("trainings") / key
+
+
+def made_before(job: Job) -> dict[str, str]:
+    """A hash of everything that earlier runs have made and this one reads: recorded scores, and parameters."""
+    found = {}
+    for name, member in job.members.items():
+        if member.scores is not None:
+            found[f"scores {name}"] = file_fingerprint(Path(member.scores.file))
+        for key, source in (("frozen", member.frozen), ("warm_start", member.warm_start)):
+            if source is not None:
+                run = Path(source.run)
+                seed = chosen_seed(run) if source.seed is None else source.seed
+                files = sorted((run / f"seed_{seed}" / "checkpoints" / "final").glob("*"))
+                found[f"{key} {name}"] = fingerprint([seed, *(file_fingerprint(file) for file in files)])
+    return found
 
 
 def collect(

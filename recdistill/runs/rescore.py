@@ -26,6 +26,7 @@ from recdistill.distill.checks import behind
 from recdistill.distill.combine import fold_of
 from recdistill.distill.compile import Plan, compile_job
 from recdistill.distill.member import Member
+from recdistill.distill.signal import Scenario, walk
 from recdistill.errors import RunError
 from recdistill.evaluation.report.metrics import plain_json, summary
 from recdistill.export import artefact
@@ -151,7 +152,10 @@ def score_run(path: Path, log: str, out: Path, member: str | None = None, *, out
         return score_artefact(run.folder.student, log, out, run.spec, made_by)
     inputs = {n: c for n, c in run.spec.post_event.items() if n in run.job.privileged}
     spec = _without_roles(run.spec).model_copy(update={"post_event": inputs})
-    plan = replace(run.plan, phases=(), columns=(), scenario=False)
+    plan = replace(run.plan, phases=(), columns=())
+    signals = (signal for member in plan.members for signal in member.signals)
+    if any(isinstance(part, Scenario) for signal in signals for part in walk(signal)):
+        spec = spec.model_copy(update={"scenario": run.spec.scenario})
     with process_group(), run.encoded(log, spec, {}) as encoded:
         engine = run.engine(plan, encoded, run.seed)
         logits, row_id_N, _ = engine.score(copies, engine.train)

@@ -87,8 +87,12 @@ class Engine:
         return phase.steps or (phase.epochs or 1) * self.steps_of(phase)
 
     def steps_of(self, phase: Phase) -> int:
-        """The steps of one epoch of a phase's first feed."""
-        return self.feeds[phase.updates[0].feed].steps(self.settings.batch)
+        """The steps of one epoch of a phase's first feed, which is not read in steps in which nobody asks for it."""
+        feed = phase.updates[0].feed
+        everys = [update.every for update in phase.updates if update.feed == feed]
+        cycle = math.lcm(*everys)
+        read = sum(any(step % every == 0 for every in everys) for step in range(cycle))
+        return math.ceil(self.feeds[feed].steps(self.settings.batch) * cycle / read)
 
     def rows_of(self, phase: Phase) -> int:
         """The rows of one epoch of a phase's first feed."""

@@ -119,9 +119,7 @@ def test_a_file_that_says_nothing_is_refused(tmp_path: Path, content: bytes | No
         table = table.replace_schema_metadata({b"recdistill": content})
     pq.write_table(table, tmp_path / "s.parquet")
     for ask in (Provenance.of, lambda file: RecordedScores.open(file, ["buy"])):
-        with pytest.raises(
-            LogError, match=r"does not say whose scores it holds .* write it with `recdistill score RUN"
-        ):
+        with pytest.raises(LogError, match=r"whose scores it holds .* write it with `recdistill score RUN"):
             ask(tmp_path / "s.parquet")
     with pytest.raises(LogError, match="does not say whose scores it holds"):
         Provenance.of(tmp_path / "absent.parquet")

@@ -28,7 +28,7 @@ SPEC: dict[str, Any] = {
         "tags": {"type": "list", "weights": "strengths"},
         "price": {"type": "numeric"},
     },
-    "post_event": {"y": "binary", "other": "binary", "after": {"type": "sequence", "hash": 20}, "dwell": "numeric"},
+    "post_event": {"y": "binary", "liked": "binary", "after": {"type": "sequence", "hash": 20}, "dwell": "numeric"},
 }
 PRIVILEGED = ["after", "dwell"]
 POOL = {"clicks": {"target_attention": {"target": "item", "layers": [4]}}}
@@ -49,7 +49,7 @@ def raw(rows: int = ROWS, seed: int = 0) -> pl.DataFrame:
             "then": [np.sort(rng.integers(0, t, len(c))).tolist() for t, c in zip(now, clicks, strict=True)],
             "strengths": [rng.random(len(t)).tolist() for t in tags], "price": rng.normal(size=rows),
             "y": pl.Series(rng.integers(0, 2, rows)).set(pl.Series(rng.random(rows) < 0.3), None),
-            "other": rng.integers(0, 2, rows), "part": np.repeat([0, 1, 2], [rows - 300, 150, 150]),
+            "liked": rng.integers(0, 2, rows), "part": np.repeat([0, 1, 2], [rows - 300, 150, 150]),
         }
     )  # fmt: skip
 

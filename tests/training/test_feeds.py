@@ -187,6 +187,24 @@ def test_a_phase_begins_with_an_epoch_that_was_not_begun(small: Small, pool: Pat
     cursor.close()
 
 
+@pytest.mark.parametrize(
+    ("everys", "steps"), [((1, 1), 8), ((3, 3), 24), ((2, 1), 8), ((2, 3), 12), ((1, 5), 8)], ids=str
+)
+def test_an_epoch_is_as_long_as_it_takes_to_read_the_first_feed(
+    small: Small, group: None, everys: tuple[int, int], steps: int
+) -> None:
+    members = {"student": STUDENT, "other": OTHER}
+    terms = [BCE, "bce(other.logit, label)"]
+    updates = [{"terms": [term], "every": every} for term, every in zip(terms, everys, strict=True)]
+    b = Bench.of(small, members, [{"epochs": 1, "updates": updates, **LAST}], train={"batch": 600})
+    assert b.engine.planned_steps(b.plan.phases[0]) == steps
+    rows: list[int] = []
+    for step in range(steps):
+        for batch in b.engine._batches(b.plan.phases[0], step).values():
+            rows += batch.row_id_B.tolist()
+    assert len(rows) == len({*rows}) == small.encoded.rows["train"]
+
+
 def test_a_feed_of_nothing_is_refused_and_not_waited_for(small: Small, group: None) -> None:
     nothing = Reader(small.encoded, ("train",), Selection(("city",), (), ("reported",)), Thinning(0, 1, 1e-12))
     empty = replace(nothing, log=replace(small.encoded, rows=small.encoded.rows), splits=())

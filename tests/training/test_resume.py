@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from recdistill.errors import RunError
 from recdistill.training.engine import Engine
+from recdistill.training.resume import Stopped
 from recdistill.training.runlog import Event
 from tests.conftest import Small
+from tests.training.everything import STEPS, TAUGHT, Everything, everything_of
 
 JOB: dict[str, Any] = {
     "phases": [
@@ -148,3 +151,127 @@ def test_listeners_hear_the_rest_only(small: Small, tmp_path: Path, monkeypatch:
     heard: list[Event] = []
     fit(Training(plan, job.train, Data.of(small.encoded), 0, shuffle), tmp_path / "parts", heard.append)
     assert heard[0].phase == 0 and heard[0].step > 4
+
+
+# One job that uses everything at once
+
+
+@pytest.fixture(scope="module")
+def all_of_it(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Everything:
+    return everything_of(small, tmp_path_factory.mktemp("everything"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(all_of_it: Everything, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("whole") / "fit"
+    all_of_it.fit(folder, DROPPED)
+    return everything(folder)
+
+
+DROPPED = {"members.student.dropout": 0.1, "train.checkpoint_every": 2}
+
+
+def interrupted(job: Everything, folder: Path, steps: int) -> bool:
+    """Whether a training was stopped behind so many steps, or had come to its end before."""
+    original, taken = Engine.step, [0]
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        taken[0] += 1
+        if taken[0] > steps:
+            raise Stop
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "step", step)
+        try:
+            job.fit(folder, DROPPED)
+        except Stop:
+            return True
+    return False
+
+
+def test_the_job_uses_what_it_says(uninterrupted: dict[str, bytes]) -> None:
+    events = [json.loads(line) for line in uninterrupted["metrics.jsonl"].splitlines()]
+    last = next(e for e in reversed(events) if e["kind"] == "step")
+    assert {*last["values"]} == {
+        *TAUGHT,
+        "bce(critic.logit, click)",
+    }  # all have copied
+    assert all(value != 0 for value in last["values"].values())
+    assert [e["phase"] for e in events if e["kind"] == "evaluation"] == [0] * 2 + [1] * 5 + [2] * 5
+
+
+def test_everything_goes_on_bit_for_bit_however_often_it_is_stopped(
+    all_of_it: Everything, uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    """A checkpoint is written every other step and at the beginning of each phase, so steps are taken again."""
+    stops = 0
+    while interrupted(all_of_it, tmp_path / "fit", 5):
+        stops += 1
+        assert stops < STEPS
+    assert stops >= 4
+    assert everything(tmp_path / "fit") == uninterrupted
+
+
+@pytest.mark.parametrize("steps", range(1, STEPS, 4))
+def test_everything_goes_on_bit_for_bit_from_anywhere(
+    all_of_it: Everything, uninterrupted: dict[str, bytes], tmp_path: Path, steps: int
+) -> None:
+    assert interrupted(all_of_it, tmp_path / "fit", steps)
+    all_of_it.fit(tmp_path / "fit", DROPPED)
+    assert everything(tmp_path / "fit") == uninterrupted
+
+
+def forgotten(stopped: Stopped, what: str) -> Stopped:
+    """Where a training stood, without one part of it."""
+    progress, tensors = json.loads(json.dumps(stopped.progress)), dict(stopped.tensors)
+    match what:
+        case "memory":
+            tensors |= {k: torch.zeros_like(v) for k, v in tensors.items() if k.endswith(("/total", "/entered"))}
+        case "average" | "snap" | "before" | "best":  # the followers' own parameters
+            tensors |= {k: v + 0.01 for k, v in tensors.items() if k.startswith(f"parameters/{what}.")}
+        case "ready":
+            progress["followers"]["ready"] = []
+        case "kept":  # the parameters of the best evaluations
+            tensors |= {k: v + 0.01 for k, v in tensors.items() if k.startswith("followers/")}
+        case "found":  # how good they were
+            progress["followers"]["best"] = {"best": [0.0, 0.0]}
+        case "mixed" | "log":
+            progress["feeds"][what] = [0, 0]
+        case "generations":
+            progress["generations"] = {}
+        case "seen" | "best_step":
+            progress["watch"][what] = [] if what == "seen" else 0
+        case "gate" | "adapter":
+            tensors |= {k: v + 0.01 for k, v in tensors.items() if k.startswith(f"parameters/{what}")}
+    assert what == "lr" or progress != stopped.progress or any(tensors[k] is not v for k, v in stopped.tensors.items())
+    return Stopped(stopped.step, progress, tensors)
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["memory", "average", "snap", "before", "best", "ready", "kept", "found", "mixed", "log", "generations", "seen",
+     "best_step", "gate", "adapter", "lr"],
+)  # fmt: skip
+def test_whatever_of_everything_is_forgotten_shows(
+    all_of_it: Everything, uninterrupted: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The wrong twins: each loses one part of what is kept, in the first repetition, when all of it is in use."""
+    assert interrupted(all_of_it, tmp_path / "fit", 4 + 6)
+    go_on, set_rates = Engine._go_on, Engine._set_rates
+    went_on: list[int] = []
+
+    def forgetful(self: Engine, stopped: Stopped, *given: Any) -> None:
+        assert stopped.step == 6
+        went_on.append(stopped.step)
+        go_on(self, forgotten(stopped, what), *given)
+
+    def late(self: Engine, phase: Any, now: Any, optimizers: Any) -> None:
+        if now.step != 6:  # of the first repetition; in the second one nothing is forgotten
+            set_rates(self, phase, now, optimizers)
+
+    monkeypatch.setattr(Engine, "_go_on", forgetful)
+    if what == "lr":
+        monkeypatch.setattr(Engine, "_set_rates", late)
+    all_of_it.fit(tmp_path / "fit", DROPPED)
+    assert went_on and everything(tmp_path / "fit") != uninterrupted

@@ -1,11 +1,14 @@
 """Several moves in a step: who moves, what gradients pass through, and who owns a table."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from recdistill.data.encode import encode
 from recdistill.distill.schedule import Now
+from recdistill.spec.load import load_feature_spec
 from recdistill.training.audit import audit
 from recdistill.training.play import play
 from tests.conftest import Small
@@ -214,6 +217,31 @@ WRONG: dict[str, tuple[dict[str, Any], list[dict[str, Any]], str]] = {
         [{"steps": 1, "terms": [BCE, "bce(other.logit, label)", "l2(student.hidden[0], other.hidden[0])"]}],
         "the learner has shape (2, 8), its target (2, 16)",
     ),
+    "a loss of logits between layers": (
+        {"student": STUDENT, "other": OTHER},
+        [{"steps": 1, "terms": [BCE, "bce(other.logit, label)", "bce(student.hidden[0], other.hidden[0])"]}],
+        "'bce(student.hidden[0], other.hidden[0])': has (8,) values for each row; compare single logits",
+    ),
+    "an input that is not known for every row": (
+        {"student": STUDENT, "critic": {**CRITIC, "inputs": ["click"]}},
+        [{"steps": 1, "terms": [BCE, "bce(critic.logit, label)"]}],
+        "members.critic.inputs: click is not known for every row, so no member can read it",
+    ),
+    "a gate by what is not known for every row": (
+        {"student": STUDENT, "other": OTHER},
+        [{"steps": 1, "terms": [BCE, "bce(gate(student.logit, other.logit, by=memory(other.logit)), label)"]}],
+        "members.gate0.inputs: memory(other.logit, decay=0.6) is not known for every row",
+    ),
+    "carry between different views": (
+        {"student": STUDENT, "other": {**OTHER, "view": ["serving", "privileged"]}},
+        [{"steps": 1, "terms": [BCE, "bce(other.logit, label)"], "carry": {"other": "student"}}],
+        "phases.0.carry.other: 'other' and 'student' read other columns, or have them in other widths",
+    ),
+    "carry between different widths": (
+        {"student": STUDENT, "other": {**OTHER, "dim": 8}},
+        [{"steps": 1, "terms": [BCE, "bce(other.logit, label)"], "carry": {"other": "student"}}],
+        "phases.0.carry.other: 'other' and 'student' read other columns, or have them in other widths",
+    ),
     "a metric while validation rows are trained on": (
         {"student": STUDENT, "best": {"best": "student"}},
         [{"steps": 1, "terms": [BCE, "soft(student.logit, best.logit) * stalled(0, 1, student.auc)"]}],
@@ -228,6 +256,25 @@ def test_what_cannot_be_is_refused_before_anything_is_read(small: Small, name: s
     more: dict[str, Any] = {"train": {"refit": True}} if "validation" in name else {}
     found = problems(small, members, phases, privileged=["dwell_ms"], feeds={"z": {"noise": 100}}, **more)
     assert any(message in problem for problem in found), found
+
+
+def test_a_member_may_read_what_the_scenario_decides(small: Small, group: None, tmp_path: Path) -> None:
+    spec = Path("feature_specs/marketplace_devices.yaml")
+    encoded = encode(load_feature_spec(spec), str(small.log), tmp_path / "encoded")
+    critic = {**CRITIC, "inputs": ["route(scenario, student.logit, other.logit, values='0 1')"]}
+    members = {"student": STUDENT, "other": OTHER, "critic": critic}
+    terms = [BCE, "bce(other.logit, label)", "bce(critic.logit, label)"]
+    devices = Small(small.log, encoded, small.job)
+    b = Bench.of(devices, members, [{"steps": 2, "terms": terms, **LAST}], spec=str(spec))
+    batch = b.batch()
+    played = play(b.cast, ["student", "other", "critic"], batch)
+    first, second = (played[name].logits_BK[:, 0] for name in ("student", "other"))
+    device = torch.from_numpy(encoded.labels("train").collect()["scenario"].to_numpy().copy())[: len(batch)]
+    expected = torch.where(device == 0, first, torch.where(device == 1, second, (first + second) / 2))
+    assert torch.allclose(played["critic"].embed_BE[:, 0], expected, atol=1e-6) and len(device.unique()) == 4
+    b.engine.run(0, b.plan.phases[0])
+    found = problems(small, members, [{"steps": 2, "terms": terms}])
+    assert any("the feature spec names no `scenario`" in problem for problem in found)
 
 
 def test_every_kind_of_mistake_comes_in_one_message(small: Small) -> None:

@@ -1,0 +1,41 @@
+"""One of several processes that live as long as the tests: trains the jobs that it is told about on standard input."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+def train(told: dict[str, Any]) -> None:
+    from recdistill.data.encoded import EncodedLog
+    from recdistill.distill.compile import compile_job, problems_of
+    from recdistill.spec.load import parse_job
+    from recdistill.training.fit import fit
+    from recdistill.training.processes import rank
+    from recdistill.training.reading import Data, Logs, Training
+
+    job, spec = parse_job(told["job"], "test", check=problems_of)
+    feeds = {name: EncodedLog.open(Path(folder)) for name, folder in told["feeds"].items()}
+    logs = Logs(EncodedLog.open(Path(told["log"])), feeds)
+    cast = fit(Training(compile_job(job, spec), job.train, Data(logs, logs), 0), Path(told["folder"]))
+    held = {bank: sorted(table for table, _, _ in cast.tables.shards(bank)) for bank in cast.layout.banks}
+    (Path(told["folder"]) / f"held-{rank()}.json").write_text(json.dumps(held))
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    from recdistill.training.sharding import process_group
+
+    with process_group():
+        for line in sys.stdin:
+            try:
+                train(json.loads(line))
+                answer = ""
+            except Exception as error:  # told to the test, which fails
+                answer = repr(error)
+            print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
