@@ -2,12 +2,13 @@
 
 In terms, ``teacher[1].logit`` is one of them. ``teacher[:].logit`` stands for all: a signal that takes any number of
 signals (``mean``, ``vote``, ``gate``) gets every one of them, and a term whose loss names it becomes one term for each
-copy. ``each('a b c')`` makes three terms of one as well, each with its own text. The first copy serves, if the member
-serves. A copy that shares with its own kind shares with the first one.
+copy, in which ``others(teacher[:].logit)`` are those of all copies but that one. ``each('a b c')`` makes three terms of
+one as well, each with its own text. The first copy serves, if the member serves. A copy that shares with its own kind
+shares with the first one.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from recdistill.distill.combine import SIGNALS
@@ -17,7 +18,7 @@ from recdistill.spec.members import MemberSpec, Sharing
 from recdistill.spec.terms import ALL, Argument, Call, Name, ParsedTerm, TermSyntaxError, parse_signal, parse_term
 
 Copies = Mapping[str, int]
-EACH = "each"
+EACH, OTHERS = "each", "others"
 
 
 def expanded(job: Job, problems: list[str]) -> Job:
@@ -147,7 +148,7 @@ def _apart(arguments: list[Argument]) -> Iterator[Name]:
     for argument in arguments:
         if isinstance(argument, Name):
             yield argument
-        elif isinstance(argument, Call) and not takes_many(argument.function):
+        elif isinstance(argument, Call) and argument.function != OTHERS and not takes_many(argument.function):
             yield from _apart([*argument.args, *argument.kwargs.values()])
 
 
@@ -180,7 +181,10 @@ def _resolved(argument: Argument, k: int, copies: Copies, place: str, problems: 
         return _texts(argument)[k]
     args: list[Argument] = []
     for each in argument.args:
-        numbers = range(_width([each], copies)) if takes_many(argument.function) else [k]
+        numbers: Iterable[int] = range(_width([each], copies)) if takes_many(argument.function) else [k]
+        if isinstance(each, Call) and each.function == OTHERS and len(each.args) == 1:
+            (each,) = each.args
+            numbers = [number for number in range(_width([each], copies)) if number != k]
         args += [_resolved(each, number, copies, place, problems) for number in numbers]
     kwargs = {key: _resolved(value, k, copies, place, problems) for key, value in argument.kwargs.items()}
     return Call(argument.function, tuple(args), kwargs)
