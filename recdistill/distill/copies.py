@@ -2,13 +2,14 @@
 
 In terms, ``teacher[1].logit`` is one of them. ``teacher[:].logit`` stands for all: a signal that takes any number of
 signals (``mean``, ``vote``, ``gate``) gets every one of them, and a term whose loss names it becomes one term for each
-copy. ``each('a b c')`` makes three terms of one as well, each with its own text. The first copy serves, if the member
-serves. A copy that shares with its own kind shares with the first one.
+copy, in which ``others(teacher[:].logit)`` are those of all copies but that one. ``each('a b c')`` makes three terms of
+one as well, each with its own text. The first copy serves, if the member serves. A copy that shares with its own kind
+shares with the first one.
 """
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from recdistill.distill.combine import SIGNALS
@@ -19,7 +20,7 @@ from recdistill.spec.terms import ALL, Argument, Call, Name, ParsedTerm, TermSyn
 
 Copies = Mapping[str, int]
 WORD = re.compile(r"(?P<name>[^\[]+)(\[(?P<number>-?\d+|:)\])?\Z")  # teacher, teacher[1], teacher[:]
-EACH = "each"
+EACH, OTHERS = "each", "others"
 
 
 def expanded(job: Job, problems: list[str]) -> Job:
@@ -198,7 +199,7 @@ def _apart(arguments: list[Argument]) -> Iterator[Name]:
     for argument in arguments:
         if isinstance(argument, Name):
             yield argument
-        elif isinstance(argument, Call):
+        elif isinstance(argument, Call) and argument.function != OTHERS:
             together = takes_many(argument.function)
             yield from _apart([*([] if together else argument.args), *argument.kwargs.values()])
 
@@ -232,7 +233,10 @@ def _resolved(argument: Argument, k: int, copies: Copies, place: str, problems: 
         return _texts(argument)[k]
     args: list[Argument] = []
     for each in argument.args:
-        numbers = range(_width([each], copies)) if takes_many(argument.function) else [k]
+        numbers: Iterable[int] = range(_width([each], copies)) if takes_many(argument.function) else [k]
+        if isinstance(each, Call) and each.function == OTHERS and len(each.args) == 1:
+            (each,) = each.args
+            numbers = [number for number in range(_width([each], copies)) if number != k]
         args += [_resolved(each, number, copies, place, problems) for number in numbers]
     kwargs = {key: _resolved(value, k, copies, place, problems) for key, value in argument.kwargs.items()}
     return Call(argument.function, tuple(args), kwargs)

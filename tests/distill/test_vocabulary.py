@@ -332,6 +332,16 @@ def test_each_makes_a_term_for_each_text() -> None:
     assert len(problems) == 1 and "each() names [2] texts for 3 copies" in problems[0]
 
 
+def test_others_are_all_copies_but_the_one_that_is_taught() -> None:
+    term = "soft(expert[:].logit, mean(others(expert[:].logit)))"
+    plan = compile_job(of_copies("bce(student.logit, y)", f"{term}.rows(agrees(others(expert[:].logit)))"), SPEC)
+    for k, found in enumerate(plan.phases[0].terms[4:]):
+        others = {f"expert_{j}" for j in range(3) if j != k}
+        assert found.targets[0].members == others and found.rows is not None and found.rows.members == others
+    problems = examine(of_copies("bce(student.logit, y)", "soft(student.logit, others(expert[:].logit))"), SPEC)[1]
+    assert len(problems) == 1 and "unknown signal 'others'" not in problems[0], problems
+
+
 def test_a_member_without_parameters_is_not_taught_but_lets_gradients_through() -> None:
     whole = {"net": "average", "view": [], "inputs": "live(expert[:].logit)"}
     plan = compile_job(of_copies("bce(student.logit, y)", "bce(whole.logit, y)", whole=whole), SPEC)

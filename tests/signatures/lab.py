@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
 from recdistill.data.batch import Batch
 from recdistill.data.encode import encode
@@ -107,6 +108,11 @@ class Lab:
             batch = next(iter(reader_of(plan, log, ("train",)).in_order(job.train.batch)))
             return audit(cast, plan.phases[phase], batch, step=step, seen=seen), cast
 
+    def batch(self) -> Batch:
+        """The rows that `audit` and `outputs` look at."""
+        plan, job, log, _ = self.plan()
+        return next(iter(reader_of(plan, log, ("train",)).in_order(job.train.batch)))
+
     def outputs(self, overrides: Mapping[str, Any] | None = None, *, arm: str = "main") -> dict[str, Outputs]:
         """What all members answer for the batch of `audit`; the same numbers, as long as the job has no dropout."""
         plan, job, log, _ = self.plan(overrides, arm)
@@ -144,6 +150,13 @@ def answering(change: Callable[[str, Outputs, Batch], Outputs]) -> Iterator[None
         yield
 
 
+def slopes(found: Audit, cast: Cast, member: str) -> Tensor:
+    """The gradient of a term on the logit of each row of a logistic member, read off that on its looked-up vectors."""
+    leaf_BW = found.tables[member]
+    weight_W = dict(cast.heads[member].named_parameters())["net.out.weight"].detach()[0, : leaf_BW.shape[1]]
+    return leaf_BW @ weight_W / weight_W.square().sum()
+
+
 def mean_auc(labs: Sequence[Lab], member: str, overrides: Mapping[str, Any] | None = None, arm: str = "main") -> float:
     """The test AUC of a member, averaged over several logs; each is trained with the seed of its place."""
     return float(np.mean([lab.fit(overrides, seed=i, arm=arm).auc(member) for i, lab in enumerate(labs)]))
@@ -154,15 +167,17 @@ def same(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bo
     return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
-def pairs_of_fields(seed: int, rows: Sequence[int]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Six categorical columns of twenty values, which like each other or not, and the logit of each row; CTR 0.32."""
+def pairs_of_fields(
+    seed: int, rows: Sequence[int], *, alone: float = 0.35, pairs: float = 1.2
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Six categorical columns of twenty values, which count alone and in pairs, and the logit of each row; CTR 0.32."""
     rng = np.random.default_rng(seed)
     value_NF = rng.integers(20, size=(sum(rows), 6))
-    first_FV, vector_FVK = 0.35 * rng.normal(size=(6, 20)), 0.3 * rng.normal(size=(6, 20, 4))
+    first_FV, vector_FVK = alone * rng.normal(size=(6, 20)), 0.3 * rng.normal(size=(6, 20, 4))
     field_F = np.arange(6)
     vector_NFK = vector_FVK[field_F, value_NF]
     pair_N = (np.square(vector_NFK.sum(1)) - np.square(vector_NFK).sum(1)).sum(1) / 2
-    logit_N = first_FV[field_F, value_NF].sum(1) + 1.2 * pair_N - 0.95
+    logit_N = first_FV[field_F, value_NF].sum(1) + pairs * pair_N - 0.95
     return {f"c{k}": value_NF[:, k] for k in field_F} | {"part": splits(rows)}, logit_N
 
 
