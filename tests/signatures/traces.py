@@ -65,11 +65,11 @@ def traced(lab: Lab, overrides: Mapping[str, Any] | None = None, *, seed: int = 
     def around(step: Callable[[], Any], engine: Engine, phase: Any, _: Any, now: Now, movers: Any) -> Any:
         before = states(engine.cast)
         found = step()
-        group = movers[0][0].param_groups[0]
+        groups = (movers[0][0].param_groups[0], engine.cast.tables.model.fused_optimizer.param_groups[0])
         weights = {term.words: term.weight(now) for term in phase.terms if term.words in found}
         number = steps[-1].phase + (now.step == 0) if steps else 0
-        rate = group["lr"] / group.get("initial_lr", group["lr"])
-        steps.append(Step(number, now.step, rate, engine.cast.tables.rate, weights, before, states(engine.cast)))
+        rates = [group["lr"] / group.get("initial_lr", group["lr"]) for group in groups]
+        steps.append(Step(number, now.step, *rates, weights, before, states(engine.cast)))
         return found
 
     with stepping(around):
