@@ -106,6 +106,22 @@ def interrupted(lab: Lab, overrides: Mapping[str, Any], *, after: int, seed: int
         return Outcome(folder, fit(training, folder))
 
 
+@contextmanager
+def steps_of(*phases: int) -> Iterator[Callable[[], bool]]:
+    """Within it, whether a step of some phases is being taken; evaluations between steps do not count."""
+    begun, inside = [-1], [False]
+
+    def around(step: Callable[[], Any], _: Engine, *given: Any) -> Any:
+        begun[0] += given[2].step == 0
+        inside[0] = begun[0] in phases
+        found = step()
+        inside[0] = False
+        return found
+
+    with stepping(around):
+        yield lambda: inside[0]
+
+
 def without_labels(*phases: int) -> Any:
     """Within it nobody knows a label in some phases: rows come with null labels."""
     seen = [-1]
