@@ -284,7 +284,7 @@ def reader_of(plan: Plan, log: EncodedLog, splits: tuple[str, ...]) -> Reader:
 def _reader(
     training: Training, log: EncodedLog, splits: tuple[str, ...], folder: Path, thinning: Thinning | None = None
 ) -> Reader:
-    chosen = selection(training.plan, log)
+    chosen = selection(training.plan, log, lists=training.settings.whole_lists)
     post_event = None
     if training.shuffle_privileged and chosen.privileged:
         post_event = folder / f".shuffled-{rank()}" / log.fingerprint

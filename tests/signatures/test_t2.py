@@ -19,7 +19,7 @@ from recdistill.data.batch import Batch
 from recdistill.nets.inputs import Outputs
 from tests.signatures.lab import Lab, Outcome, answering, same
 from tests.signatures.traces import steps_of, traced
-from tests.signatures.worlds import fields
+from tests.signatures.worlds import apart, fields
 
 ROW = "transfer/teacher_assistant"
 DIRECT = {"phases.2.terms.1": "soft(student.logit, teacher.logit, temperature=2) * 0.7"}
@@ -36,11 +36,7 @@ TOGETHER = {
 
 def chain(folder: Path, seed: int, *, rows: int, steps: Sequence[int], batch: int = 256) -> Lab:
     """A small student, an assistant and a teacher that learns its rows by heart; validation holds the training rows."""
-    world = fields(seed, (rows, rows, rows))
-    for name in world.columns.keys() - {"part"}:
-        column = np.array(world.columns[name])
-        column[rows : 2 * rows] = column[:rows]
-        world.columns[name] = column
+    world = fields(seed, (rows, rows, rows)).with_training_rows_for_validation()
     overrides = {
         "members.student.net": {"mlp": [8]},
         "members.assistant.net": {"mlp": [16]},
@@ -123,13 +119,6 @@ def test_teachers_stand_still_at_their_best(tmp_path: Path) -> None:
 
 
 # 2: what a hop loses
-
-
-def apart(found: Outcome, student: str, *teachers: str) -> float:
-    """How far a member's answers on the training rows are from its target's: a divergence of Bernoulli variables."""
-    target_N = np.mean([found.logits(name, "valid") for name in teachers], 0)
-    p, q = (np.clip(1 / (1 + np.exp(-z)), 1e-7, 1 - 1e-7) for z in (target_N, found.logits(student, "valid")))
-    return float((p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean())
 
 
 def mean_apart(labs: Sequence[Lab], overrides: Mapping[str, Any], *teachers: str) -> float:

@@ -107,13 +107,13 @@ def interrupted(lab: Lab, overrides: Mapping[str, Any], *, after: int, seed: int
 
 
 @contextmanager
-def steps_of(*phases: int) -> Iterator[Callable[[], bool]]:
-    """Within it, whether a step of some phases is being taken; evaluations between steps do not count."""
+def steps_of(*phases: int, start: int = 0) -> Iterator[Callable[[], bool]]:
+    """Within it, whether a step of some phases, from a number on, is being taken; evaluations do not count."""
     begun, inside = [-1], [False]
 
     def around(step: Callable[[], Any], _: Engine, *given: Any) -> Any:
         begun[0] += given[2].step == 0
-        inside[0] = begun[0] in phases
+        inside[0] = begun[0] in phases and given[2].step >= start
         found = step()
         inside[0] = False
         return found
