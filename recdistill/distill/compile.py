@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from recdistill.distill.checks import behind, check_members, check_phases
+from recdistill.distill.checks import behind, check_members, check_phases, folds_of
 from recdistill.distill.copies import expanded
 from recdistill.distill.member import RECORDED, Member, Part, Phase, Same, Update
 from recdistill.distill.rehearse import rehearse
@@ -93,7 +93,7 @@ def examine(job: Job, spec: FeatureSpec) -> tuple[Plan | None, list[str]]:
     if problems:
         return None, problems
     phases = [_phase(phase, i, terms, lr[i], by_name, c.job.train.stop) for i, phase in enumerate(c.job.phases)]
-    problems += check_phases(phases, by_name, c.job)
+    problems += check_phases(phases, by_name, c.job, spec)
     problems += rehearse(list(by_name.values()), phases, spec)
     if problems:
         return None, problems
@@ -286,7 +286,7 @@ def _phase(
     updates = []
     for j, move in enumerate(phase.moves):
         place = f"phases.{index}.updates.{j}.terms." if phase.updates else f"phases.{index}.terms."
-        mine = tuple(found for key, found in terms.items() if key.startswith(place) and found is not None)
+        mine = tuple(_kept_apart(t, members) for key, t in terms.items() if key.startswith(place) and t is not None)
         parts = tuple(part for word in move.train if (part := Part(*_cut(word))).member in members)
         taught = {name for each in mine for name in each.taught}
         moved = parts or tuple(Part(name) for name in members if name in behind(taught, members, live=True))
@@ -297,6 +297,12 @@ def _phase(
     restart = tuple(name for name in phase.restart if name in members)  # others are reported with the job itself
     chosen = phase.stop or stop
     return Phase(tuple(updates), chosen, phase.epochs, phase.steps, lr, restart, carry)
+
+
+def _kept_apart(term: Term, members: Mapping[str, Member]) -> Term:
+    """The term without the rows of the fold that someone whom it teaches may not learn from."""
+    folds = folds_of(behind(term.taught, members, live=True), members)
+    return replace(term, fold=next(iter(folds), None))
 
 
 def _cut(word: str) -> tuple[str, str]:

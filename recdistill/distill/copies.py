@@ -7,6 +7,7 @@ serves. A copy that shares with its own kind shares with the first one.
 """
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from recdistill.spec.members import MemberSpec, Sharing
 from recdistill.spec.terms import ALL, Argument, Call, Name, ParsedTerm, TermSyntaxError, parse_signal, parse_term
 
 Copies = Mapping[str, int]
+WORD = re.compile(r"(?P<name>[^\[]+)(\[(?P<number>-?\d+|:)\])?\Z")  # teacher, teacher[1], teacher[:]
 EACH = "each"
 
 
@@ -27,6 +29,7 @@ def expanded(job: Job, problems: list[str]) -> Job:
         SpecError: two members would have one name.
     """
     copies = {name: member.copies for name, member in job.members.items()}
+    problems += _wrong_numbers(job, copies)
     members: dict[str, MemberSpec] = {}
     for name, member in job.members.items():
         for k in range(member.copies):
@@ -48,6 +51,36 @@ def expanded(job: Job, problems: list[str]) -> Job:
         carry = {_one(to, copies): _one(of, copies) for to, of in phase.carry.items()}
         phases.append(phase.with_moves(moves).model_copy(update={"restart": restart, "carry": carry}))
     return job.model_copy(update={"members": members, "phases": phases})
+
+
+def _wrong_numbers(job: Job, copies: Copies) -> list[str]:
+    """Words outside of terms and signals that name a copy which does not exist, or all of them where one is meant."""
+    one: list[tuple[str, str | None]] = []
+    some: list[tuple[str, str]] = []
+    for name, member in job.members.items():
+        place, share = f"members.{name}", member.share
+        tables = {"": share.tables} if not isinstance(share.tables, dict) else share.tables
+        one += [(f"{place}.share.tables", word) for word in tables.values()]
+        one += [(f"{place}.share.modules.{path}", word) for path, word in share.modules.items()]
+        one += [(f"{place}.share.trunk", share.trunk), (place, member.of)]
+    for i, phase in enumerate(job.phases):
+        some += [(f"phases.{i}.restart", word) for word in phase.restart]
+        some += [(f"phases.{i}.train", word.partition(".")[0]) for move in phase.moves for word in move.train]
+        one += [(f"phases.{i}.carry", word) for word in (*phase.carry, *phase.carry.values())]
+    given = [(place, word, False) for place, word in one if word is not None]
+    return [
+        f"{place}: {word!r} names no copy; {name!r} has {copies[name]}, numbered from 0"
+        for place, word, several in (*given, *((place, word, True) for place, word in some))
+        if (name := without_index(word)) in copies and not _is_copy(word, copies, several=several)
+    ]
+
+
+def _is_copy(word: str, copies: Copies, *, several: bool) -> bool:
+    """Whether a word such as ``teacher[1]``, or ``teacher`` alone, names a copy, or maybe several."""
+    found = WORD.match(word)
+    if found is None or found["number"] == ALL:
+        return found is not None and several
+    return found["number"] is None or -copies[found["name"]] <= int(found["number"]) < copies[found["name"]]
 
 
 def _copy_name(name: str, k: int, copies: Copies) -> str:
@@ -92,9 +125,10 @@ def _twin(word: str, name: str, k: int, copies: Copies) -> str:
 
 def _one(word: str, copies: Copies) -> str:
     """The member that a word such as ``teacher[1]`` names; without a number the first copy."""
-    name = without_index(word)
-    number = word[len(name) + 1 : -1] or "0"
-    return _copy_name(name, int(number), copies) if number.isdigit() else word
+    found = WORD.match(word)
+    if found is None or found["name"] not in copies or found["number"] == ALL:
+        return word  # reported
+    return _copy_name(found["name"], int(found["number"] or 0) % copies[found["name"]], copies)
 
 
 def _parts(word: str, copies: Copies) -> list[str]:
@@ -122,7 +156,9 @@ def _terms(text: str, place: str, copies: Copies, problems: list[str]) -> list[s
     except TermSyntaxError:
         return [text]  # reported with the job itself
     calls = [part for part in (*parsed.factors, parsed.rows) if isinstance(part, Call)]
-    count = _width([a for call in calls if call is not parsed.rows for a in call.args], copies)
+    arguments = [a for call in calls if call is not parsed.rows for a in call.args]
+    count = _width(arguments, copies)
+    problems += _unequal(arguments, parsed.rows, copies, f"{place}: {text!r}")
     texts = {len(_texts(call)) for each in calls for call in _calls(each) if call.function == EACH}
     if texts and (len(texts) > 1 or count not in (1, *texts) or 0 in texts):
         problems.append(f"{place}: each() names {sorted(texts)} texts for {count} copies; name one for each")
@@ -138,8 +174,23 @@ def _terms(text: str, place: str, copies: Copies, problems: list[str]) -> list[s
 
 def _width(arguments: list[Argument], copies: Copies) -> int:
     """How many copies the arguments of a loss name at once, where no signal takes them all together."""
-    counts = {copies.get(str(name.path[0]), 1) for name in _apart(arguments) if ALL in name.path}
-    return max(counts, default=1)
+    return max(_widths(arguments, copies), default=1)
+
+
+def _widths(arguments: list[Argument], copies: Copies) -> set[int]:
+    """The numbers of copies that some arguments name, where no signal takes them all together."""
+    return {copies.get(str(name.path[0]), 1) for name in _apart(arguments) if ALL in name.path}
+
+
+def _unequal(arguments: list[Argument], rows: Argument | None, copies: Copies, place: str) -> list[str]:
+    """Copies that cannot be put side by side: of two members of which there are not as many, or of a selector alone."""
+    taught, chosen = _widths(arguments, copies), _widths([] if rows is None else [rows], copies)
+    found = []
+    if len(taught - {1}) > 1:
+        found.append(f"{place}: names {' and '.join(map(str, sorted(taught)))} copies at once; make them as many")
+    if not chosen <= {1, *taught}:
+        found.append(f"{place}: the selector names all copies, but the loss does not; name one of them")
+    return found
 
 
 def _apart(arguments: list[Argument]) -> Iterator[Name]:
@@ -147,8 +198,9 @@ def _apart(arguments: list[Argument]) -> Iterator[Name]:
     for argument in arguments:
         if isinstance(argument, Name):
             yield argument
-        elif isinstance(argument, Call) and not takes_many(argument.function):
-            yield from _apart([*argument.args, *argument.kwargs.values()])
+        elif isinstance(argument, Call):
+            together = takes_many(argument.function)
+            yield from _apart([*([] if together else argument.args), *argument.kwargs.values()])
 
 
 def _calls(call: Call) -> Iterator[Call]:

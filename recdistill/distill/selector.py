@@ -92,7 +92,7 @@ class Agreeing:
         if isinstance(signal, Column):
             return value
         if self.rate is None:
-            return (value > 0).to(value.dtype)
+            return torch.where(torch.isnan(value), value, (value > 0).to(value.dtype))
         share = self.rate.value(scene).nanmean()
         if bool(torch.isnan(share)):
             return torch.full_like(value, torch.nan)

@@ -258,8 +258,8 @@ class Remembered(OfSignal):
 
     @property
     def key(self) -> str:
-        """What tells it from other memories: equal words remember the same."""
-        return str(self)
+        """What tells it from other memories: what is made in the same way is remembered once."""
+        return repr(self)
 
     def __str__(self) -> str:
         return f"memory({self.signal}, decay={self.decay})"

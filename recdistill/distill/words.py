@@ -166,10 +166,13 @@ def _made(c: Compiler, function: Callable[..., Any], call: Call, place: str) -> 
     if len(c.problems) > before:
         return None
     try:
-        return function(*args, **kwargs)
+        made = function(*args, **kwargs)
     except RecdistillError as error:
         c.problems.append(f"{place}: {call}: {error}")
         return None
+    if isinstance(made, Schedule) and c.spec.scenario is None and any(metric.scenario for metric in made.metrics):
+        c.problems.append(f"{place}: {call}: the feature spec names no `scenario`; add the raw column")
+    return made
 
 
 def kinds_of(hint: Any) -> tuple[Any, ...]:
@@ -259,11 +262,8 @@ def _loss(c: Compiler, call: Call, place: str) -> Term | None:
         c.problems.append(f"{place}: {problem}")
     scope = scope_of(loss)
     c.problems += [f"{place}: {problem}" for problem in _wrong_scope(c, call, scope, over, targets)]
-    fold = next((c.job.members[m].fold for m in sorted(learner.members) if m in c.job.members), None)
-    return Term(
-        str(call), loss, learner, tuple(targets), options, over=str(over), scope=scope, in_batch=is_in_batch(loss),
-        fold=fold,
-    )  # fmt: skip
+    in_batch = is_in_batch(loss)
+    return Term(str(call), loss, learner, tuple(targets), options, over=str(over), scope=scope, in_batch=in_batch)
 
 
 def _wrong_scope(c: Compiler, call: Call, scope: str, over: object, targets: Sequence[Signal]) -> list[str]:

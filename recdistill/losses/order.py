@@ -10,6 +10,8 @@ from recdistill.errors import ShapeError, TrainingError
 from recdistill.losses.scope import within_batch
 from recdistill.losses.shapes import logits
 
+EQUAL = 1e-4  # distances that differ by a smaller share of their sum differ by rounding
+
 
 @within_batch
 def relative_order(student_BH: Tensor, *teacher_BH: Tensor, margin: float = 0.2, triplets: float = 4) -> Tensor:
@@ -17,9 +19,9 @@ def relative_order(student_BH: Tensor, *teacher_BH: Tensor, margin: float = 0.2,
 
     ``mean_n max(0, d(u, u+) - d(u, u-) + margin)``, where u+ is the one of two other rows that the majority finds
     closer to u, and d is the squared distance of layers scaled to length 1. Of a teacher only the order of its
-    distances counts; its width, scale and rotation do not. Pairs on which the votes are equal teach nothing. The
-    other rows are the next ones in the batch, which is drawn anew in every epoch; where batches hold whole lists, they
-    are mostly of the same list.
+    distances counts; its width, scale and rotation do not. It has no opinion on rows that it finds equally close, and
+    pairs on which the votes are equal teach nothing. The other rows are the next ones in the batch, which is drawn
+    anew in every epoch; where batches hold whole lists, they are mostly of the same list.
 
     Args:
         student_BH: a layer of the learner, (B, H).
@@ -54,16 +56,29 @@ def relative_order(student_BH: Tensor, *teacher_BH: Tensor, margin: float = 0.2,
     unit_BH = F.normalize(student_BH, dim=1)
     loss_B = torch.zeros_like(student_BH[:, 0])
     for n in range(int(triplets)):
-        votes_B = torch.stack([torch.sign(lead(layer, n)) for layer in teacher_BH]).sum(0)
+        votes_B = torch.stack([opinion(layer, n) for layer in teacher_BH]).sum(0)
         hinge_B = F.relu(margin - torch.sign(votes_B) * lead(unit_BH, n))
         loss_B = loss_B + torch.where(votes_B == 0, torch.zeros_like(hinge_B), hinge_B)
     return loss_B / int(triplets)
 
 
+def opinion(layer_BH: Tensor, n: int) -> Tensor:
+    """1 where the first of the n-th pair of rows that follow a row is closer to it, -1 where the second is, else 0."""
+    first_B, second_B = distances(layer_BH, n)
+    apart_B = second_B - first_B
+    return torch.sign(apart_B) * (apart_B.abs() > EQUAL * (first_B + second_B))
+
+
 def lead(layer_BH: Tensor, n: int) -> Tensor:
-    """How much closer to each row the first of its n-th pair of followers is than the second, in squares, (B,)."""
-    first_B, second_B = ((layer_BH - layer_BH.roll(-k, 0)).square().sum(1) for k in (2 * n + 1, 2 * n + 2))
+    """How much closer to each row the first of its n-th pair of followers is than the second, (B,)."""
+    first_B, second_B = distances(layer_BH, n)
     return second_B - first_B
+
+
+def distances(layer_BH: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The squared distance of each row to the two rows of its n-th pair of followers in the batch, both (B,)."""
+    first_B, second_B = ((layer_BH - layer_BH.roll(-k, 0)).square().sum(1) for k in (2 * n + 1, 2 * n + 2))
+    return first_B, second_B
 
 
 @within_batch

@@ -82,30 +82,29 @@ def origin_of(member: Member) -> str:
     return f"{type(member.origin).__name__.lower()} of {member.follows}"
 
 
+HEADINGS = ("name", "origin", "net", "serving columns", "privileged columns", "inputs", "input width", "shares")
+
+
 def _members(plan: Plan, layout: Layout) -> Table:
-    table = Table(title="members", title_justify="left")
-    for heading in (
-        "name",
-        "origin",
-        "net",
-        "serving columns",
-        "privileged columns",
-        "inputs",
-        "input width",
-        "shares",
-    ):
-        table.add_column(heading)
-    for member in plan.members:
-        owners = (("tables", ", ".join(member.share.table_owners)), ("trunk", member.share.trunk))
-        shares = [f"{what} of {who}" for what, who in owners if who]
-        shares += [f"{path} of {owner}" for path, owner in member.share.modules.items()]
-        name = f"{member.name} (serves)" if member.serve else member.name
-        width = str(layout.members[member.name].inputs.width)
-        net = f"{member.net.name} {dict(member.net.options)}"
-        net = "" if member.same or member.follows or member.net.name == RECORDED else net
-        columns = (", ".join(member.serving), ", ".join(member.privileged), ", ".join(map(str, member.signals)))
-        table.add_row(name, origin_of(member), net, *columns, width, ", ".join(shares))
+    rows = [_member(member, layout) for member in plan.members]
+    shown = [i for i in range(len(HEADINGS)) if any(row[i] for row in rows)]
+    table = Table(*(HEADINGS[i] for i in shown), title="members", title_justify="left")
+    for row in rows:
+        table.add_row(*(row[i] for i in shown))
     return table
+
+
+def _member(member: Member, layout: Layout) -> tuple[str, ...]:
+    """What the table says of a member, one text for each of ``HEADINGS``."""
+    owners = (("tables", ", ".join(member.share.table_owners)), ("trunk", member.share.trunk))
+    shares = [f"{what} of {who}" for what, who in owners if who]
+    shares += [f"{path} of {owner}" for path, owner in member.share.modules.items()]
+    name = f"{member.name} (serves)" if member.serve else member.name
+    width = str(layout.members[member.name].inputs.width)
+    net = f"{member.net.name} {dict(member.net.options)}"
+    net = "" if member.same or member.follows or member.net.name == RECORDED else net
+    columns = (", ".join(member.serving), ", ".join(member.privileged), ", ".join(map(str, member.signals)))
+    return (name, origin_of(member), net, *columns, width, ", ".join(shares))
 
 
 def _tables(layout: Layout, optimizer: str) -> Table:

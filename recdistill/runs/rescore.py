@@ -34,6 +34,7 @@ from recdistill.spec.controls import MAIN
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 from recdistill.spec.load import load_feature_spec, read_yaml
+from recdistill.spec.members import Recorded
 from recdistill.spec.strict import nearest
 from recdistill.training import checkpoint
 from recdistill.training.engine import EVALUATION_BATCH, Engine
@@ -139,6 +140,11 @@ def score_run(path: Path, log: str, out: Path, member: str | None = None, *, out
     run = Finished.open(path)
     name = member or run.plan.student.name
     copies = run.copies(name, out_of_fold=out_of_fold)
+    if out_of_fold and not run.spec.row_id:
+        raise RunError(
+            f"{path}: folds are drawn by row id, but the feature spec names no `row_id`, so nobody can say which rows "
+            "were learned from; name the columns that identify a row"
+        )
     made_by = provenance(run, name, copies, out_of_fold=out_of_fold)
     if name == run.plan.student.name:
         return score_artefact(run.folder.student, log, out, run.spec, made_by)
@@ -150,7 +156,9 @@ def score_run(path: Path, log: str, out: Path, member: str | None = None, *, out
         logits, row_id_N, _ = engine.score(copies, engine.train)
         keys = pa.concat_tables(raw_batches(spec, log, {}, None, [*spec.row_id], EVALUATION_BATCH))
     logits_NK = together([logits[copy] for copy in copies], row_id_N, out_of_fold=out_of_fold)
-    table = _with_scores(keys.add_column(0, "row_id", pa.array(row_id_N)), logits_NK, made_by.labels)
+    logits_NK = logits_NK + np.float32(np.log(spec.negative_keep_rate))  # as those of the artefact
+    named = keys.rename_columns(key_names(keys.column_names)).add_column(0, "row_id", pa.array(row_id_N))
+    table = _with_scores(named, logits_NK, made_by.labels)
     work = out.with_name(f".{out.name}")
     pq.write_table(made_by.attach(table), work)
     work.rename(out)
@@ -168,9 +176,14 @@ def together(
         fold_N = fold_of(torch.from_numpy(row_id_N), len(logits)).numpy()
         found: NDArray[np.float32] = stacked[fold_N, np.arange(len(row_id_N))]
         return found
-    mean_NK = sigmoid(stacked).mean(0)
-    mixed: NDArray[np.float32] = np.log(mean_NK / (1 - mean_NK)).astype(np.float32)
+    mixed: NDArray[np.float32] = np.log(sigmoid(stacked).mean(0) / sigmoid(-stacked).mean(0)).astype(np.float32)
     return mixed
+
+
+def key_names(columns: list[str]) -> list[str]:
+    """What the columns that identify a row are called beside ``row_id`` and the scores."""
+    ours = ("row_id", "logit", "score")
+    return [f"key.{name}" if name.partition(".")[0] in ours else name for name in columns]
 
 
 def provenance(run: Finished, name: str, copies: list[str], *, out_of_fold: bool) -> Provenance:
@@ -201,7 +214,7 @@ def score_artefact(folder: Path, log: str, out: Path, spec: FeatureSpec, made_by
     rows = 0
     for raw in raw_batches(serving, log, {}, None, columns, EVALUATION_BATCH, optional):
         logits = artefact.score(student, manifest, raw, EVALUATION_BATCH).numpy().reshape(len(raw), -1)
-        keys = raw.select([ROW_ID, *spec.row_id]).rename_columns(["row_id", *spec.row_id])
+        keys = raw.select([ROW_ID, *spec.row_id]).rename_columns(["row_id", *key_names(spec.row_id)])
         table = _with_scores(keys, logits, manifest["outputs"])
         table = table if made_by is None else made_by.attach(table)
         writer = writer or pq.ParquetWriter(work, table.schema)
@@ -251,7 +264,8 @@ def evaluate_run(path: Path, log: str) -> dict[str, Any]:
     """Metrics of every member of every seed, and of the reloaded artefact, on another log.
 
     Returns:
-        The report: ``members`` as in report.json under the split ``test``, and ``artefact`` likewise.
+        The report: ``members`` as in report.json under the split ``test``, and ``artefact`` likewise; members of which
+        only scores are left have none of other rows.
 
     Raises:
         RunError: the run is not complete.
@@ -262,7 +276,9 @@ def evaluate_run(path: Path, log: str) -> dict[str, Any]:
     label = run.job.label[0]
     with process_group(), run.encoded(log, spec, dict(run.job.where)) as encoded:
         roles = encoded.roles("test")
-        per_member: dict[str, list[Scored]] = {name: [] for name, member in run.members.items() if 0 in member.labels}
+        per_member: dict[str, list[Scored]] = {
+            name: [] for name, m in run.members.items() if 0 in m.labels and not isinstance(m.origin, Recorded)
+        }
         for seed in run.report["seeds"]:
             engine = run.engine(run.plan, encoded, seed)
             logits, row_id_N, labels = engine.score(list(per_member), engine.train)

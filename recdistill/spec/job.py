@@ -163,6 +163,8 @@ def _wrong_members(job: Job) -> list[str]:
             )
         if member.serve and member.outputs is not None:
             found.append(f"members.{name}.outputs: a member that serves answers a logit for each label; remove it")
+        if member.fold is not None and member.fold[0] >= member.fold[1]:
+            found.append(f"members.{name}.fold: of {member.fold[1]} folds the last is {member.fold[1] - 1}")
         if member.folds and (member.copies < 2 or member.share != type(member.share)()):
             found.append(f"members.{name}.folds: needs several copies, none of which shares anything")
     return found

@@ -14,7 +14,7 @@ from recdistill.distill.heads import build_heads
 from recdistill.distill.layout import Layout, MemberLayout
 from recdistill.distill.member import Member, Part
 from recdistill.edits.towers import transplant
-from recdistill.errors import VisibilityError
+from recdistill.errors import TrainingError, VisibilityError
 from recdistill.nets.catalog import Head
 from recdistill.spec.features import FeatureSpec
 from recdistill.training.sharding import Tables, device
@@ -106,13 +106,22 @@ class Cast:
         yield from self.tables_beside(to, of)
 
     def tables_beside(self, to: str, of: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """The local rows of a member's tables beside those of another one that reads the same columns."""
+        """The local rows of a member's tables beside those of another one that reads the same columns.
+
+        Raises:
+            TrainingError: a table of the one lies in another process than that of the other.
+        """
         sources = {feature.name: (bank, feature.table) for feature, bank in self.layout.members[of].lookups}
         lookups = self.layout.members[to].lookups
         tables = {(bank, f.table): sources[f.name] for f, bank in lookups if f.name in sources}
         shards = {(b, table): shard for b in self.layout.banks for table, shard, _ in self.tables.shards(b)}
         for own, source in tables.items():
             if own != source and own in shards:
+                if source not in shards:
+                    raise TrainingError(
+                        f"{to!r} and {of!r}: their tables {own[1]!r} lie in different processes, so one cannot be "
+                        "copied to the other; let neither share tables with others"
+                    )
                 yield shards[own], shards[source]
 
 

@@ -37,6 +37,7 @@ from recdistill.training.play import Lookups, Play, play
 from recdistill.training.processes import add_up, rank, share_of, world
 from recdistill.training.resume import Stopped, capture, restore
 from recdistill.training.runlog import Event, Listener, silent
+from recdistill.training.sharding import device
 from recdistill.training.watch import Watch
 
 Scores = dict[str, NDArray[np.float32]]
@@ -165,12 +166,11 @@ class Engine:
         self.cast.tables.set_learning_rate(1.0)
 
     def _remember(self, phase: Phase) -> None:
-        """Empty memories for what the terms of a phase remember, unless an earlier phase has filled them."""
+        """Room for what the terms of a phase remember of the rows of its feeds; earlier phases may have filled it."""
+        used = {update.feed for update in phase.updates if any(term.memories for term in update.terms)}
+        rows = unique_rows({name: feed for name, feed in self.feeds.items() if name in used})
         for key, memory in phase.memories.items():
-            if key not in self.memories:
-                used = {update.feed for update in phase.updates}
-                rows = unique_rows({name: feed for name, feed in self.feeds.items() if name in used})
-                self.memories[key] = RowMemory(rows, memory.decay)
+            self.memories.setdefault(key, RowMemory(rows, memory.decay)).admit(rows)
 
     def _batches(self, phase: Phase, step: int) -> dict[str, Batch]:
         """The next batch of every feed that an update of this step reads."""
@@ -223,6 +223,8 @@ class Engine:
         parts = [(a, min(a + size, len(lookups.batch))) for a in range(0, max(len(lookups.batch), 1), size)]
         totals = self._totals(update, lookups, terms, now, parts) if len(parts) > 1 else {}
         losses: dict[str, Tensor] = {}
+        remembered = {memory.key: memory for term, _ in terms for memory in term.memories}
+        seen: dict[str, list[tuple[Tensor, Tensor]]] = {key: [] for key in remembered}
         for part in parts:
             played = Play(self.cast, lookups, part, update.trained, self.seed, now, self.memories)
             values = {term.words: (term_value(term, played.scene, totals.get(term.words)), w) for term, w in terms}
@@ -230,9 +232,11 @@ class Engine:
             assert isinstance(total, Tensor)
             self._push_back(total, update, lookups, played)
             losses = {words: losses[words] + v if words in losses else v for words, (v, _) in values.items()}
-            for memory in {m.key: m for term, _ in terms for m in term.memories}.values():
-                with torch.no_grad():
-                    self.memories[memory.key].write(played.scene.batch.row_id_B, memory.signal.value(played.scene))
+            with torch.no_grad():
+                for key, memory in remembered.items():
+                    seen[key].append((played.scene.batch.row_id_B, memory.signal.value(played.scene)))
+        for key, found in seen.items():  # once, since processes may have other numbers of parts
+            self.memories[key].write(torch.cat([rows for rows, _ in found]), torch.cat([value for _, value in found]))
         return losses
 
     def _totals(
@@ -361,9 +365,14 @@ def term_value(term: Term, scene: Scene, total: Tensor | None = None) -> Tensor:
 
 
 def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Add up dense gradients over processes; losses are divided by global weights already."""
-    for group in optimizer.param_groups if world() > 1 else ():
-        for parameter in group["params"]:
+    """Add up dense gradients over processes; losses are divided by global weights already.
+
+    A parameter that no process has a gradient of has none afterwards either: a zero would move it by its momentum.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]] if world() > 1 else []
+    there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int64, device=device())
+    for parameter, found in zip(parameters, add_up(there).tolist(), strict=True):
+        if found:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             add_up(parameter.grad)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recdistill.distill.checks import trained_names
 from recdistill.distill.member import Member, Phase
 from recdistill.distill.schedule import Moment
 from recdistill.spec.members import Best, Ema, Previous, Snapshot
@@ -57,8 +58,9 @@ class Followers:
             planned: steps that the phase takes.
             phase: the phase.
         """
+        moving = trained_names(phase.trained, self.cast.members)
         for name, member in self.members.items():
-            if member.follows not in phase.trained:
+            if member.follows not in moving:
                 continue
             origin = member.origin
             if isinstance(origin, Ema) and step % origin.every == 0:

@@ -63,10 +63,10 @@ class Lookups:
                 continue
             view = self.view_of(member)
             if view not in self.views:
-                scene = Scene({}, batch, seed, now)
-                self.views[view] = (
-                    batch if view is None else distorted(batch, view[0], salted(scene, f"{view[0]}{view[1]}"))
-                )
+                self.views[view] = batch
+                if view is not None:
+                    salt = salted(Scene({}, batch, seed, now), f"{view[0]}{view[1]}")
+                    self.views[view] = distorted(batch, view[0], salt, cast.spec)
             for bank in cast.layout.members[name].banks:
                 wanted = self.wanted.setdefault(bank, [])
                 if view not in wanted:

@@ -11,7 +11,7 @@ Rules that keep it exact, each measured (see the tests):
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,7 +72,7 @@ class Tables:
         std: standard deviation of initial rows; the rows for missing and unknown values begin at zero.
         seed: of the initial rows.
         rarity: for tables whose rare values are penalised, 1 / n of each row, 0 where no penalty is wanted.
-        follows: members whose tables are copies of another one's; they lie beside the originals.
+        follows: members whose tables are copied from another one's now and then; they lie beside the originals.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Tables:
         std: float,
         seed: int,
         rarity: Mapping[str, Tensor] | None = None,
-        follows: Mapping[str, Sequence[str]] | None = None,
+        follows: Mapping[str, str] | None = None,
     ) -> None:
         self.banks = layout.banks
         self.rarity = rarity or {}
@@ -95,7 +95,7 @@ class Tables:
             return
         collections = nn.ModuleDict({name: _collection(bank, optimizer) for name, bank in self.banks.items()})
         sharder = EmbeddingBagCollectionSharder()
-        placed = placements(self.banks, follows or {}, dist.get_world_size())
+        placed = placements(layout, follows or {}, dist.get_world_size())
         plan = {name: _plan(module, placed[name], sharder) for name, module in collections.items()}
         self.model = DistributedModelParallel(
             collections, device=device(), plan=ShardingPlan(plan), sharders=[sharder], init_data_parallel=False
@@ -269,25 +269,36 @@ def _plan(module: nn.Module, placed: Mapping[str, int], sharder: EmbeddingBagCol
     )
 
 
-def placements(
-    banks: Mapping[str, Bank], follows: Mapping[str, Sequence[str]], world: int
-) -> dict[str, dict[str, int]]:
+def placements(layout: Layout, follows: Mapping[str, str], world: int) -> dict[str, dict[str, int]]:
     """The process that holds each table of each bank: runs of tables of about the same size.
 
     Neighbours stay together, because TorchRec returns the vectors of the first process's tables first. The tables of a
-    member that follows another one lie where the originals do, so that a copy needs no exchange.
+    member that follows another one lie where that one looks the same columns up, so that a copy needs no exchange.
     """
-    placed = {
-        name: dict(zip(bank.tables, owners(bank, world), strict=True))
-        for name, bank in banks.items()
-        if bank.owner not in follows
-    }
-    for name, bank in banks.items():
-        if bank.owner in follows:
-            originals = [n for n in banks if banks[n].owner in follows[bank.owner] and n in placed]
-            known = {table: rank for n in originals for table, rank in placed[n].items()}
-            placed[name] = {table: known[table] for table in bank.tables}
+    placed: dict[str, dict[str, int]] = {}
+    waiting = dict(layout.banks)
+    while waiting:
+        free = [n for n, bank in waiting.items() if not {*_beside(bank, layout, follows).values()} & waiting.keys()]
+        name = (free or [*waiting])[0]  # members that follow each other in a circle begin somewhere
+        bank = waiting.pop(name)
+        placed[name] = dict(zip(bank.tables, owners(bank, world), strict=True))
+        for (table, theirs), other in _beside(bank, layout, follows).items():
+            if other in placed:
+                placed[name][table] = placed[other][theirs]
     return placed
+
+
+def _beside(bank: Bank, layout: Layout, follows: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """For each table of a follower's bank, and the original's table of the same column, the original's bank."""
+    original = follows.get(bank.owner)
+    banks = () if original is None else layout.members[original].banks
+    known = {feature.name: (name, feature.table) for name in banks for feature in layout.banks[name].features}
+    found = {}
+    for feature in bank.features:
+        if feature.name in known and known[feature.name][0] in layout.banks:
+            other, table = known[feature.name]
+            found[feature.table, table] = other
+    return found
 
 
 def owners(bank: Bank, world: int) -> list[int]:

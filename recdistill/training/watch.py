@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recdistill.data.reader import Reader
-from recdistill.distill.checks import behind
+from recdistill.distill.checks import behind, trained_names
 from recdistill.distill.member import Phase
 from recdistill.distill.schedule import Metric
 from recdistill.evaluation import auc, log_loss
@@ -36,9 +36,10 @@ class Watch:
         self.kept: dict[str, Tensor] = {}
         self.seen: list[dict[str, float]] = []
         members = engine.cast.members
+        self.trained = trained_names(phase.trained, members)
         still = [name for name, member in members.items() if not member.net.learns]
-        carried = [name for name in still if behind({name}, members) & phase.trained]
-        self.moving = [*phase.trained, *engine.followers.of(phase.trained), *carried]
+        carried = [name for name in still if behind({name}, members) & self.trained]
+        self.moving = [*self.trained, *engine.followers.of(self.trained), *carried]
         judged = [n for n in members if n in self.moving and members[n].scored and members[n].same is None]
         originals = [members[n].follows for n in engine.followers.best if members[n].follows in self.moving]
         further = [*(metric.member for metric in phase.metrics), *(n for n in originals if n is not None)]
@@ -62,7 +63,7 @@ class Watch:
         self.seen.append(metrics)
         engine.listen(Event("evaluation", self.index, step, planned, metrics))
         monitor = self.phase.stop.monitor
-        engine.followers.evaluated(metrics, monitor, self.phase.trained)
+        engine.followers.evaluated(metrics, monitor, self.trained)
         if not self.judged:
             return
         values = [metrics[f"{name}.{monitor}"] for name in self.judged]

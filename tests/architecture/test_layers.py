@@ -34,6 +34,7 @@ HOMES = {
     "sklearn": {"evaluation"},
     "jinja2": {"evaluation"},
     "typer": {"cli"},
+    "faiss": {"export"},
 }
 # `runs.doctor` looks at the installation itself.
 EXEMPT = {("runs", "torch"): {"doctor.py"}}

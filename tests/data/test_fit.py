@@ -13,7 +13,7 @@ from recdistill.errors import LogError
 from recdistill.spec.features import FeatureSpec
 from tests.oracles import encoding as oracle
 
-moderate = settings(max_examples=40, deadline=None)
+moderate = settings(max_examples=40)
 
 
 def fitted(columns, frame, post_event=None):

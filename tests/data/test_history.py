@@ -9,7 +9,7 @@ from recdistill.data import history as module
 from recdistill.data.history import causal, past_lists
 from tests.oracles import history as oracle
 
-moderate = settings(max_examples=60, deadline=None)
+moderate = settings(max_examples=60)
 MISSING = -(2**63)
 
 

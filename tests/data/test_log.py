@@ -442,7 +442,7 @@ def test_a_split_by_time_cuts_off_the_latest_rows():
     }
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=60), st.sampled_from([0.1, 0.25, 0.4]))
 def test_rows_of_one_instant_stay_together_and_splits_follow_each_other(times, share):
     found = split_of({"t": times}, spec_of(time="t", split={"time": {"valid": share, "test": share}}))

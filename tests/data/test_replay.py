@@ -192,7 +192,7 @@ def test_post_event_histories_are_encoded_likewise(encoded):
 # What a row must not know
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_later_rows_change_no_earlier_training_value(tmp_path_factory, data):
     """Scaling aside, which is learned from all rows that are trained on, as of every numeric column."""

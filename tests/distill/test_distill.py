@@ -104,7 +104,7 @@ def test_schedules_count_steps_or_fractions_of_the_phase() -> None:
             wrong()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 40), st.integers(0, 5), st.randoms())
 def test_a_shuffled_signal_moves_every_row_and_follows_the_rows_when_they_are_reordered(
     rows: int, seed: int, random

@@ -1,6 +1,7 @@
 """Combined signals and selectors: what they say for a row, whom they teach, and that nothing depends on the order."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recdistill.data.batch import Batch, View
-from recdistill.distill.combine import SIGNALS, closest, mean, pick, reverse, route, vote, weighted
+from recdistill.distill.combine import SIGNALS, closest, mean, memory, pick, reverse, route, vote, weighted
 from recdistill.distill.compile import compile_job, examine
 from recdistill.distill.schedule import Now, cosine
 from recdistill.distill.selector import SELECTORS, agrees, any_of, beats, sampled, smallest
@@ -190,6 +191,18 @@ def test_agrees_and_beats_look_at_labels_and_sides() -> None:
         assert bool(beats(A, B, Y, margin=0.1).mask(s)[i]) == (better and not math.isnan(label))
 
 
+def test_what_is_not_remembered_agrees_with_nothing() -> None:
+    class Store:
+        def read(self, row_id_B: Tensor) -> Tensor:
+            return torch.tensor([1.0, -1.0, NAN, NAN, NAN, 2.0])[: len(row_id_B)]
+
+    remembered = memory(B)
+    s = replace(scene(), memories={remembered.key: Store()})
+    assert agrees(remembered, Y).mask(s).tolist() == [True, True, False, False, False, True]
+    assert agrees(Y, remembered).mask(s).tolist() == [True, True, False, False, False, True]
+    assert not bool(beats(A, remembered, Y).mask(s)[2:5].any())
+
+
 def test_smallest_keeps_the_easiest_labelled_rows() -> None:
     s = scene(rows=60)
     measured = Term("m", bce, B, (Y,))
@@ -305,16 +318,17 @@ def of_copies(*terms: str, **members: Any) -> Job:
 
 def test_each_makes_a_term_for_each_text() -> None:
     term = "soft(student.logit, expert[:].logit) * behind(1, 0, student.auc, expert[:].auc, scenario=each('a b c'))"
-    plan = compile_job(of_copies("bce(student.logit, y)", term), SPEC)
+    spec = SPEC.model_copy(update={"scenario": "user"})
+    plan = compile_job(of_copies("bce(student.logit, y)", term), spec)
     weights = [found.schedules[0] for found in plan.phases[0].terms[4:]]
     assert [[metric.key for metric in w.metrics] for w in weights] == [
         [f"student.auc@{s}", f"expert_{k}.auc@{s}"] for k, s in enumerate("abc")
     ]
     alone = compile_job(
-        of_copies("bce(student.logit, y) * behind(1, 0, student.auc, student.auc, scenario=each('a b'))"), SPEC
+        of_copies("bce(student.logit, y) * behind(1, 0, student.auc, student.auc, scenario=each('a b'))"), spec
     )
     assert len(alone.phases[0].terms) == 3 + 2
-    problems = examine(of_copies("bce(student.logit, y)", term.replace("a b c", "a b")), SPEC)[1]
+    problems = examine(of_copies("bce(student.logit, y)", term.replace("a b c", "a b")), spec)[1]
     assert len(problems) == 1 and "each() names [2] texts for 3 copies" in problems[0]
 
 

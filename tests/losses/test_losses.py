@@ -191,7 +191,7 @@ def test_l2_compares_layers_by_their_mean_over_the_width() -> None:
     assert np.allclose(LOSSES["l2"](student, teacher).numpy(), oracle.l2(student.numpy(), teacher.numpy()), rtol=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(-20, 20), st.floats(-20, 20), st.floats(0.5, 50))
 def test_the_gradient_of_soft_is_the_difference_of_softened_probabilities_times_t(
     s: float, t: float, temperature: float

@@ -154,6 +154,24 @@ def same(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bo
     return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
+def pairs_of_fields(seed: int, rows: Sequence[int]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Six categorical columns of twenty values, which like each other or not, and the logit of each row; CTR 0.32."""
+    rng = np.random.default_rng(seed)
+    value_NF = rng.integers(20, size=(sum(rows), 6))
+    first_FV, vector_FVK = 0.35 * rng.normal(size=(6, 20)), 0.3 * rng.normal(size=(6, 20, 4))
+    field_F = np.arange(6)
+    vector_NFK = vector_FVK[field_F, value_NF]
+    pair_N = (np.square(vector_NFK.sum(1)) - np.square(vector_NFK).sum(1)).sum(1) / 2
+    logit_N = first_FV[field_F, value_NF].sum(1) + 1.2 * pair_N - 0.95
+    return {f"c{k}": value_NF[:, k] for k in field_F} | {"part": splits(rows)}, logit_N
+
+
+def clicks(logit_N: np.ndarray, seed: int) -> np.ndarray:
+    """Labels drawn from logits."""
+    rng = np.random.default_rng([seed, 1])
+    return (rng.random(len(logit_N)) < 1 / (1 + np.exp(-logit_N))).astype(np.int8)
+
+
 def splits(rows: Sequence[int]) -> np.ndarray:
     """A split column: so many rows of train (0), valid (1) and test (2)."""
     return np.repeat(np.arange(3), rows)

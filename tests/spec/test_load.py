@@ -583,7 +583,7 @@ RICH_JOB = changed(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_a_damaged_spec_is_refused_with_nothing_but_a_list_of_problems(data):
     raw = damaged(RICH_SPEC, data)
@@ -597,7 +597,7 @@ def test_a_damaged_spec_is_refused_with_nothing_but_a_list_of_problems(data):
 
 
 @pytest.mark.usefixtures("folder")
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_job_is_refused_with_nothing_but_a_list_of_problems(data):
     raw = damaged(RICH_JOB, data)
@@ -611,7 +611,7 @@ def test_a_damaged_job_is_refused_with_nothing_but_a_list_of_problems(data):
         assert made.problems() == made.problems_with(its_spec) == []
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.sampled_from("ab:-[]{}!&*<>?|#'\"%@`,\n\t 01~="), max_size=25))
 def test_no_text_in_a_file_raises_anything_but_a_spec_error(folder, text):
     try:

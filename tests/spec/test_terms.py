@@ -187,7 +187,7 @@ terms = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(terms)
 @example(ParsedTerm((Call("f"), -2), Name(("s",))))
 @example(ParsedTerm((-2,), Name(("s",))))
@@ -267,7 +267,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join) | st.text(max_size=20))
 def test_no_text_raises_anything_but_a_syntax_error(text):
     try:
@@ -278,7 +278,7 @@ def test_no_text_raises_anything_but_a_syntax_error(text):
         assert parse_term(str(tree)) == tree
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(list(ACCEPTED)), st.data())
 def test_a_damaged_term_is_refused_or_read_as_something_that_can_be_shown(text, data):
     place = data.draw(st.integers(0, len(text)))

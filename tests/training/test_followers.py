@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from recdistill.distill.schedule import Now
+from recdistill.errors import TrainingError
 from tests.conftest import Small
 from tests.training.bench import BCE, LAST, STUDENT, Bench, distance, problems, same
 
@@ -175,3 +176,46 @@ def test_a_copy_of_a_member_on_borrowed_tables_has_all_of_them(small: Small, gro
     batch = b.batch()
     played = play(b.cast, ["booster", "copy"], batch)
     assert torch.equal(played["booster"].logits_BK, played["copy"].logits_BK)
+
+
+def test_a_member_that_is_taught_by_its_second_name_is_followed_and_validated(
+    small: Small, group: None, tmp_path: Path
+) -> None:
+    members = {
+        "student": STUDENT, "noisy": {"same": "student", "distort": {"mask": 0.2}},
+        "late": {"ema": {"of": "student", "decay": 0.5}}, "best": {"best": "student"},
+    }  # fmt: skip
+    terms = ["bce(noisy.logit, label)", "soft(noisy.logit, late.logit)"]
+    b = Bench.of(small, members, [{"steps": 40, "terms": terms, "stop": {"every": 2, "patience": 1}}], train=WILD)
+    b.fit(tmp_path / "fit")
+    events = [json.loads(line) for line in (tmp_path / "fit" / "metrics.jsonl").read_text().splitlines()]
+    losses = {e["step"]: e["values"]["student.logloss"] for e in events if e["kind"] == "evaluation"}
+    best = min(losses, key=lambda step: losses[step])
+    assert json.loads((tmp_path / "fit" / "fit.json").read_text())["kept"] == [best]
+    assert max(losses) == best + 2 < 40  # stopped by patience
+    b.engine.run(0, b.plan.phases[0])
+    assert b.engine.followers.ready == {"late", "best"}
+    assert same(b.state("best"), b.state("student"))
+
+
+WILD = {"dense": {"sgd": {"lr": 3.0}}, "tables": {"sgd": {"lr": 30.0}}}
+
+
+@pytest.mark.parametrize("origin", [{"snapshot": {"of": "student", "every": 1000}}, {"previous": "student"}])
+def test_a_copy_that_has_copied_nothing_does_not_serve(
+    small: Small, group: None, tmp_path: Path, origin: dict[str, Any]
+) -> None:
+    members = {"student": {**STUDENT, "serve": False}, "copy": {**origin, "serve": True}}
+    b = Bench.of(small, members, [{"steps": 4, "terms": [BCE], **LAST}])
+    with pytest.raises(TrainingError, match=r"members\.copy: serves, but has copied nothing from 'student'"):
+        b.fit(tmp_path / "fit")
+    assert not (tmp_path / "fit" / "checkpoints" / "final").exists()
+
+
+def test_the_best_evaluation_is_none_where_validation_rows_are_trained_on(small: Small) -> None:
+    members = {"student": {**STUDENT, "serve": False}, "copy": {"best": "student", "serve": True}}
+    found = problems(small, members, [{"steps": 4, "terms": [BCE]}], train={"refit": True})
+    assert found == ["phases.0: 'copy' follows the best evaluation, of which there is none; remove train.refit"]
+    idle = {**members, "other": {**STUDENT, "serve": False}}
+    phases = [{"steps": 4, "terms": [BCE]}, {"steps": 4, "terms": ["soft(other.logit, copy.logit)"]}]
+    assert len(problems(small, idle, phases, train={"refit": True})) == 1  # where it follows, not where it teaches

@@ -21,7 +21,7 @@ from recdistill.export.build import describe_inputs
 from recdistill.spec.features import FeatureSpec
 from tests.oracles import encoding as oracle
 
-moderate = settings(max_examples=12, deadline=None)  # each example draws many values
+moderate = settings(max_examples=12)  # each example draws many values
 
 BITS = {"Int8": 8, "Int16": 16, "Int32": 32, "Int64": 64, "UInt8": 8, "UInt16": 16, "UInt32": 32, "UInt64": 64}
 DTYPES = {

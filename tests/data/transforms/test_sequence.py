@@ -18,7 +18,7 @@ from recdistill.spec.load import parse_feature_spec
 
 INT_MIN = -(2**63)
 KNOWN = [1, 2, 3, 7]
-moderate = settings(max_examples=40, deadline=None)
+moderate = settings(max_examples=40)
 
 
 class Case:
