@@ -23,9 +23,10 @@ from tests.signatures.lab import Lab
 from tests.signatures.worlds import fields
 
 ROW = "self/distortion"
+MMD = "mmd(student.hidden[-1], live(mirror.hidden[-1])) * 0.01"
 AS_THEY_ARE = {"members.student.distort": None, "members.mirror.distort": None}
 LABELS_ALONE = {"phases.0.terms": ["bce(student.logit, label)", "bce(mirror.logit, label)"], "controls": ["plain"]}
-FIXED_TEACHER = {"phases.0.terms.3": "soft(student.logit, mirror.logit)"}
+FIXED_TEACHER = {"phases.0.terms": [*LABELS_ALONE["phases.0.terms"], "soft(student.logit, mirror.logit) * 2", MMD]}
 EXCHANGED = {
     "phases.0.terms": [
         "bce(mirror.logit, label)",

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.signatures.lab import SPLIT, Lab, Outcome, splits
-
-FIELDS, VALUES, RANK = 6, 20, 4
+from tests.signatures.lab import SPLIT, Lab, Outcome, clicks, pairs_of_fields
 
 
 @dataclass(frozen=True)
@@ -34,33 +32,22 @@ class World:
 
 
 def fields(seed: int, rows: Sequence[int], *, labelled: float = 1.0) -> World:
-    """Six columns of twenty values: a linear logit and pairs that like each other; one row in three is clicked.
+    """Six columns of twenty values, which like each other or not.
 
     Args:
         seed: of everything that is drawn.
         rows: of train, valid and test.
         labelled: share of the training rows whose label is known.
     """
-    rng = np.random.default_rng(seed)
-    value_NF = rng.integers(VALUES, size=(sum(rows), FIELDS))
-    single_FV, liking_FVR = 0.35 * rng.normal(size=(FIELDS, VALUES)), 0.3 * rng.normal(size=(FIELDS, VALUES, RANK))
-    field_F = np.arange(FIELDS)
-    chosen_NFR = liking_FVR[field_F, value_NF]
-    pairs_N = (np.square(chosen_NFR.sum(1)) - np.square(chosen_NFR).sum(1)).sum(1) / 2
-    probability_N = 1 / (1 + np.exp(0.95 - single_FV[field_F, value_NF].sum(1) - 1.2 * pairs_N))
-    part_N = splits(rows)
-    known_N = (part_N > 0) | (rng.random(len(part_N)) < labelled)
-    y_N = rng.random(len(part_N)) < probability_N
-    columns: dict[str, Any] = {f"c{k}": value_NF[:, k] for k in field_F} | {
-        "y": [int(y) if known else None for y, known in zip(y_N, known_N, strict=True)],
-        "part": part_N,
-    }
+    values, logit_N = pairs_of_fields(seed, rows)
+    known_N = (values["part"] > 0) | (np.random.default_rng([seed, 2]).random(len(logit_N)) < labelled)
+    y_N = [int(y) if known else None for y, known in zip(clicks(logit_N, seed), known_N, strict=True)]
     spec = {
         "split": SPLIT,
-        "serving": {f"c{k}": "categorical" for k in field_F},
+        "serving": {name: "categorical" for name in values if name != "part"},
         "post_event": {"y": "binary"},
     }
-    return World(columns, probability_N, spec)
+    return World({**values, "y": y_N}, 1 / (1 + np.exp(-logit_N)), spec)
 
 
 def apart(found: Outcome, student: str, *teachers: str) -> float:
