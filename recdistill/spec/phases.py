@@ -1,6 +1,6 @@
 """What a job says of its course: phases, the updates within a step, and the rows that they see."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -81,24 +81,38 @@ class PhaseSpec(Strict):
 
 
 class FeedSpec(Strict):
-    """Rows besides the job's own training rows.
+    """Rows other than all of the job's own training rows.
 
     Attributes:
         log: another parquet log, read with the columns fitted on the job's own; what it lacks of the labels is unknown.
         where: raw columns and the value (or values) that a row of it must have.
         mix: a share of the batch for each of several feeds, ``{log: 3, pool: 1}``.
         noise: no log at all: rows without columns, so many in an epoch, for members that read signals only.
+        shard: ``[k, n]``: the k-th of n parts of the job's own training rows, which have no row in common; ``[0, 2n]``
+            is a part of ``[0, n]``.
+        by: what a shard is made of: single rows, or whole groups.
     """
 
     log: str | None = None
     where: dict[str, Any] = {}
     mix: dict[str, Annotated[int, Field(ge=1)]] = {}
     noise: int | None = Field(None, ge=1)
+    shard: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=2)]] | None = None
+    by: Literal["row", "group"] = "row"
 
     @model_validator(mode="after")
     def _one_kind(self) -> "FeedSpec":
-        if sum((self.log is not None, bool(self.mix), self.noise is not None)) != 1:
-            raise refusal("a feed names exactly one of log, mix, noise")
+        if sum((self.log is not None, bool(self.mix), self.noise is not None, self.shard is not None)) != 1:
+            raise refusal("a feed names exactly one of log, mix, noise, shard")
+        if self.shard is not None and self.shard[0] >= self.shard[1]:
+            raise refusal(f"of {self.shard[1]} shards the last is {self.shard[1] - 1}")
+        if self.by != "row" and self.shard is None:
+            raise refusal("`by` says what a shard is made of; name the `shard`")
         if self.where and self.log is None:
             raise refusal("`where` chooses rows of a log; name the `log`")
         return self
+
+    @property
+    def of_log(self) -> bool:
+        """Whether its rows are those of one log."""
+        return self.log is not None or self.shard is not None

@@ -72,7 +72,7 @@ class Engine:
     def __post_init__(self) -> None:
         self.feeds = {LOG: LogFeed(self.train), **self.feeds}
         self.cursors = {name: Cursor(feed, self.settings.batch, self.seed) for name, feed in self.feeds.items()}
-        self.followers = Followers(self.cast)
+        self.followers = Followers(self.cast, (self.train.log.fingerprint, self.seed))
         self.memories: dict[str, RowMemory] = {}
         self.generations: dict[str, int] = {}
         self.begun: set[str] = set()  # the members that some phase has trained
@@ -131,7 +131,8 @@ class Engine:
             now = Now(step, planned, tuple(watch.seen) if watch else (), step // per_epoch)
             self._set_rates(phase, now, optimizers)
             losses = self.step(phase, self._batches(phase, step), now, optimizers)
-            self.followers.step_taken(step + 1, planned, phase)
+            if met := self.followers.step_taken(step + 1, planned, phase):
+                self.listen(Event("exchange", index, step + 1, planned, met))
             if step % REPORT_EVERY == 0 or step == last - 1:
                 self._report(index, step, planned, losses)
             if watch is not None and watch.is_due(step + 1, last, per_epoch):

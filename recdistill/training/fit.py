@@ -4,8 +4,8 @@
       metrics.jsonl                    losses and validation metrics of every stage
       checkpoints/final/               parameters of all members
       scores/teacher.test.parquet      row_id, label, group, logit, score; for valid and test
-      fit.json                         steps of each phase (taken; kept and planned on validation), seconds; written
-      last
+      fit.json                         steps of each phase (taken; kept and planned on validation), visits of shared
+                                       folders, seconds; written last
 
 With ``refit`` the job is trained twice: first on ``train`` to learn from ``valid`` how many steps each phase takes,
 then on both for as many epochs. Validation scores come from the first training, test scores and parameters from the
@@ -28,9 +28,10 @@ from torch import Tensor
 
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.permute import permute_privileged
-from recdistill.data.reader import Reader, Selection, Thinning
+from recdistill.data.reader import Reader, Selection
 from recdistill.data.recorded import RecordedScores
 from recdistill.data.scores import write_scores
+from recdistill.data.thinning import Shard, Thinning
 from recdistill.data.unknown import Forgetting
 from recdistill.distill.compile import Plan
 from recdistill.distill.layout import is_embedded, lay_out
@@ -162,7 +163,8 @@ class _Fit:
             )
         score_split(engine, _reader(training, data.final.log, ("test",), self.folder), "test", self.folder)
         checkpoint.save(engine.cast, self.folder / "checkpoints" / "final")
-        return engine.cast, {"seed": training.seed, "steps": steps, "kept": kept, "planned": planned}
+        met = {copy: exchange.counts for exchange in engine.followers.exchanges for copy in exchange.copies}
+        return engine.cast, {"seed": training.seed, "steps": steps, "kept": kept, "planned": planned, "exchange": met}
 
     def _stage(self, stage: str, engine: Engine, lengths: list[int] | None, tuned: list[int] | None) -> list[int]:
         """Run all phases, from where an earlier attempt stood; the steps behind the parameters of each."""
@@ -278,6 +280,9 @@ def _feeds(training: Training, logs: Logs, train: Reader, folder: Path) -> dict[
         chosen = selection(plan, train.log, reads_for, lists=lists)
         if name == LOG:
             return LogFeed(replace(train, selection=chosen))
+        if (shard := plan.feeds[name].shard) is not None:
+            mine = Shard(*shard, by_group=plan.feeds[name].by == "group")
+            return LogFeed(replace(train, selection=chosen, thinning=replace(train.thinning, shard=mine)))
         log = logs.feeds[name]
         _refuse_lacking(plan, log, chosen, name, reads_for)
         # all rows of a log from which nothing is learned form the test split

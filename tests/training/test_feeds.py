@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 
 from recdistill.data.batch import Batch
-from recdistill.data.reader import Reader, Selection, Thinning
+from recdistill.data.reader import Reader, Selection
+from recdistill.data.thinning import Thinning
 from recdistill.data.transforms.rows import UNKNOWN
 from recdistill.distill.schedule import Now
 from recdistill.errors import LogError, TrainingError
