@@ -9,6 +9,7 @@ import numpy as np
 from recdistill.data.scores import Scored
 from recdistill.evaluation.auc import auc
 from recdistill.evaluation.calibration import ece_equal_mass, log_loss, normalized_entropy, pcoc
+from recdistill.evaluation.churn import churn
 from recdistill.evaluation.grouped import grouped_auc
 from recdistill.evaluation.significance import auc_ci
 
@@ -58,8 +59,14 @@ def by_scenario(scored: Scored) -> dict[str, float]:
 
 
 def summary(seeds: Sequence[Scored]) -> Entry:
-    """Mean, spread and single values of each metric over seeds, and the interval of the AUC."""
+    """Mean, spread and single values of each metric over seeds, and the interval of the AUC.
+
+    The churn of a seed is how far its scores lie from those of the others.
+    """
     per_seed = [metrics_of(scored) for scored in seeds]
+    if len(seeds) > 1:
+        changes = churn(np.stack([scored.score_N for scored in seeds]).astype(np.float64))
+        per_seed = [{**metrics, "churn": float(c)} for metrics, c in zip(per_seed, changes, strict=True)]
     entry: Entry = {}
     for name in per_seed[0]:
         values = [metrics[name] for metrics in per_seed]
