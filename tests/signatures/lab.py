@@ -18,6 +18,7 @@ import yaml
 from recdistill.data.batch import Batch
 from recdistill.data.encode import encode
 from recdistill.data.encoded import EncodedLog
+from recdistill.data.lists import in_lists
 from recdistill.data.scores import read_scores
 from recdistill.distill.compile import Plan, compile_job, problems_of
 from recdistill.distill.member import Member
@@ -75,9 +76,9 @@ class Lab:
 
     def job(self, overrides: Mapping[str, Any] | None = None) -> tuple[Job, EncodedLog]:
         job, spec = parse_job(assign(self.raw, overrides or {}, "lab"), "lab", check=problems_of)
-        return job, encode(
-            spec, str(job.log), self.folder / "encoded" / f"{abs(hash(str(job.where)))}", where=job.where
-        )
+        out = self.folder / "encoded" / f"{abs(hash(str(job.where)))}"
+        log = encode(spec, str(job.log), out, where=job.where)
+        return job, in_lists(log, ("train",), out.with_name(f"{out.name}-lists")) if job.train.whole_lists else log
 
     def plan(self, overrides: Mapping[str, Any] | None = None, arm: str = "main") -> tuple[Plan, Job, EncodedLog, bool]:
         job, log = self.job(overrides)

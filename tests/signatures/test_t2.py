@@ -1,0 +1,151 @@
+"""T2, teacher assistant: each net of a chain learns from the one before it and from no other.
+
+1. In the last hop the student hears its assistant and never the teacher, and in the hop before the assistant hears
+   the teacher; whoever teaches stands still, as it was at its best evaluation.
+2. The student follows its assistant far more closely than it could follow an over-trained teacher.
+
+No gain in AUC is promised on a smooth log like this one.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recdistill.data.batch import Batch
+from recdistill.nets.inputs import Outputs
+from tests.signatures.lab import Lab, Outcome, answering, same
+from tests.signatures.traces import steps_of, traced
+from tests.signatures.worlds import apart, fields
+
+ROW = "transfer/teacher_assistant"
+DIRECT = {"phases.2.terms.1": "soft(student.logit, teacher.logit, temperature=2) * 0.7"}
+BOTH = {"phases.2.terms.1": "soft(student.logit, mean(teacher.logit, assistant.logit), temperature=2) * 0.7"}
+SCRATCH = {"phases.1.terms": ["bce(assistant.logit, label)"]}
+TOGETHER = {
+    "phases.2.terms": [
+        "bce(student.logit, label) * 0.3",
+        "soft(student.logit, assistant.logit, temperature=2) * 0.7",
+        "bce(assistant.logit, label)",
+    ]
+}
+
+
+def chain(folder: Path, seed: int, *, rows: int, steps: Sequence[int], batch: int = 256) -> Lab:
+    """A small student, an assistant and a teacher that learns its rows by heart; validation holds the training rows."""
+    world = fields(seed, (rows, rows, rows)).with_training_rows_for_validation()
+    overrides = {
+        "members.student.net": {"mlp": [8]},
+        "members.assistant.net": {"mlp": [16]},
+        "members.teacher": {"net": {"mlp": [128, 64]}, "dim": 16},
+        "train": {
+            "batch": batch,
+            "table_std": 0.3,
+            "tables": {"rowwise_adagrad": {"lr": 0.05}},
+            "dense": {"adam": {"lr": 0.003}},
+            "stop": {"every": 1000, "keep": "last"},
+        },
+    }
+    for k, count in enumerate(steps):
+        overrides |= {f"phases.{k}.epochs": None, f"phases.{k}.steps": count}
+    return world.lab(folder / str(seed), ROW, overrides)
+
+
+def small(folder: Path) -> Lab:
+    return chain(folder, 0, rows=256, steps=(6, 6, 6), batch=64)
+
+
+# 1: who hears whom
+
+
+def with_another_word(lab: Lab, overrides: Mapping[str, Any], *, of: str, phase: int) -> Outcome:
+    """A training in which a member answers otherwise throughout a phase."""
+    with steps_of(phase) as inside:
+
+        def change(name: str, found: Outputs, batch: Batch) -> Outputs:
+            return found._replace(logits_BK=2 - found.logits_BK) if inside() and name == of else found
+
+        with answering(change):
+            return lab.fit(overrides)
+
+
+def check_each_hears_the_one_before(lab: Lab, overrides: Mapping[str, Any]) -> None:
+    plain = lab.fit(overrides)
+
+    def hears(learner: str, teacher: str, phase: int) -> bool:
+        found = with_another_word(lab, overrides, of=teacher, phase=phase)
+        return not same(found.parameters(learner), plain.parameters(learner))
+
+    assert hears("assistant", "teacher", 1), "the assistant is no student of the teacher"
+    assert hears("student", "assistant", 2), "the student does not hear its assistant"
+    assert not hears("student", "teacher", 2), "the student hears the teacher"
+
+
+def check_teachers_stand_still(lab: Lab, overrides: Mapping[str, Any]) -> None:
+    """And are what they were at their best evaluation."""
+    steps, outcome = traced(lab, {"train.stop": {"every": 1}, **overrides})
+    events = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
+    for phase, name in enumerate(("teacher", "assistant")):
+        losses = [
+            event["values"][f"{name}.logloss"]
+            for event in events
+            if event["kind"] == "evaluation" and event["phase"] == phase
+        ]
+        course = [step for step in steps if step.phase == phase]
+        best = course[int(np.argmin(losses))].after[name]
+        later = [step for step in steps if step.phase > phase]
+        assert later
+        assert all(same(step.before[name], best) for step in later), f"the {name} moves, or is not at its best"
+
+
+def test_each_hears_the_one_before(tmp_path: Path) -> None:
+    lab = small(tmp_path)
+    check_each_hears_the_one_before(lab, {})
+    for wrong in (DIRECT, BOTH, SCRATCH):
+        with pytest.raises(AssertionError):
+            check_each_hears_the_one_before(lab, wrong)
+
+
+def test_teachers_stand_still_at_their_best(tmp_path: Path) -> None:
+    lab = small(tmp_path)
+    lab.raw["train"]["dense"] = {"adam": {"lr": 0.2}}  # so fast that the last evaluation is not the best
+    check_teachers_stand_still(lab, {})
+    for wrong in (TOGETHER, {"train.stop": {"every": 1, "keep": "last"}}):
+        with pytest.raises(AssertionError):
+            check_teachers_stand_still(lab, wrong)
+
+
+# 2: what a hop loses
+
+
+def mean_apart(labs: Sequence[Lab], overrides: Mapping[str, Any], *teachers: str) -> float:
+    return float(np.mean([apart(lab.fit(overrides, seed=k), "student", *teachers) for k, lab in enumerate(labs)]))
+
+
+def check_the_last_hop_is_short(hop: float, direct: float) -> None:
+    assert hop < direct / 3
+
+
+def long_chains(folder: Path, count: int) -> list[Lab]:
+    return [chain(folder, seed, rows=3000, steps=(150, 300, 300)) for seed in range(count)]
+
+
+def test_the_student_follows_its_assistant(tmp_path: Path) -> None:
+    labs = long_chains(tmp_path, 1)
+    direct = mean_apart(labs, DIRECT, "teacher")
+    check_the_last_hop_is_short(mean_apart(labs, {}, "assistant"), direct)
+    with pytest.raises(AssertionError):
+        check_the_last_hop_is_short(direct, direct)
+
+
+@pytest.mark.signature
+def test_the_student_follows_its_assistant_over_seeds(tmp_path: Path) -> None:
+    labs = long_chains(tmp_path, 5)
+    direct = mean_apart(labs, DIRECT, "teacher")
+    check_the_last_hop_is_short(mean_apart(labs, {}, "assistant"), direct)
+    for wrong in (direct, mean_apart(labs, BOTH, "teacher", "assistant"), mean_apart(labs, {}, "teacher")):
+        with pytest.raises(AssertionError):
+            check_the_last_hop_is_short(wrong, direct)
