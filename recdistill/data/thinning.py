@@ -33,7 +33,8 @@ class Shard:
 
     def holds(self, key_N: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether rows, or groups, belong to it, by their ids."""
-        return (drawn(key_N, "shard", 0) * self.of).astype(np.int64) == self.number
+        place_N: NDArray[np.int64] = (drawn(key_N, "shard", 0) * self.of).astype(np.int64)
+        return place_N == self.number
 
 
 @dataclass(frozen=True)

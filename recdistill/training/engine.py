@@ -131,8 +131,7 @@ class Engine:
             now = Now(step, planned, tuple(watch.seen) if watch else (), step // per_epoch)
             self._set_rates(phase, now, optimizers)
             losses = self.step(phase, self._batches(phase, step), now, optimizers)
-            if met := self.followers.step_taken(step + 1, planned, phase):
-                self.listen(Event("exchange", index, step + 1, planned, met))
+            self._follow(index, phase, step + 1, planned)
             if step % REPORT_EVERY == 0 or step == last - 1:
                 self._report(index, step, planned, losses)
             if watch is not None and watch.is_due(step + 1, last, per_epoch):
@@ -186,6 +185,11 @@ class Engine:
         for group in optimizers:
             scale_learning_rates(group, factor)
         self.cast.tables.set_learning_rate(factor)
+
+    def _follow(self, index: int, phase: Phase, step: int, planned: int) -> None:
+        """Let followers follow, and tell what they have found of other processes."""
+        if met := self.followers.step_taken(step, planned, phase):
+            self.listen(Event("exchange", index, step, planned, met))
 
     def step(
         self, phase: Phase, batches: Mapping[str, Batch], now: Now, optimizers: Sequence[Optimizers]
