@@ -77,6 +77,10 @@ class Member:
         """A copy of it as it was when the phase began."""
         return Member(previous={"of": self})
 
+    def remote(self, exchange: str, name: str, **options: Any) -> "Member":
+        """A copy of it as it is in other processes, by way of a shared folder."""
+        return Member(remote={"of": self, "exchange": exchange, "name": name, **options})
+
     def again(self, **keywords: Any) -> "Member":
         """The same parameters under a second name, seen through another distortion or input."""
         return Member(same=self, **keywords)

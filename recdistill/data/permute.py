@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recdistill.data.encoded import EncodedLog
-from recdistill.data.reader import drawn
+from recdistill.data.thinning import drawn
 
 
 def permute_privileged(log: EncodedLog, split: str, columns: tuple[str, ...], *, seed: int, out: Path) -> None:

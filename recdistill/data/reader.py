@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from recdistill.data.batch import Audience, Batch, Candidates, Jagged, View, concat
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.lists import list_of
-from recdistill.data.transforms.hashing import bucket_of, hash_texts, splitmix64
+from recdistill.data.thinning import Thinning, drawn
+from recdistill.data.transforms.hashing import hash_texts
 from recdistill.data.unknown import Forgetting
 from recdistill.errors import LogError, VisibilityError
 
@@ -51,21 +52,6 @@ class Selection:
     labels: tuple[str, ...] = ()
     groups: bool = False
     scenarios: bool = False
-
-
-@dataclass(frozen=True)
-class Thinning:
-    """Rows and labels that are set aside, drawn by row id and seed (an experiment, or negative downsampling)."""
-
-    seed: int = 0
-    keep_labels: float = 1.0
-    negative_keep_rate: float = 1.0
-
-
-def drawn(row_id_N: NDArray[np.int64], purpose: str, seed: int) -> NDArray[np.float64]:
-    """A number in [0, 1) for each row, fixed by row id, purpose and seed."""
-    salt = splitmix64(hash_texts(pl.Series([purpose])) ^ np.int64(seed))[0]
-    return bucket_of(splitmix64(row_id_N ^ salt), 2**53) / 2.0**53
 
 
 @dataclass
@@ -131,7 +117,7 @@ class Reader:
 
     def rows(self) -> int:
         """Rows of an epoch."""
-        if self.thinning.negative_keep_rate == 1:
+        if not self.thinning.of_rows:
             return sum(self.log.rows[split] for split in self.splits)
         if self._counted is None:
             self._counted = len(self.row_ids())
@@ -148,15 +134,15 @@ class Reader:
 
     def row_ids(self) -> NDArray[np.int64]:
         """The ids of all rows of an epoch."""
-        found = [_columns(self._read(*group, "labels", self._labels)) for group in self.groups]
-        return np.concatenate([c["row_id"][self._kept(c)] for c in found]) if found else np.zeros(0, np.int64)
+        found = [self._read(*group, "labels", self._decisive) for group in self.groups]
+        kept = [table["row_id"].to_numpy()[self._kept(table)] for table in found]
+        return np.concatenate(kept) if kept else np.zeros(0, np.int64)
 
     def _lists(self) -> Iterator[NDArray[np.int64]]:
         """The list of each row of an epoch, row group by row group."""
         for group in self.groups:
-            table = self._read(*group, "labels", (*self._labels, "group"))
-            frame = pl.DataFrame(pl.from_arrow(table.select(["row_id", "group"])))
-            yield list_of(frame)[self._kept(_columns(table.drop_columns(["group"])))]
+            table = self._read(*group, "labels", (*self._decisive, "group"))
+            yield _lists(table)[self._kept(table)]
 
     def scenarios(self) -> NDArray[np.str_]:
         """The scenario of each row as a text, empty where it has none, in the order of the log."""
@@ -219,10 +205,9 @@ class Reader:
             yield concat(left)
 
     def _load(self, split: str, file: int, group: int) -> Batch:
-        table = self._read(split, file, group, "labels", (*self._labels, *self._roles))
-        hashed = [role for role in ("group", "scenario") if role in self._roles]
-        labels = _columns(table.drop_columns(hashed))
-        kept = self._kept(labels)
+        table = self._read(split, file, group, "labels", (*self._decisive, *self._roles))
+        labels = _columns(table.drop_columns([role for role in ("group", "scenario") if role in table.column_names]))
+        kept = self._kept(table)
         serving = self._view("serving", self.selection.serving, labels["row_id"], (split, file, group), kept)
         privileged = None
         if self.selection.privileged:
@@ -239,8 +224,7 @@ class Reader:
         weight = torch.from_numpy(labels["weight"][kept].copy()) if self.log.spec.weight else torch.ones(len(row_id))
         groups = scenarios = None
         if self.selection.groups:
-            frame = pl.DataFrame(pl.from_arrow(table.select(["row_id", "group"])))
-            groups = torch.from_numpy(list_of(frame)[kept].copy())
+            groups = torch.from_numpy(_lists(table)[kept].copy())
         if self.selection.scenarios:
             named = pl.Series(pl.from_arrow(table["scenario"])).cast(pl.String)  # hashed as the words of a job are
             scenarios = torch.from_numpy(hash_texts(named)[kept].copy())
@@ -261,14 +245,19 @@ class Reader:
         }
         return tuple(role for role, read in chosen.items() if read)
 
-    def _kept(self, labels: dict[str, NDArray[Any]]) -> slice | NDArray[np.int64]:
-        """The rows of a group that take part: all, or all but the negatives that are thinned out."""
-        row_id = labels["row_id"]
-        if self.thinning.negative_keep_rate == 1:
+    @property
+    def _decisive(self) -> tuple[str, ...]:
+        """All labels, and what else decides which rows take part."""
+        return (*self._labels, "group") if self.thinning.by_group else self._labels
+
+    def _kept(self, table: pa.Table) -> slice | NDArray[np.int64]:
+        """The rows of a row group that take part."""
+        if not self.thinning.of_rows:
             return slice(None)
-        negative = labels[self.selection.labels[0]] == 0
-        draw = drawn(row_id, "negative_keep_rate", self.thinning.seed)
-        return np.flatnonzero(~negative | (draw < self.thinning.negative_keep_rate))
+        label_N = table[self.selection.labels[0]].to_numpy()
+        return self.thinning.kept(
+            table["row_id"].to_numpy(), label_N, _lists(table) if self.thinning.by_group else None
+        )
 
     def _view(
         self,
@@ -312,6 +301,11 @@ class Reader:
 
 def _columns(table: pa.Table) -> dict[str, NDArray[Any]]:
     return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def _lists(table: pa.Table) -> NDArray[np.int64]:
+    """The list of each row: the hash of its group."""
+    return list_of(pl.DataFrame(pl.from_arrow(table.select(["row_id", "group"]))))
 
 
 def _jagged(table: pa.Table, name: str) -> Jagged:

@@ -204,7 +204,7 @@ def _is_second(c: Compiler, name: str | None) -> bool:
 
 def _second(c: Compiler, name: str, described: MemberSpec, source: Member) -> Member:
     """A member that has the net of another one: a copy that follows it, or a second name of it."""
-    origin = described.ema or described.best or described.snapshot or described.previous or Same(source.name)
+    origin = described.following or Same(source.name)
     inputs, embed = _signals(c, name, described)
     changes: dict[str, Any] = {
         "name": name,

@@ -110,7 +110,7 @@ def _copy(name: str, member: MemberSpec, k: int, copies: Copies, problems: list[
         "share": Sharing(tables=tables, own=share.own, trunk=other(share.trunk or mine), modules=modules),
         "inputs": [made for where, text in places.items() for made in _inputs(text, where, copies, problems)],
     }
-    for key in ("ema", "best", "snapshot", "previous", "edit"):
+    for key in ("ema", "best", "snapshot", "previous", "remote", "edit"):
         if (origin := getattr(member, key)) is not None:
             changes[key] = origin.model_copy(update={"of": _twin(origin.of, name, k, copies)})
     if member.same is not None:

@@ -9,11 +9,11 @@ from recdistill.distill.signal import Remembered, Signal
 from recdistill.distill.term import Term
 from recdistill.edits.towers import Edit
 from recdistill.nets.catalog import Net
-from recdistill.spec.members import Best, Distortion, Ema, FromRun, Previous, Recorded, Sharing, Snapshot
+from recdistill.spec.members import Best, Distortion, Ema, FromRun, Previous, Recorded, Remote, Sharing, Snapshot
 from recdistill.spec.train import DenseOptimizer, StopRule
 
 RECORDED = "recorded"  # in place of a net: of the member only its scores are left
-Following = Ema | Best | Snapshot | Previous
+Following = Ema | Best | Snapshot | Previous | Remote
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from recdistill.evaluation.calibration import (
     pcoc,
     reliability,
 )
+from recdistill.evaluation.churn import churn
 from recdistill.evaluation.grouped import GroupedAuc, GroupTable, group_table, grouped_auc
 from recdistill.evaluation.paired import compare_users
 from recdistill.evaluation.significance import (
@@ -58,6 +59,7 @@ __all__ = [
     "auc",
     "auc_ci",
     "brier",
+    "churn",
     "compare",
     "compare_users",
     "delong_covariance",

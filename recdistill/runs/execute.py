@@ -161,7 +161,7 @@ def _conclude(
     results = collect(folder, plans, data, seeds)
     artefact = export_student(folder, job, plans[0][1], data.final.log, log, best_seed(results))
     fits = {arm.name: [folder.summary(arm.name, seed) for seed in seeds] for arm, _ in plans}
-    results = replace(results, warnings=[*results.warnings, *budget_warnings(fits)])
+    results = replace(results, warnings=[*results.warnings, *budget_warnings(fits), *exchange_warnings(fits)])
     timings = {name: [summary["seconds"] for summary in found] for name, found in fits.items()}
     judged = job.label if job.ranking is not None else job.label[1:]
     rows = {label: collect(folder, plans, data, seeds, label) for label in judged}
@@ -347,6 +347,22 @@ def budget_warnings(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dic
             made.append(
                 {"cause": "still_improving", "message": f"{what}, or the comparison is of unfinished trainings"}
             )
+    return made
+
+
+def exchange_warnings(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
+    """Warnings about shared folders in which others were missing, or have left what could not be used."""
+    made = []
+    for arm, summaries in fits.items():
+        for name in dict.fromkeys(name for summary in summaries for name in summary.get("exchange", {})):
+            found = [summary["exchange"][name] for summary in summaries]
+            visits, alone, unusable = (sum(each[key] for each in found) for key in ("visits", "alone", "unusable"))
+            if alone or not visits:
+                what = f"{arm}: on {alone} of {visits} visits {name} found nobody else in the shared folder"
+                made.append({"cause": "missing_peers", "message": f"{what}; start all processes at the same time"})
+            if unusable:
+                what = f"{arm}: {unusable} checkpoints that others have left for {name} could not be used"
+                made.append({"cause": "unusable_peers", "message": f"{what}; look for processes that were stopped"})
     return made
 
 

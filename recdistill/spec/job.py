@@ -145,7 +145,7 @@ class Job(Strict):
     def problems_with(self, spec: FeatureSpec) -> list[str]:
         """What is wrong between the job and its feature spec, one sentence each."""
         graph = self.graph.problems_with(spec) if self.graph is not None else []
-        return [*_wrong_labels(self, spec), *_wrong_views(self, spec), *graph]
+        return [*_wrong_labels(self, spec), *_wrong_views(self, spec), *_wrong_shards(self, spec), *graph]
 
 
 def _repeated(job: Job) -> list[str]:
@@ -264,7 +264,7 @@ def _wrong_feeds(job: Job) -> list[str]:
         found.append(f"feeds.{LOG}: is the name of the job's own training rows; choose another one")
     for name, feed in job.feeds.items():
         for part in feed.mix:
-            if part not in feeds or part == name or (part != LOG and job.feeds[part].log is None):
+            if part not in feeds or part == name or (part != LOG and not job.feeds[part].of_log):
                 found.append(f"feeds.{name}.mix.{part}: is no feed of rows of a log; {nearest(part, feeds)}")
         if feed.candidates is not None:
             ranked = feed.candidates.ranked
@@ -313,6 +313,11 @@ def _wrong_labels(job: Job, spec: FeatureSpec) -> list[str]:
             where = "is a serving column already" if name in spec.serving else "is not a post-event column of the spec"
             found.append(f"privileged: {name!r} {where}; {nearest(name, spec.post_event)}")
     return found
+
+
+def _wrong_shards(job: Job, spec: FeatureSpec) -> list[str]:
+    ungrouped = [name for name, feed in job.feeds.items() if feed.by == "group" and spec.group is None]
+    return [f"feeds.{name}.by: the feature spec names no `group`; add the raw column" for name in ungrouped]
 
 
 def _wrong_views(job: Job, spec: FeatureSpec) -> list[str]:

@@ -99,6 +99,25 @@ class Previous(Strict):
     of: str
 
 
+class Remote(Strict):
+    """A copy of another member as it is in other processes, which run the same job on other rows.
+
+    All of them leave their parameters in a shared folder, each under its own name, and read there those of the others.
+    Copies of a remote member are as many others.
+
+    Attributes:
+        of: the member that this process leaves there.
+        exchange: the shared folder.
+        name: what this process is called there; no two may have one name.
+        every: steps between two visits to the folder (or a fraction, below 1, of the phase).
+    """
+
+    of: str
+    exchange: str
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    every: float = Field(gt=0)
+
+
 class Recorded(Strict):
     """The scores that ``recdistill score`` has written for a member of another run, read by row id.
 
@@ -168,7 +187,7 @@ View = Annotated[
 Serves = Annotated[Annotated[ServingView, Tag("mapping")] | Annotated[bool, Tag("plain")], Discriminator(_kind)]
 
 
-ORIGINS = ("frozen", "ema", "best", "snapshot", "previous", "same", "scores", "edit")
+ORIGINS = ("frozen", "ema", "best", "snapshot", "previous", "remote", "same", "scores", "edit")
 
 
 class MemberSpec(Strict):
@@ -177,7 +196,7 @@ class MemberSpec(Strict):
     Attributes:
         net: its architecture, ``{name: options}`` (`recdistill/nets`); trained unless another origin is named.
         frozen: a member of a finished run, which does not change.
-        ema, best, snapshot, previous: a copy of another member of the job that follows it in its own way.
+        ema, best, snapshot, previous, remote: a copy of another member of the job that follows it in its own way.
         same: another member under a second name: the same parameters, seen through another distortion or input.
         scores: no net at all, but scores that an earlier run has written.
         edit: a net of its own, made from another member's by edits; trained.
@@ -209,6 +228,7 @@ class MemberSpec(Strict):
     best: Annotated[Best, BeforeValidator(_of)] | None = None
     snapshot: Snapshot | None = None
     previous: Annotated[Previous, BeforeValidator(_of)] | None = None
+    remote: Remote | None = None
     same: str | None = None
     scores: Annotated[Recorded, BeforeValidator(lambda v: {"file": v} if isinstance(v, str) else v)] | None = None
     edit: Edited | None = None
@@ -245,8 +265,13 @@ class MemberSpec(Strict):
     @property
     def of(self) -> str | None:
         """The member of the job that it follows, is a second name of, or is made from."""
-        origin = self.ema or self.best or self.snapshot or self.previous or self.edit
+        origin = self.following or self.edit
         return self.same if origin is None else origin.of
+
+    @property
+    def following(self) -> Ema | Best | Snapshot | Previous | Remote | None:
+        """In which way it follows another member."""
+        return self.ema or self.best or self.snapshot or self.previous or self.remote
 
     @property
     def columns(self) -> list[str]:

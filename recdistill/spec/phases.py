@@ -1,6 +1,6 @@
 """What a job says of its course: phases, the updates within a step, and the rows that they see."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -78,7 +78,7 @@ class PhaseSpec(Strict):
 
 
 class FeedSpec(Strict):
-    """Rows besides the job's own training rows.
+    """Rows other than all of the job's own training rows.
 
     Attributes:
         log: another parquet log, read with the columns fitted on the job's own; what it lacks of the labels is unknown.
@@ -86,6 +86,9 @@ class FeedSpec(Strict):
         mix: a share of the batch for each of several feeds, ``{log: 3, pool: 1}``.
         noise: no log at all: rows without columns, so many in an epoch, for members that read signals only.
         candidates: users or items of the job's ``graph``, each with candidates to be ranked.
+        shard: ``[k, n]``: the k-th of n parts of the job's own training rows, which have no row in common; ``[0, 2n]``
+            is a part of ``[0, n]``.
+        by: what a shard is made of: single rows, or whole groups.
     """
 
     log: str | None = None
@@ -93,11 +96,29 @@ class FeedSpec(Strict):
     mix: dict[str, Annotated[int, Field(ge=1)]] = {}
     noise: int | None = Field(None, ge=1)
     candidates: CandidatesSpec | None = None
+    shard: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=2)]] | None = None
+    by: Literal["row", "group"] = "row"
 
     @model_validator(mode="after")
     def _one_kind(self) -> "FeedSpec":
-        if sum((self.log is not None, bool(self.mix), self.noise is not None, self.candidates is not None)) != 1:
-            raise refusal("a feed names exactly one of log, mix, noise, candidates")
+        kinds = {
+            "log": self.log is not None,
+            "mix": bool(self.mix),
+            "noise": self.noise is not None,
+            "candidates": self.candidates is not None,
+            "shard": self.shard is not None,
+        }
+        if sum(kinds.values()) != 1:
+            raise refusal(f"a feed names exactly one of {', '.join(kinds)}")
+        if self.shard is not None and self.shard[0] >= self.shard[1]:
+            raise refusal(f"of {self.shard[1]} shards the last is {self.shard[1] - 1}")
+        if self.by != "row" and self.shard is None:
+            raise refusal("`by` says what a shard is made of; name the `shard`")
         if self.where and self.log is None:
             raise refusal("`where` chooses rows of a log; name the `log`")
         return self
+
+    @property
+    def of_log(self) -> bool:
+        """Whether its rows are those of one log."""
+        return self.log is not None or self.shard is not None

@@ -8,7 +8,7 @@ import json
 import shutil
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,18 @@ from recdistill.training.cast import Cast
 from recdistill.training.processes import barrier, rank
 
 
-def save(cast: Cast, folder: Path) -> None:
-    """Write the parameters of all members; the folder appears only when it is complete."""
+def save(cast: Cast, folder: Path, names: Iterable[str] | None = None) -> None:
+    """Write the parameters of all members, or of some; the folder appears only when it is complete."""
+    names = [name for name in (cast.heads if names is None else names) if name in cast.heads]
     work = folder.with_name(f".{folder.name}")
     if rank() == 0:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
     barrier()
-    dense = {f"{n}.{k}": v for n, head in cast.heads.items() for k, v in head.state_dict().items()}
+    dense = {f"{n}.{k}": v for n in names for k, v in cast.heads[n].state_dict().items()}
     aliases = shared_names(dense)
     state: dict[str, Any] = {key: value for key, value in dense.items() if key not in aliases}
-    state |= cast.tables.sharded_state()
+    state |= cast.tables.sharded_state(cast.banks_of(names))
     with _quiet():
         save_distributed(state, storage_writer=HuggingFaceStorageWriter(str(work), save_distributed=True))
     barrier()

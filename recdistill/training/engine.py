@@ -76,7 +76,7 @@ class Engine:
     def __post_init__(self) -> None:
         self.feeds = {LOG: LogFeed(self.train), **self.feeds}
         self.cursors = {name: Cursor(feed, self.settings.batch, self.seed) for name, feed in self.feeds.items()}
-        self.followers = Followers(self.cast)
+        self.followers = Followers(self.cast, (self.train.log.fingerprint, self.seed))
         self.memories: dict[str, RowMemory] = {}
         self.generations: dict[str, int] = {}
         self.begun: set[str] = set()  # the members that some phase has trained
@@ -141,7 +141,7 @@ class Engine:
             now = Now(step, planned, tuple(watch.seen) if watch else (), step // per_epoch)
             self._set_rates(phase, now, optimizers)
             losses = self.step(phase, self._batches(phase, step), now, optimizers)
-            self.followers.step_taken(step + 1, planned, phase)
+            self._follow(index, phase, step + 1, planned)
             if step % REPORT_EVERY == 0 or step == last - 1:
                 self._report(index, step, planned, losses)
             if watch is not None and watch.is_due(step + 1, last, per_epoch):
@@ -205,6 +205,11 @@ class Engine:
         for group in optimizers:
             scale_learning_rates(group, factor)
         self.cast.tables.set_learning_rate(factor)
+
+    def _follow(self, index: int, phase: Phase, step: int, planned: int) -> None:
+        """Let followers follow, and tell what they have found of other processes."""
+        if met := self.followers.step_taken(step, planned, phase):
+            self.listen(Event("exchange", index, step, planned, met))
 
     def step(
         self, phase: Phase, batches: Mapping[str, Batch], now: Now, optimizers: Sequence[Optimizers]

@@ -4,8 +4,8 @@
       metrics.jsonl                    losses and validation metrics of every stage
       checkpoints/final/               parameters of all members
       scores/teacher.test.parquet      row_id, label, group, logit, score; for valid and test
-      fit.json                         steps of each phase (taken; kept and planned on validation), seconds; written
-      last
+      fit.json                         steps of each phase (taken; kept and planned on validation), visits of shared
+                                       folders, seconds; written last
 
 With ``refit`` the job is trained twice: first on ``train`` to learn from ``valid`` how many steps each phase takes,
 then on both for as many epochs. Validation scores come from the first training, test scores and parameters from the
@@ -28,9 +28,10 @@ from torch import Tensor
 
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.nodes import Nodes
-from recdistill.data.reader import Reader, Thinning
+from recdistill.data.reader import Reader
 from recdistill.data.recorded import RecordedScores
 from recdistill.data.scores import write_scores
+from recdistill.data.thinning import Thinning
 from recdistill.data.unknown import Forgetting
 from recdistill.distill.compile import Plan
 from recdistill.distill.layout import lay_out
@@ -100,7 +101,7 @@ class _Fit:
     def run(self) -> tuple[Cast, dict[str, Any]]:
         """Train and score; returns the members and what ``fit.json`` says about the training."""
         training, data, refit = self.training, self.training.data, self.training.settings.refit
-        engine = _engine(training, data.tuning, ("train",), self.folder, self._heard)
+        engine = engine_of(training, data.tuning, ("train",), self.folder, self._heard)
         _check_recorded(engine, training.plan, data.tuning.log)
         phases = training.plan.phases
         planned = [engine.planned_steps(phase) for phase in phases]
@@ -111,7 +112,7 @@ class _Fit:
         steps = kept
         if refit:
             before = [engine.rows_of(phase) for phase in phases]
-            engine = _engine(training, data.final, ("train", "valid"), self.folder, self._heard)
+            engine = engine_of(training, data.final, ("train", "valid"), self.folder, self._heard)
             after = [engine.rows_of(phase) for phase in phases]
             lengths = [round(count * new / old) for count, new, old in zip(kept, after, before, strict=True)]
             steps = self._stage("refit", engine, lengths, kept)
@@ -122,7 +123,8 @@ class _Fit:
             )
         self._score(engine, data.final.log, "test")
         checkpoint.save(engine.cast, self.folder / "checkpoints" / "final")
-        return engine.cast, {"seed": training.seed, "steps": steps, "kept": kept, "planned": planned}
+        met = {copy: exchange.counts for exchange in engine.followers.exchanges for copy in exchange.copies}
+        return engine.cast, {"seed": training.seed, "steps": steps, "kept": kept, "planned": planned, "exchange": met}
 
     def _score(self, engine: Engine, log: EncodedLog, split: str) -> None:
         """Write what the members answer for a split, and how good their lists are."""
@@ -212,7 +214,8 @@ def rarity_by_table(log: EncodedLog) -> dict[str, Tensor]:
     return found
 
 
-def _engine(training: Training, logs: Logs, splits: tuple[str, ...], folder: Path, listen: Listener) -> Engine:
+def engine_of(training: Training, logs: Logs, splits: tuple[str, ...], folder: Path, listen: Listener) -> Engine:
+    """The engine of a training on some splits, with members as they begin."""
     settings, log = training.settings, logs.log
     thinning = Thinning(training.seed, settings.keep_labels, settings.negative_keep_rate)
     train = reader_for(training, log, splits, folder, thinning, lists=settings.whole_lists)

@@ -1,11 +1,11 @@
-"""Members that follow others: moving averages, snapshots, best and previous copies.
+"""Members that follow others: moving averages, snapshots, best and previous copies, and those in other processes.
 
 They have parameters of their own, which nothing trains. Each kind copies from its original at its own moments: after a
 step, at an evaluation, at the start of a phase. Before the first time it knows nothing, and terms that need it are left
 out.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 from recdistill.distill.checks import trained_names
 from recdistill.distill.member import Member, Phase
 from recdistill.distill.schedule import Moment
-from recdistill.spec.members import Best, Ema, Previous, Snapshot
+from recdistill.spec.members import Best, Ema, Previous, Remote, Snapshot
 from recdistill.training.cast import Cast
+from recdistill.training.exchange import Exchange
 
 
 class Followers:
@@ -23,14 +24,18 @@ class Followers:
 
     Args:
         cast: all members.
+        trained_on: what tells the training from others, apart from its terms, for those who meet other processes.
     """
 
-    def __init__(self, cast: Cast) -> None:
+    def __init__(self, cast: Cast, trained_on: Sequence[object] = ()) -> None:
         self.cast = cast
         self.members: dict[str, Member] = {n: m for n, m in cast.members.items() if m.follows is not None}
         self.ready: set[str] = set()
         self.best: dict[str, list[float]] = {n: [] for n, m in self.members.items() if isinstance(m.origin, Best)}
         self.kept: dict[str, list[list[Tensor]]] = {name: [] for name in self.best}
+        remote = {n: m.origin for n, m in self.members.items() if isinstance(m.origin, Remote)}
+        groups = {origin: [n for n, o in remote.items() if o == origin] for origin in remote.values()}
+        self.exchanges = [Exchange(cast, copies, trained_on) for copies in groups.values()]
 
     @property
     def silent(self) -> set[str]:
@@ -40,7 +45,7 @@ class Followers:
     def of(self, trained: Iterable[str]) -> list[str]:
         """Those whose original is among some members, and who follow it while it moves."""
         names = {*trained}
-        moving = {n: m for n, m in self.members.items() if not isinstance(m.origin, Previous | Snapshot)}
+        moving = {n: m for n, m in self.members.items() if not isinstance(m.origin, Previous | Snapshot | Remote)}
         names |= {n for n, m in moving.items() if m.follows in names}
         return [n for n, m in moving.items() if m.follows in names]
 
@@ -50,13 +55,16 @@ class Followers:
             if isinstance(member.origin, Previous) and not first:
                 self._copy(name)
 
-    def step_taken(self, step: int, planned: int, phase: Phase) -> None:
-        """Averages and snapshots follow the members that the phase trains.
+    def step_taken(self, step: int, planned: int, phase: Phase) -> dict[str, float]:
+        """Averages and snapshots follow the members that the phase trains, others are met.
 
         Args:
             step: steps taken in the phase, this one included.
             planned: steps that the phase takes.
             phase: the phase.
+
+        Returns:
+            What was found of other processes.
         """
         moving = trained_names(phase.trained, self.cast.members)
         for name, member in self.members.items():
@@ -67,6 +75,13 @@ class Followers:
                 self._average(name, origin.decay**origin.every)
             elif isinstance(origin, Snapshot) and Moment(origin.every).stretch(step, planned)[0] == step:
                 self._copy(name)
+        found: dict[str, float] = {}
+        for exchange in self.exchanges:
+            due = Moment(exchange.origin.every).stretch(step, planned)[0] == step
+            if due and exchange.origin.of in moving:
+                found |= exchange.visit(phase, step)
+                self.ready |= exchange.taken
+        return found
 
     def evaluated(self, values: dict[str, float], monitor: str, trained: Iterable[str]) -> None:
         """Best copies become their original, if this was one of its best evaluations.

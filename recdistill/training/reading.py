@@ -8,7 +8,8 @@ from recdistill.data.candidates import CandidateFeed
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.nodes import Nodes
 from recdistill.data.permute import permute_privileged
-from recdistill.data.reader import Reader, Selection, Thinning
+from recdistill.data.reader import Reader, Selection
+from recdistill.data.thinning import Shard, Thinning
 from recdistill.distill.compile import Plan
 from recdistill.distill.layout import is_embedded, lay_out
 from recdistill.distill.member import Member
@@ -95,6 +96,9 @@ def feeds_of(training: Training, logs: Logs, train: Reader, nodes: Nodes | None,
         chosen = selection(plan, train.log, reads_for, lists=lists)
         if name == LOG:
             return LogFeed(replace(train, selection=chosen))
+        if (shard := plan.feeds[name].shard) is not None:
+            mine = Shard(*shard, by_group=plan.feeds[name].by == "group")
+            return LogFeed(replace(train, selection=chosen, thinning=replace(train.thinning, shard=mine)))
         log = logs.feeds[name]
         _refuse_lacking(plan, log, chosen, name, reads_for)
         # all rows of a log from which nothing is learned form the test split

@@ -11,7 +11,7 @@ Rules that keep it exact, each measured (see the tests):
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -122,13 +122,14 @@ class Tables:
                 for shard in value.local_shards():
                     yield key.removeprefix(prefix), shard.tensor, shard.metadata.shard_offsets[0]
 
-    def sharded_state(self) -> dict[str, Any]:
-        """The tables as TorchRec's sharded tensors, ``tables.bank.table`` to tensor, for distributed checkpoints."""
+    def sharded_state(self, banks: Container[str] | None = None) -> dict[str, Any]:
+        """The tables, of all banks or of some, as TorchRec's sharded tensors, ``tables.bank.table`` to tensor."""
         if self.model is None:
             return {}
         return {
             f"tables.{bank}.{key.removeprefix('embedding_bags.').removesuffix('.weight')}": value
             for bank in self.banks
+            if banks is None or bank in banks
             for key, value in self.model.module[bank].state_dict().items()
         }
 

@@ -14,8 +14,10 @@ from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 from recdistill.spec.load import assign, dump_yaml, parse_job, read_yaml
 from recdistill.training.cast import Cast
-from recdistill.training.fit import fit
-from recdistill.training.reading import Data, Training
+from recdistill.training.engine import Engine
+from recdistill.training.fit import engine_of, fit
+from recdistill.training.reading import Data, Logs, Training
+from recdistill.training.runlog import silent
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").rglob("*.yaml"))
 ROWS = 1600
@@ -58,6 +60,8 @@ class Contract:
             for kind, options in net.items() if isinstance(net, dict) else ():
                 if isinstance(options, dict) and "dropout" in options:
                     changes[f"members.{name}.net.{kind}.dropout"] = 0.0
+            if member.get("snapshot", {}).get("every", 0) > 1:  # a fraction is short enough
+                changes[f"members.{name}.snapshot.every"] = 2
             changes[f"members.{name}.warm_start"] = None
             changes[f"members.{name}.dense"] = None
         raw = assign(raw, changes, str(path))
@@ -70,6 +74,12 @@ class Contract:
         job, _ = parse_job(assign(self.raw, overrides or {}, self.name), self.name, check=problems_of)
         chosen = next(a for a in arms(job) if a.name.startswith(arm))
         return compile_job(chosen.job, self.spec), chosen
+
+    def engine(self) -> Engine:
+        """What trains the job, before its first step."""
+        plan, chosen = self.plan()
+        training = Training(plan, chosen.job.train, Data.of(self.log), 0)
+        return engine_of(training, Logs(self.log), ("train",), Path("/nowhere"), silent)
 
     def fit(self, folder: Path, overrides: Mapping[str, Any] | None = None, arm: str = "main") -> Cast:
         """A whole training."""

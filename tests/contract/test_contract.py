@@ -41,7 +41,7 @@ IDS = [str(path.relative_to(path.parents[1]).with_suffix("")) for path in JOBS]
 
 
 def test_every_job_is_under_contract() -> None:
-    assert len(JOBS) == 23
+    assert len(JOBS) == 24
     assert len(set(IDS)) == len(IDS)
 
 
@@ -70,10 +70,10 @@ def test_everything_stays_finite(contract: Contract, trained: Path) -> None:
 
 
 def test_trained_members_move_and_frozen_ones_do_not(contract: Contract) -> None:
-    plan, arm = contract.plan()
+    plan, _ = contract.plan()
     with process_group():
-        cast = build_cast(plan, arm.job.train, contract.log, seed=0)
-        engine = Engine(cast, reader_of(plan, contract.log, ("train",)), None, arm.job.train, 0)
+        engine = contract.engine()
+        cast = engine.cast
         for i, phase in enumerate(plan.phases):
             before = {name: value.clone() for name, value in cast.state(cast.members).items()}
             engine.run(i, phase, steps=3)
@@ -131,11 +131,10 @@ def filled(decay: float, batch: Batch) -> RowMemory:
 
 def test_one_batch_is_its_parts_together(contract: Contract) -> None:
     """Per term: a batch computed in parts moves everything as the whole batch does, since the engine divides once."""
-    plan, arm = contract.plan()
+    plan, _ = contract.plan()
     seen = 0
     with process_group():
-        cast = build_cast(plan, arm.job.train, contract.log, seed=0)
-        engine = Engine(cast, reader_of(plan, contract.log, ("train",)), None, arm.job.train, 0)
+        engine = contract.engine()
         batch = next(iter(engine.train.in_order(300)))
         for update in (update for phase in plan.phases for update in phase.updates):
             for term in update.terms:

@@ -17,7 +17,8 @@ from recdistill.data.encode import encode
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.lists import in_lists, list_of, row_groups
 from recdistill.data.permute import permute_privileged
-from recdistill.data.reader import Reader, Selection, Thinning
+from recdistill.data.reader import Reader, Selection
+from recdistill.data.thinning import Thinning
 from recdistill.errors import LogError
 from tests.data.logs import raw, spec, write
 

@@ -11,7 +11,8 @@ import torch
 
 from recdistill.data import encode as encode_module
 from recdistill.data.encode import encode
-from recdistill.data.reader import Reader, Selection, Thinning, drawn, read_ahead
+from recdistill.data.reader import Reader, Selection, read_ahead
+from recdistill.data.thinning import Thinning, drawn
 from recdistill.errors import LogError, VisibilityError
 from tests.data.logs import raw, spec, write
 from tests.oracles import encoding as oracle

@@ -15,7 +15,8 @@ from recdistill.distill.schedule import Now
 from recdistill.training.audit import Audit
 from recdistill.training.cast import Cast
 from recdistill.training.engine import Engine
-from recdistill.training.fit import Data, Training, fit
+from recdistill.training.fit import fit
+from recdistill.training.reading import Data, Training
 from recdistill.training.sharding import process_group
 from tests.signatures.lab import Lab, Outcome
 

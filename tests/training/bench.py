@@ -15,7 +15,7 @@ from recdistill.distill.schedule import Now
 from recdistill.spec.job import Job
 from recdistill.spec.load import parse_job
 from recdistill.training.engine import Engine
-from recdistill.training.fit import _engine, fit
+from recdistill.training.fit import engine_of, fit
 from recdistill.training.optimizers import dense_optimizers
 from recdistill.training.reading import Data, Logs, Training
 from tests.conftest import Small
@@ -63,7 +63,7 @@ class Bench:
         plan = compile_job(job, spec)
         training = Training(plan, job.train, Data.of(small.encoded), 0)
         logs = Logs(small.encoded, logs or {})
-        return cls(small, job, plan, _engine(training, logs, ("train",), Path("/nowhere"), lambda _: None))
+        return cls(small, job, plan, engine_of(training, logs, ("train",), Path("/nowhere"), lambda _: None))
 
     @property
     def cast(self) -> Any:

@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 
 from recdistill.data.batch import Batch
-from recdistill.data.reader import Reader, Selection, Thinning
+from recdistill.data.reader import Reader, Selection
+from recdistill.data.thinning import Thinning
 from recdistill.data.transforms.rows import UNKNOWN
 from recdistill.distill.schedule import Now
 from recdistill.errors import LogError, TrainingError
@@ -20,7 +21,7 @@ from recdistill.runs import logs as logs_module
 from recdistill.runs.console import Reporter
 from recdistill.spec.load import parse_job
 from recdistill.training.feeds import Cursor, Feed, LogFeed, MixFeed, NoiseFeed, unique_rows
-from recdistill.training.fit import _engine
+from recdistill.training.fit import engine_of
 from recdistill.training.play import play
 from recdistill.training.reading import Data, Logs, Training
 from tests.conftest import Small
@@ -326,7 +327,7 @@ def test_the_shuffled_control_permutes_the_pool_as_well(small: Small, pool: Path
     found: dict[bool, dict[int, float]] = {}
     for shuffled in (False, True):
         training = Training(compile_job(parsed, spec), parsed.train, Data(logs, logs), 0, shuffled)
-        engine = _engine(training, logs, ("train",), tmp_path / "fit", lambda _: None)
+        engine = engine_of(training, logs, ("train",), tmp_path / "fit", lambda _: None)
         batch = next(iter(engine.feeds["mixed"].parts[1].reader.in_order(POOL_ROWS)))
         dwell = batch.privileged.floats(("dwell_ms",))[:, 0].tolist()
         found[shuffled] = dict(zip(batch.row_id_B.tolist(), dwell, strict=True))

@@ -9,6 +9,7 @@ import numpy as np
 from recdistill.data.scores import Scored
 from recdistill.evaluation.auc import auc
 from recdistill.evaluation.calibration import ece_equal_mass, log_loss, normalized_entropy, pcoc
+from recdistill.evaluation.churn import churn
 from recdistill.evaluation.grouped import grouped_auc
 from recdistill.evaluation.significance import auc_ci
 
@@ -68,8 +69,15 @@ def over_seeds(per_seed: Sequence[Mapping[str, float]]) -> Entry:
 
 
 def summary(seeds: Sequence[Scored]) -> Entry:
-    """Mean, spread and single values of each metric over seeds, and the interval of the AUC."""
-    entry = over_seeds([metrics_of(scored) for scored in seeds])
+    """Mean, spread and single values of each metric over seeds, and the interval of the AUC.
+
+    The churn of a seed is how far its scores lie from those of the others.
+    """
+    per_seed = [metrics_of(scored) for scored in seeds]
+    if len(seeds) > 1:
+        changes = churn(np.stack([scored.score_N for scored in seeds]).astype(np.float64))
+        per_seed = [{**metrics, "churn": float(c)} for metrics, c in zip(per_seed, changes, strict=True)]
+    entry = over_seeds(per_seed)
     entry["auc_ci"] = list(auc_ci(seeds[0].label_N, [scored.logit_N for scored in seeds]).ci)
     return entry
 

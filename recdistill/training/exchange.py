@@ -1,0 +1,132 @@
+"""What processes leave for each other in a shared folder: the parameters of one member, from time to time.
+
+    EXCHANGE/<meeting>/<name>/<step>/   a checkpoint (`checkpoint.py`), which appears when it is complete
+
+A meeting is one phase of one job, on one log and with one seed, so that seeds and controls do not mix; whose rows have
+other numbers does not meet the others at all. Of each process the last two checkpoints stay, since somebody may be
+reading the older one. Nobody waits for anybody, and what cannot be used is passed over and counted.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from recdistill.distill.member import Phase
+from recdistill.errors import RunError
+from recdistill.spec.members import Remote
+from recdistill.training import checkpoint
+from recdistill.training.cast import Cast
+from recdistill.training.processes import add_up, agreed, rank, world
+
+Parameters = Mapping[str, Tensor]
+
+
+class Exchange:
+    """One process's visits to a shared folder.
+
+    Args:
+        cast: the members.
+        copies: those who become what others have left there; they have one origin.
+        trained_on: what tells the training from others, apart from its terms: log and seed.
+    """
+
+    def __init__(self, cast: Cast, copies: Sequence[str], trained_on: Sequence[object]) -> None:
+        self.cast, self.copies, self.trained_on = cast, copies, trained_on
+        origin = cast.members[copies[0]].origin
+        assert isinstance(origin, Remote)
+        self.origin = origin
+        self.taken: set[str] = set()
+        self.before: str | None = None  # the step of the last visit
+        self.counts = {"visits": 0, "alone": 0, "unusable": 0}
+
+    def visit(self, phase: Phase, step: int) -> dict[str, float]:
+        """Leave the own parameters, and let the copies become the newest ones of the others.
+
+        With fewer others than copies some stand for two of these, with more the last ones are not heard.
+
+        Args:
+            phase: the phase that is trained.
+            step: steps taken in it.
+
+        Returns:
+            Whether nobody else was found; of each copy the step at which its parameters were left, and how many steps
+            ago that is by the own count.
+        """
+        folder = Path(self.origin.exchange) / self._meeting(phase)
+        self._leave(folder / self.origin.name, f"{step:09d}")
+        others = [found for name, steps in self._others(folder) if (found := self._newest(folder / name, steps))]
+        self.counts["visits"] += 1
+        self.counts["alone"] += not others
+        values = {f"{self.origin.of}.alone": float(not others)}
+        for i, copy in enumerate(self.copies if others else ()):
+            left, parameters = others[i % len(others)]
+            with torch.no_grad():
+                for mine, theirs in self._beside(copy, parameters):
+                    mine.copy_(theirs)
+            self.taken.add(copy)
+            values |= {f"{copy}.step": float(left), f"{copy}.lag": float(step - left)}
+        return values
+
+    def _meeting(self, phase: Phase) -> str:
+        """The folder of a phase in the shared one."""
+        text = json.dumps([*self.trained_on, [term.words for term in phase.terms]])
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def _leave(self, folder: Path, step: str) -> None:
+        """Publish the own parameters; older ones than those of the last visit go."""
+        checkpoint.save(self.cast, folder / step, [self.origin.of])
+        if rank() == 0:
+            for entry in folder.iterdir():
+                if entry.name not in (step, self.before):
+                    shutil.rmtree(entry, ignore_errors=True)
+        self.before = step
+
+    def _others(self, folder: Path) -> list[tuple[str, list[str]]]:
+        """Everybody else, by name, with the steps at which they have left something, the newest first."""
+        found = []
+        for entry in sorted(folder.iterdir()) if rank() == 0 else ():
+            if entry.is_dir() and entry.name != self.origin.name:
+                steps = [each.name for each in entry.glob("*") if each.name.isdigit()]
+                found.append((entry.name, sorted(steps, reverse=True)))
+        return agreed(found)
+
+    def _newest(self, folder: Path, steps: Sequence[str]) -> tuple[int, Parameters] | None:
+        """The newest parameters of one of the others that can be used, and their step."""
+        for step in steps:
+            parameters = self._read(folder / step)
+            usable = add_up(torch.tensor(int(parameters is not None)))
+            if parameters is not None and int(usable) == world():
+                return int(step), parameters
+            self.counts["unusable"] += 1
+        return None
+
+    def _read(self, folder: Path) -> Parameters | None:
+        """The parameters in a checkpoint, if they fit the copies and are numbers."""
+        try:
+            parameters = checkpoint.read(folder)
+            pairs = [*self._beside(self.copies[0], parameters)]
+        except (RunError, OSError, ValueError, KeyError):  # unfinished, withdrawn, or of something else
+            return None
+        fits = all(mine.shape == theirs.shape and bool(torch.isfinite(theirs).all()) for mine, theirs in pairs)
+        return parameters if fits else None
+
+    def _beside(self, copy: str, parameters: Parameters) -> Iterator[tuple[Tensor, Tensor]]:
+        """The local parameters of a copy beside what a checkpoint holds of its original.
+
+        Raises:
+            KeyError: the checkpoint lacks one.
+        """
+        of, layout = self.origin.of, self.cast.layout.members
+        for key, mine in self.cast.heads[copy].state_dict().items():
+            yield mine, parameters[f"{of}.{key}"]
+        sources = {feature.name: f"tables.{bank}.{feature.table}" for feature, bank in layout[of].lookups}
+        tables = {(bank, feature.table): sources[feature.name] for feature, bank in layout[copy].lookups}
+        for bank in layout[copy].banks:
+            for table, shard, first in self.cast.tables.shards(bank):
+                if (bank, table) in tables:
+                    yield shard, parameters[tables[bank, table]][first : first + len(shard)]
