@@ -207,6 +207,7 @@ def collect(
         controls={arm.name: scores(arm.name, plan.student.name) for arm, plan in controls},
         references=references(data.final.log, main[1].columns[0]) if label is None else {},
         warnings=column_warnings(data.tuning.log, main[0].job, label or main[1].columns[0]),
+        second_names=[m.name for m in main[1].scored if m.same == main[1].student.name],
     )
 
 

@@ -303,11 +303,12 @@ class Engine:
             vars(watch).update(stopped.progress["watch"], kept=kept)
 
     def score(
-        self, names: list[str], reader: Reader
+        self, names: list[str], reader: Reader, *, as_served: bool = False
     ) -> tuple[Scores, NDArray[np.int64], dict[str, NDArray[np.float32]]]:
         """Logits (rows, labels) of members, row ids and raw labels, in the order of the log.
 
-        Nothing of training changes. Logits are corrected for the share of negatives that training left out.
+        Nothing of training changes. Logits are corrected for the share of negatives that training left out. With
+        ``as_served`` members that are judged on distorted rows answer to the rows as they are.
 
         Raises:
             TrainingError: a member has diverged.
@@ -317,7 +318,7 @@ class Engine:
         labels: dict[str, list[NDArray[np.float32]]] = {name: [] for name in reader.selection.labels}
         with torch.no_grad():
             for batch in reader.in_order(EVALUATION_BATCH):
-                played = play(self.cast, list(self.cast.members), batch, seed=self.seed)
+                played = play(self.cast, list(self.cast.members), batch, seed=self.seed, as_served=as_served)
                 for name in names:
                     logits[name].append(played[name].logits_BK.cpu().numpy())
                 row_ids.append(batch.row_id_B.numpy())

@@ -4,6 +4,7 @@
       metrics.jsonl                    losses and validation metrics of every stage
       checkpoints/final/               parameters of all members
       scores/teacher.test.parquet      row_id, label, group, logit, score; for valid and test
+      scores/as_served/                of members judged on distorted rows: what they answer to the rows as they are
       fit.json                         steps of each phase (taken; kept and planned on validation), seconds; written
       last
 
@@ -29,7 +30,7 @@ from recdistill.data.encoded import EncodedLog
 from recdistill.data.permute import permute_privileged
 from recdistill.data.reader import Reader, Selection, Thinning
 from recdistill.data.recorded import RecordedScores
-from recdistill.data.scores import write_scores
+from recdistill.data.scores import AS_SERVED, write_scores
 from recdistill.data.unknown import Forgetting
 from recdistill.distill.compile import Plan
 from recdistill.distill.layout import is_embedded, lay_out
@@ -287,13 +288,23 @@ def _reader(
 
 
 def score_split(engine: Engine, reader: Reader, split: str, folder: Path) -> None:
-    """One score file per member for a split."""
-    members = {name: member for name, member in engine.cast.members.items() if member.scored}
-    logits, row_id_N, labels = engine.score(list(members), reader)
+    """One score file per member for a split, and one more for each that is judged on distorted rows."""
+    scored = [name for name, member in engine.cast.members.items() if member.scored]
+    _score(engine, reader, split, scored, folder / "scores")
+    distorted = [name for name in scored if (how := engine.cast.members[name].distort) and how.scores is not None]
+    if distorted:
+        _score(engine, reader, split, distorted, folder / "scores" / AS_SERVED, as_served=True)
+
+
+def _score(
+    engine: Engine, reader: Reader, split: str, names: list[str], folder: Path, *, as_served: bool = False
+) -> None:
+    logits, row_id_N, labels = engine.score(names, reader, as_served=as_served)
     if rank() > 0:
         return
     for name, logits_NK in logits.items():
-        predicted = {label: labels[label] for label in (reader.selection.labels[k] for k in members[name].labels)}
-        path = folder / "scores" / f"{name}.{split}.parquet"
+        numbers = engine.cast.members[name].labels
+        predicted = {label: labels[label] for label in (reader.selection.labels[k] for k in numbers)}
+        path = folder / f"{name}.{split}.parquet"
         roles, main = reader.log.roles(split), reader.selection.labels[0]
         write_scores(path, row_id_N=row_id_N, labels=predicted, logits_NK=logits_NK, roles=roles, main=main)

@@ -38,6 +38,7 @@ class Lookups:
         owned: the banks that collect gradients; they are looked up at once, all others when first needed.
         training: whether distortions apply that scores do not see, and signals stand in place of columns.
         seed, now: what the draws of distortions depend on.
+        as_served: whether everybody sees the rows as they are.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class Lookups:
         training: bool,
         seed: int,
         now: Now,
+        as_served: bool = False,
     ) -> None:
-        self.cast, self.batch, self.training = cast, batch, training
+        self.cast, self.batch, self.training, self.as_served = cast, batch, training, as_served
         self.views: dict[Distortion | None, Batch] = {}
         self.wanted: dict[str, list[Distortion | None]] = {}
         self.found: dict[str, Lookup] = {}
@@ -77,7 +79,7 @@ class Lookups:
         if member.distort is None or self.training:
             return member.distort
         level = member.distort.scores
-        return None if level is None else member.distort.model_copy(update={"levels": (level,)})
+        return None if level is None or self.as_served else member.distort.model_copy(update={"levels": (level,)})
 
     def _look_up(self, bank: str, *, train: bool) -> Lookup:
         views = [self.views[view] for view in self.wanted[bank]]
@@ -211,9 +213,12 @@ def play(
     *,
     seed: int = 0,
     now: Now | None = None,
+    as_served: bool = False,
 ) -> Play:
     """A whole batch through some members; those that are trained answer in training mode, with gradients."""
     owned = cast.banks_of(trained)
     moment = now or Now()
-    lookups = Lookups(cast, names, batch, owned, training=bool(trained), seed=seed, now=moment)
+    lookups = Lookups(
+        cast, names, batch, owned, training=bool(trained), seed=seed, now=moment, as_served=as_served
+    )  # fmt: skip
     return Play(cast, lookups, (0, len(batch)), trained, seed, moment)

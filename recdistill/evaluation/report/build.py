@@ -1,6 +1,6 @@
 """From scores to a report: metrics, comparisons with the controls, recovered gap, verdict, warnings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class Results:
         controls: scores of the serving member in each control.
         references: reference scores of the log, split to scores; they have no seeds.
         warnings: causes and messages found before.
+        second_names: members that are the student itself, seen otherwise; it is not compared with them.
     """
 
     student: str
@@ -45,6 +46,12 @@ class Results:
     controls: Mapping[str, BySplit]
     references: Mapping[str, Mapping[str, Scored]] = field(default_factory=dict)
     warnings: Sequence[Mapping[str, str]] = ()
+    second_names: Collection[str] = ()
+
+    @property
+    def others(self) -> list[str]:
+        """The members beside the student."""
+        return [name for name in self.members if name != self.student and name not in self.second_names]
 
 
 def build(results: Results) -> dict[str, Any]:
@@ -77,8 +84,7 @@ def build(results: Results) -> dict[str, Any]:
 
 def best_teacher(results: Results) -> str | None:
     """The member beside the student with the highest validation AUC."""
-    others = [name for name in results.members if name != results.student]
-    by_auc = {n: np.mean([auc(s.label_N, s.logit_N) for s in results.members[n]["valid"]]) for n in others}
+    by_auc = {n: np.mean([auc(s.label_N, s.logit_N) for s in results.members[n]["valid"]]) for n in results.others}
     return max(by_auc, key=lambda name: by_auc[name]) if by_auc else None
 
 
@@ -108,9 +114,9 @@ def _comparisons(results: Results) -> dict[tuple[str, str], Comparison]:
     found: dict[tuple[str, str], Comparison] = {}
     for name, scores in results.controls.items():
         found[results.student, name] = compare(label_N, student, [s.logit_N for s in scores[JUDGED]])
-    for name, scores in results.members.items():
-        if name != results.student:
-            found[name, results.student] = compare(label_N, [s.logit_N for s in scores[JUDGED]], student)
+    for name in results.others:
+        theirs = [s.logit_N for s in results.members[name][JUDGED]]
+        found[name, results.student] = compare(label_N, theirs, student)
     return dict(zip(found, holm_adjusted(list(found.values())), strict=True))
 
 
