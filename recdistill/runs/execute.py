@@ -120,7 +120,7 @@ def _conclude(
     timings = {name: [summary["seconds"] for summary in found] for name, found in fits.items()}
     tasks = {label: build(collect(folder, plans, data, seeds, label)) for label in job.label[1:]}
     report = {**build(results), "tasks": tasks, "job": describe(job, request, data), "artefact": artefact}
-    report["timings"] = timings
+    report |= {"timings": timings, "findings": over_seeds([summary.get("findings", {}) for summary in fits[MAIN]])}
     write_text(folder.root / "report.html", render(report, folder.root))
     write_json(folder.report, report)
 
@@ -253,6 +253,13 @@ def budget_warnings(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dic
                 {"cause": "still_improving", "message": f"{what}, or the comparison is of unfinished trainings"}
             )
     return made
+
+
+def over_seeds(findings: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """What the trainings of a job have found, each finding over those seeds that have made it."""
+    names = dict.fromkeys(name for each in findings for name in each)
+    values = {name: [each[name] for each in findings if name in each] for name in names}
+    return {name: {"mean": float(np.mean(found)), "per_seed": found} for name, found in values.items()}
 
 
 def best_seed(results: Results) -> int:

@@ -2,10 +2,11 @@
 
 ``plain`` drops every member that does not serve, with every term that compares anything with a member's output, and
 every phase left empty. What is left trains the student from labels at full weight: schedules that made room for a
-teacher are dropped as well.
+teacher are dropped as well. Where that leaves nothing, terms on labels that others only choose rows for, or mix with
+answers, are kept with the labels alone, on all rows.
 ``shuffled`` keeps the whole job but takes the knowledge out of it: privileged columns are permuted jointly over the
-rows; where nothing is privileged, what the student receives from other members is permuted instead, and the control is
-called ``shuffled_signal``. Only the difference between the result and this control is the teacher's knowledge; the
+rows; where nothing is privileged, what the student receives from other members (targets, and what chooses its rows) is
+permuted instead, and the control is called ``shuffled_signal``. Only the difference between the result and this control is the teacher's knowledge; the
 difference to ``plain`` may be mere smoothing.
 """
 
@@ -17,9 +18,10 @@ from recdistill.errors import SpecError
 from recdistill.spec.job import Job, NoControls, member_names, without_index
 from recdistill.spec.members import PRIVILEGED, MemberSpec, Sharing
 from recdistill.spec.phases import PhaseSpec
-from recdistill.spec.terms import Argument, Call, ParsedTerm, names_of, parse_signal, parse_term
+from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, names_of, parse_signal, parse_term
 
 MAIN = "main"
+MIXES_LABEL = ("blend",)  # signals of a label and an answer, in this order; only the answer is a member's knowledge
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,11 @@ def arms(job: Job) -> list[Arm]:
 def _plain(job: Job) -> Arm:
     served = served_with(job)
     members = {name: _alone(job, name, served) for name in served}
-    phases = [made for phase in job.phases if (made := _plain_phase(job, phase, served)) is not None]
+    strict, lenient = (
+        [made for phase in job.phases if (made := _plain_phase(job, phase, served, bare)) is not None]
+        for bare in (False, True)
+    )
+    phases = strict or lenient
     if not phases:
         raise SpecError(
             "controls",
@@ -98,11 +104,15 @@ def _alone(job: Job, name: str, served: list[str]) -> MemberSpec:
     return member.model_copy(update=changes)
 
 
-def _plain_phase(job: Job, phase: PhaseSpec, served: list[str]) -> PhaseSpec | None:
-    """What is left of a phase: the terms that compare served members with labels, and nothing with a member."""
+def _plain_phase(job: Job, phase: PhaseSpec, served: list[str], bare: bool) -> PhaseSpec | None:
+    """What is left of a phase: the terms that compare served members with labels, and nothing with a member.
+
+    With ``bare`` also the labels of terms to which members have only added something.
+    """
     moves = []
     for move in phase.moves:
         parsed = [parse_term(text) for text in move.terms]
+        parsed = [_of_labels(term, job) for term in parsed] if bare else parsed
         kept = [term for term in parsed if _is_supervised(term, job, served)]
         if kept:
             train = [part for part in move.train if without_index(part.partition(".")[0]) in served]
@@ -113,6 +123,19 @@ def _plain_phase(job: Job, phase: PhaseSpec, served: list[str]) -> PhaseSpec | N
     carry = {to: of for to, of in phase.carry.items() if {without_index(to), without_index(of)} <= {*served}}
     restart = [name for name in phase.restart if without_index(name) in served]
     return phase.with_moves(moves).model_copy(update={"carry": carry, "restart": restart})
+
+
+def _of_labels(term: ParsedTerm, job: Job) -> ParsedTerm:
+    """The term without what members choose of its rows or mix into its labels."""
+    factors = []
+    for factor in term.factors:
+        if isinstance(factor, Call):
+            mixed = [isinstance(a, Call) and a.function in MIXES_LABEL for a in factor.args]
+            args = [a.args[0] if m and isinstance(a, Call) else a for a, m in zip(factor.args, mixed, strict=True)]
+            factor = Call(factor.function, tuple(args), factor.kwargs)
+        factors.append(factor)
+    chosen = term.rows is not None and _members_of(term.rows, job)
+    return ParsedTerm(tuple(factors), None if chosen else term.rows)
 
 
 def _is_supervised(term: ParsedTerm, job: Job, served: list[str]) -> bool:
@@ -166,21 +189,36 @@ def _shuffled(job: Job) -> Arm:
 
 
 def _with_shuffled_targets(term: ParsedTerm, job: Job, served: set[str]) -> ParsedTerm:
-    """The term with every target of the student that comes from a member permuted over the rows."""
+    """The term with all that the student takes from members permuted over the rows: targets, and choices of rows."""
     factors = []
+    rows = term.rows
     for factor in term.factors:
         if isinstance(factor, Call) and factor.args and _members_of(factor.args[0], job) & served:
             targets = [_shuffled_signal(a) if _members_of(a, job) else a for a in factor.args[1:]]
             factor = Call(factor.function, (factor.args[0], *targets), factor.kwargs)
+            rows = None if term.rows is None else _shuffled_answers(term.rows, job, served)
         factors.append(factor)
-    return ParsedTerm(tuple(factors), term.rows)
+    return ParsedTerm(tuple(factors), rows)
 
 
 def _shuffled_signal(signal: Argument) -> Argument:
-    """The signal permuted over the rows; what was live stays live."""
+    """The signal permuted over the rows; what was live stays live, and a label that is mixed in stays in its place."""
     if isinstance(signal, Call) and signal.function == "live":
         return Call("live", (_shuffled_signal(signal.args[0]),))
+    if isinstance(signal, Call) and signal.function in MIXES_LABEL:
+        label, *answers = signal.args
+        return Call(signal.function, (label, *(_shuffled_signal(a) for a in answers)), signal.kwargs)
     return Call("shuffled", (signal,))
+
+
+def _shuffled_answers(selector: Argument, job: Job, served: set[str]) -> Argument:
+    """A selector in which every answer of a member that does not serve is permuted."""
+    if isinstance(selector, Call):
+        args = tuple(_shuffled_answers(a, job, served) for a in selector.args)
+        kwargs = {key: _shuffled_answers(value, job, served) for key, value in selector.kwargs.items()}
+        return Call(selector.function, args, kwargs)
+    foreign = isinstance(selector, Name) and _members_of(selector, job) - served
+    return Call("shuffled", (selector,)) if foreign else selector
 
 
 def _members_of(argument: Argument, job: Job) -> set[str]:

@@ -5,8 +5,8 @@
       checkpoints/final/               parameters of all members
       scores/teacher.test.parquet      row_id, label, group, logit, score; for valid and test
       scores/as_served/                of members judged on distorted rows: what they answer to the rows as they are
-      fit.json                         steps of each phase (taken; kept and planned on validation), seconds; written
-      last
+      fit.json                         steps of each phase (taken; kept and planned on validation), findings, seconds;
+                                       written last
 
 With ``refit`` the job is trained twice: first on ``train`` to learn from ``valid`` how many steps each phase takes,
 then on both for as many epochs. Validation scores come from the first training, test scores and parameters from the
@@ -42,6 +42,7 @@ from recdistill.training import checkpoint, resume
 from recdistill.training.cast import Cast
 from recdistill.training.engine import Engine
 from recdistill.training.feeds import Feed, LogFeed, MixFeed, NoiseFeed
+from recdistill.training.findings import findings
 from recdistill.training.processes import barrier, rank
 from recdistill.training.resume import LATEST, Progress, Stopped
 from recdistill.training.runlog import Event, Listener, RunLog, silent
@@ -157,7 +158,9 @@ class _Fit:
             steps = self._stage("refit", engine, lengths, kept)
         score_split(engine, _reader(training, data.final.log, ("test",), self.folder), "test", self.folder)
         checkpoint.save(engine.cast, self.folder / "checkpoints" / "final")
-        return engine.cast, {"seed": training.seed, "steps": steps, "kept": kept, "planned": planned}
+        found = findings(engine, phases[-1], _reader(training, data.tuning.log, ("valid",), self.folder))
+        summary = {"seed": training.seed, "steps": steps, "kept": kept, "planned": planned, "findings": found}
+        return engine.cast, summary
 
     def _stage(self, stage: str, engine: Engine, lengths: list[int] | None, tuned: list[int] | None) -> list[int]:
         """Run all phases, from where an earlier attempt stood; the steps behind the parameters of each."""
