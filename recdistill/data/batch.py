@@ -124,6 +124,7 @@ class Batch:
             raise VisibilityError(f"batch: {sorted(both)} stand in the serving and in the privileged view; keep one")
         views = [self.serving] if self.privileged is None else [self.serving, self.privileged]
         sizes = {len(self.row_id_B), len(self.weight_B), *map(len, self.labels.values())}
+        sizes |= {len(hashes) for hashes in (self.group_B, self.scenario_B) if hashes is not None}
         sizes.update(size for view in views for size in view.sizes)
         if len(sizes) != 1:
             raise ShapeError(f"batch: parts of {sorted(sizes)} rows; all parts of a batch hold the same rows")

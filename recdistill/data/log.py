@@ -134,10 +134,10 @@ def open_log(
 
 def _among(name: str, value: Any, dtype: pl.DataType) -> pl.Expr:
     """Whether a column holds a value, or one of several."""
-    return pl.col(name).is_in(_allowed(value, dtype, name), nulls_equal=True)
+    return pl.col(name).is_in(allowed(value, dtype, name), nulls_equal=True)
 
 
-def _allowed(value: Any, dtype: pl.DataType, name: str) -> list[Any]:
+def allowed(value: Any, dtype: pl.DataType, name: str) -> list[Any]:
     """The values of a filter, in the type of its column.
 
     Raises:
@@ -279,14 +279,15 @@ def _by_hash(key: str | None, valid: float, test: float) -> pl.Expr:
 
 
 def spec_of(spec: FeatureSpec, path: str) -> FeatureSpec:
-    """The spec of another log that may lack what is known only after the event: labels, weights, references."""
+    """The spec of another log, which is not split and may lack what is known only after the event: labels, weights."""
     known = {*scan(path).collect_schema()}
     for table, join in spec.join.items():
         known |= {*scan(table).collect_schema()} - {*join.keys}
     roles = {role: None for role in ("weight", "group", "scenario") if getattr(spec, role) not in known}
     after = {name: column for name, column in spec.post_event.items() if {*spec.sources(name)} <= known}
     reference = [name for name in spec.reference if name in known]
-    return spec.model_copy(update={**roles, "post_event": after, "reference": reference})
+    further = {"post_event": after, "reference": reference, "split": None, "time": spec.clock}
+    return spec.model_copy(update={**roles, **further})
 
 
 def raw_batches(

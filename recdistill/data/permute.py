@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recdistill.data.encoded import GROUP_ROWS, EncodedLog
+from recdistill.data.encoded import EncodedLog
 from recdistill.data.reader import drawn
 
 
@@ -31,8 +31,8 @@ def permute_privileged(log: EncodedLog, split: str, columns: tuple[str, ...], *,
     (out / split).mkdir(parents=True)
     start = 0
     for file in files:
-        rows = pq.ParquetFile(file).metadata.num_rows
-        pq.write_table(
-            permuted.slice(start, rows), out / split / file.name, row_group_size=GROUP_ROWS, compression="lz4"
-        )
-        start += rows
+        groups = pq.ParquetFile(file).metadata
+        with pq.ParquetWriter(out / split / file.name, permuted.schema, compression="lz4") as writer:
+            for rows in (groups.row_group(k).num_rows for k in range(groups.num_row_groups)):
+                writer.write_table(permuted.slice(start, rows), row_group_size=max(rows, 1))
+                start += rows

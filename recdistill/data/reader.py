@@ -96,6 +96,7 @@ class Reader:
 
     def __post_init__(self) -> None:
         self._counted: int | None = None
+        self._sizes: NDArray[np.int64] | None = None
         for name in self.selection.serving:
             if name not in self.log.spec.serving:
                 raise VisibilityError(
@@ -138,13 +139,24 @@ class Reader:
 
     def steps(self, batch: int) -> int:
         """Batches of an epoch."""
-        return math.ceil(self.rows() / batch)
+        if not self.whole_lists:
+            return math.ceil(self.rows() / batch)
+        if self._sizes is None:
+            self._sizes = np.concatenate([np.unique(rows, return_counts=True)[1] for rows in self._lists()])
+        large_G = self._sizes > batch
+        return int(large_G.sum() + math.ceil(self._sizes[~large_G].sum() / batch))
 
     def row_ids(self) -> NDArray[np.int64]:
         """The ids of all rows of an epoch."""
-        there = tuple(name for name in self.selection.labels if name in self.log.spec.post_event)
-        found = [_columns(self._read(*group, "labels", there)) for group in self.groups]
+        found = [_columns(self._read(*group, "labels", self._labels)) for group in self.groups]
         return np.concatenate([c["row_id"][self._kept(c)] for c in found]) if found else np.zeros(0, np.int64)
+
+    def _lists(self) -> Iterator[NDArray[np.int64]]:
+        """The list of each row of an epoch, row group by row group."""
+        for group in self.groups:
+            table = self._read(*group, "labels", (*self._labels, "group"))
+            frame = pl.DataFrame(pl.from_arrow(table.select(["row_id", "group"])))
+            yield list_of(frame)[self._kept(_columns(table.drop_columns(["group"])))]
 
     def scenarios(self) -> NDArray[np.str_]:
         """The scenario of each row as a text, empty where it has none, in the order of the log."""
@@ -180,17 +192,23 @@ class Reader:
     def _list_batches(
         self, windows: list[list[tuple[str, int, int]]], batch: int, rng: np.random.Generator
     ) -> Iterator[Batch]:
-        """Whole lists in shuffled order; a list belongs to the batch in which its first row falls."""
+        """Whole lists in shuffled order; a list belongs to the batch in which its last row falls.
+
+        A list that is larger than a batch is a batch of its own, so that all epochs have as many.
+        """
         offset, number, left = 0, 0, list[Batch]()
         for groups in windows:
             window = concat([self._load(*group) for group in groups])
             _, list_N, size_G = torch.unique(window.groups(), return_inverse=True, return_counts=True)
-            rank_G = torch.from_numpy(rng.permutation(len(size_G)))
-            rows = torch.argsort(rank_G[list_N], stable=True)
-            size_G = size_G[torch.argsort(rank_G)]
-            batch_G = (offset + torch.cumsum(size_G, 0) - size_G) // batch
-            batch_N = torch.repeat_interleave(batch_G, size_G)
-            offset += len(window)
+            order_G = torch.from_numpy(rng.permutation(len(size_G)))
+            rows = torch.argsort(torch.argsort(order_G)[list_N], stable=True)
+            size_G = size_G[order_G]
+            small_G = size_G <= batch
+            for first, size in zip((torch.cumsum(size_G, 0) - size_G)[~small_G], size_G[~small_G], strict=True):
+                yield take(window, rows[first : first + size])
+            rows, size_G = rows[torch.repeat_interleave(small_G, size_G)], size_G[small_G]
+            batch_N = torch.repeat_interleave((offset + torch.cumsum(size_G, 0) - 1) // batch, size_G)
+            offset += len(rows)
             for found in torch.unique(batch_N).tolist():
                 if found != number and left:
                     yield concat(left)
@@ -201,8 +219,7 @@ class Reader:
             yield concat(left)
 
     def _load(self, split: str, file: int, group: int) -> Batch:
-        there = [name for name in self.selection.labels if name in self.log.spec.post_event]
-        table = self._read(split, file, group, "labels", (*there, *self._roles))
+        table = self._read(split, file, group, "labels", (*self._labels, *self._roles))
         hashed = [role for role in ("group", "scenario") if role in self._roles]
         labels = _columns(table.drop_columns(hashed))
         kept = self._kept(labels)
@@ -216,7 +233,7 @@ class Reader:
         known = drawn(row_id, "keep_labels", self.thinning.seed) < self.thinning.keep_labels
         unknown = np.full(len(row_id), np.nan, np.float32)
         raw = {
-            name: torch.from_numpy(np.where(known, labels[name][kept], np.nan) if name in there else unknown)
+            name: torch.from_numpy(np.where(known, labels[name][kept], np.nan) if name in self._labels else unknown)
             for name in self.selection.labels
         }
         weight = torch.from_numpy(labels["weight"][kept].copy()) if self.log.spec.weight else torch.ones(len(row_id))
@@ -228,6 +245,11 @@ class Reader:
             named = pl.Series(pl.from_arrow(table["scenario"])).cast(pl.String)  # hashed as the words of a job are
             scenarios = torch.from_numpy(hash_texts(named)[kept].copy())
         return Batch(torch.from_numpy(row_id.copy()), serving, raw, weight, privileged, groups, scenarios)
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        """The raw labels that the log has."""
+        return tuple(name for name in self.selection.labels if name in self.log.spec.post_event)
 
     @property
     def _roles(self) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ noise than a 0/1 label has. The purchase label of most training rows is still nu
 post-click behaviour is known.
 
 ``reported`` is the purchase as a careless counter reports it: known for all clicked rows, and wrong in one of five.
-``next_0`` to ``next_5`` say which of six things the visitor looks for next; exactly one of them is 1.
+``next_0`` to ``next_5`` say which of six things the visitor looks for next; exactly one of them is 1. ``visit_id``
+numbers what one user saw on one day: some forty rows that competed with each other.
 
 Two reference scores are logged: ``best_serving`` ranks by m, which is the best that serving columns allow, since the
 mood is independent of them; ``best_full`` is ``P(purchase | serving columns, post-click columns)`` by numerical
@@ -40,7 +41,7 @@ LATENT = 3
 CATEGORIES, CITIES, AGES, DEVICES = 12, 20, 6, 4
 INTENTS = 6
 MISREPORTED = 0.2
-VERSION = 2  # of the columns; logs of an older one are not taken from the cache
+VERSION = 3  # of the columns; logs of an older one are not taken from the cache
 MOOD, DWELL_NOISE, PURCHASE_BIAS = 0.8, 0.5, 1.6
 
 Floats = NDArray[np.float64]
@@ -163,6 +164,7 @@ def _chunk(
             "time_ms": time_ms,
             "day": day.astype(np.int32),
             "user_id": visits.user,
+            "visit_id": visits.user * DAYS + day,
             "item_id": visits.item,
             "category": pa.array([f"category_{c}" for c in world.item_category_I[visits.item]]),
             "city": pa.array([f"city_{c}" for c in world.user_city_U[visits.user]]),
@@ -202,7 +204,8 @@ def _intent(world: World, visits: Visits, rng: np.random.Generator) -> Ints:
     """What each visitor looks for next: a choice by age, city and hour."""
     age, city = world.user_age_U[visits.user], world.user_city_U[visits.user]
     score_NK = (world.age_category[age] + world.city_category[city] + world.hour_category[visits.hour])[:, :INTENTS]
-    return (2 * score_NK + rng.gumbel(size=score_NK.shape)).argmax(1)
+    chosen: Ints = (2 * score_NK + rng.gumbel(size=score_NK.shape)).argmax(1)
+    return chosen
 
 
 def interest(world: World, user: Ints, item: Ints, hour: Ints, device: Ints) -> Floats:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from recdistill.distill.combine import Unseen
 from recdistill.distill.member import RECORDED, Member, Phase, Update
-from recdistill.distill.signal import All, Column, Embed, Hidden, Live, Logit, Scenario, flows, walk
+from recdistill.distill.signal import All, Column, Embed, Hidden, Live, Logit, Remembered, Scenario, flows, walk
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 
@@ -17,8 +18,7 @@ def check_members(members: Members, served: Sequence[str], spec: FeatureSpec) ->
     for member in members.values():
         if (loop := loop_through(member.name, members)) is not None:
             found.append(f"members.{member.name}.inputs: read each other in a circle, {' -> '.join(loop)}; cut it")
-        if spec.scenario is None and any(isinstance(part, Scenario) for s in member.signals for part in walk(s)):
-            found.append(f"members.{member.name}.inputs: the feature spec names no `scenario`")
+        found += _wrong_inputs(member, spec)
     for name in served:
         member = members[name]
         if member.privileged:
@@ -35,6 +35,22 @@ def check_members(members: Members, served: Sequence[str], spec: FeatureSpec) ->
     return found
 
 
+def _wrong_inputs(member: Member, spec: FeatureSpec) -> list[str]:
+    """What a member cannot read: it must have a value for every row, whether anything is known of it or not."""
+    found = []
+    for signal in member.signals:
+        place, parts = f"members.{member.name}.inputs", [*walk(signal)]
+        if spec.scenario is None and any(isinstance(part, Scenario) for part in parts):
+            found.append(f"{place}: the feature spec names no `scenario`")
+        found += [
+            f"{place}: {part} is not known for every row, so no member can read it; read a privileged column, or "
+            "another member's output"
+            for part in parts
+            if isinstance(part, Column | Remembered)
+        ]
+    return found
+
+
 def loop_through(name: str, members: Members) -> list[str] | None:
     """A circle of members that read each other, if a member is in one."""
     paths = [[name]]
@@ -48,18 +64,20 @@ def loop_through(name: str, members: Members) -> list[str] | None:
     return None
 
 
-def check_phases(phases: Sequence[Phase], members: Members, job: Job) -> list[str]:
+def check_phases(phases: Sequence[Phase], members: Members, job: Job, spec: FeatureSpec) -> list[str]:
     """What is wrong with who moves when, and on which rows."""
     found = [
         f"members.{m.name}: no term teaches it; add one, or remove the member"
         for m in members.values()
-        if m.origin is None and not any(m.name in trained_names(p.trained, members) for p in phases)
+        if m.origin is None and m.net.learns and not any(m.name in trained_names(p.trained, members) for p in phases)
     ]
     for i, phase in enumerate(phases):
         for j, update in enumerate(phase.updates):
             place = f"phases.{i}.updates.{j}" if len(phase.updates) > 1 else f"phases.{i}"
             found += _wrong_parts(update, place, members)
+            found += _wrong_terms(update, place, members)
             found += _wrong_rows(update, place, members, job)
+            found += _wrong_memories(update, place, job, spec)
         found += _two_owners(phase, i, members)
         found += _moved_by_others(phase, i, members)
         found += _wrong_start(phase, i, members)
@@ -96,10 +114,37 @@ def _wrong_parts(update: Update, place: str, members: Members) -> list[str]:
     return found
 
 
+def _wrong_terms(update: Update, place: str, members: Members) -> list[str]:
+    """Terms that stand there twice, of which one would be lost; and folds that do not fit."""
+    words = [term.words for term in update.terms]
+    found = [f"{place}: {word!r} stands there twice; multiply it by 2" for word in {*words} if words.count(word) > 1]
+    for term in update.terms:
+        if len(folds := folds_of(behind(term.taught, members, live=True), members)) > 1:
+            found.append(
+                f"{place}: {term.words!r} teaches copies of {len(folds)} folds at once, which leaves them no row in "
+                "common that they may learn from; write one term for each copy"
+            )
+    for part in (part for term in update.terms for part in walk(term) if isinstance(part, Unseen)):
+        of = [{members[name].fold for name in signal.members} for signal in part.signals]
+        if of != [{(k, len(of))} for k in range(len(of))]:
+            found.append(
+                f"{place}: {part} needs all copies of a member with `folds: true`, in their order; write for example "
+                "out_of_fold(teacher[:].logit)"
+            )
+    return found
+
+
+def folds_of(names: Iterable[str], members: Members) -> list[tuple[int, int]]:
+    """The folds that some members may not learn from."""
+    return sorted({fold for name in names if members[name].trainable and (fold := members[name].fold) is not None})
+
+
 def kind_of(member: Member) -> str:
     """Why a member does not learn, in words."""
     if member.follows is not None:
         return f"a copy that follows {member.follows!r}"
+    if not member.net.learns:
+        return "without parameters that gradients move"
     return "read from a file" if member.net.name == RECORDED else "frozen"
 
 
@@ -119,6 +164,7 @@ def _wrong_rows(update: Update, place: str, members: Members, job: Job) -> list[
     feed = job.feeds.get(update.feed)
     if feed is None or feed.noise is None:
         return []
+    recorded = [n for n in sorted(update.members) if members[n].net.name == RECORDED]
     reading = [
         n for n in sorted(update.members) if (members[n].serving or members[n].privileged) and not members[n].embed
     ]
@@ -127,10 +173,25 @@ def _wrong_rows(update: Update, place: str, members: Members, job: Job) -> list[
         "`inputs`"
         for name in reading
     ]
+    found += [f"{place}: {name!r} has no scores of the rows of the feed {update.feed!r}" for name in recorded]
     for term in update.terms:
         if any(isinstance(part, Column | Scenario) for part in walk(term)):
             found.append(f"{place}: {term.words!r} looks at a column, but the feed {update.feed!r} has none")
     return found
+
+
+def _wrong_memories(update: Update, place: str, job: Job, spec: FeatureSpec) -> list[str]:
+    """Rows are remembered by their ids: they must come back, and those of several logs must not be confused."""
+    words = ", ".join(repr(term.words) for term in update.terms if term.memories)
+    feed = job.feeds.get(update.feed)
+    if words and feed is not None and feed.noise is not None:
+        return [f"{place}: {words}: rows are remembered, but none of the feed {update.feed!r} comes back"]
+    if words and not spec.row_id and any(each.log for each in job.feeds.values()):
+        return [
+            f"{place}: {words}: rows are remembered by their ids, but without `row_id` in the feature spec those of "
+            "each log are only counted; name the columns that identify a row"
+        ]
+    return []
 
 
 def table_owners(member: Member, members: Members) -> set[str]:
@@ -222,6 +283,12 @@ def _needs_validation(phase: Phase, index: int, members: Members, job: Job) -> l
         f"phases.{index}: a weight follows {m.key}, which has no value while validation rows are trained on"
         for m in phase.metrics
     ]
-    best = [m.name for m in members.values() if hasattr(m.origin, "average") and m.name in phase.members]
+    found += [
+        f"phases.{index}: {name!r} is chosen on validation rows, which are trained on"
+        for name in sorted(phase.members)
+        if members[name].net.chosen
+    ]
+    moving = trained_names(phase.trained, members)
+    best = [m.name for m in members.values() if hasattr(m.origin, "average") and m.follows in moving]
     found += [f"phases.{index}: {name!r} follows the best evaluation, of which there is none" for name in best]
     return [f"{problem}; remove train.refit" for problem in dict.fromkeys(found)]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from recdistill.data.transforms.hashing import splitmix64_tensor, text_hash
+from recdistill.distill.batchwise import quota, scrambled
 from recdistill.distill.learned import adapt, gate
 from recdistill.distill.signal import (
     Column,
@@ -20,46 +21,50 @@ from recdistill.distill.signal import (
     Remembered,
     Scenario,
     Scene,
+    Several,
     Shuffled,
     Signal,
     draw,
 )
+from recdistill.distill.vectors import pad, stack, top
 from recdistill.errors import TrainingError
 from recdistill.losses.supervised import bce
 
 CERTAIN = 1e-6  # probabilities are kept this far from 0 and 1 before they become logits
 OF = ("logit", "probability")
-BY = ("step", "row")
+BY = ("step", "row", "epoch")
 
 
-class Several:
-    """A signal made from several."""
-
-    signals: tuple[Signal, ...]
-
-    @property
-    def members(self) -> frozenset[str]:
-        """Those of all signals."""
-        return frozenset().union(*(signal.members for signal in self.signals))
+def listed(signals: tuple[Signal, ...]) -> str:
+    """Signals as they are written."""
+    return ", ".join(map(str, signals))
 
 
 @dataclass(frozen=True)
 class Weighted(Several):
-    """The weighted mean of signals; the weights add up to 1."""
+    """The weighted mean of signals; the weights add up to 1.
+
+    A mean of probabilities that are softened by a temperature is returned as the logit which, softened likewise, is
+    that mean.
+    """
 
     signals: tuple[Signal, ...]
     weights: tuple[float, ...]
     of: str
+    temperature: float = 1.0
+
+    def __str__(self) -> str:
+        return f"weighted({listed(self.signals)})"
 
     def value(self, scene: Scene) -> Tensor:
         """The mean, of the shape of each signal."""
         values = [signal.value(scene) for signal in self.signals]
         if self.of == "probability":
-            values = [torch.sigmoid(value) for value in values]
+            values = [torch.sigmoid(value / self.temperature) for value in values]
         total = torch.zeros_like(values[0])
         for value, weight in zip(values, self.weights, strict=True):
             total = total + weight * value
-        return torch.logit(total, CERTAIN) if self.of == "probability" else total
+        return self.temperature * torch.logit(total, CERTAIN) if self.of == "probability" else total
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,9 @@ class Closest(Several):
 
     label: Column
     signals: tuple[Signal, ...]
+
+    def __str__(self) -> str:
+        return f"closest({listed(self.signals)})"
 
     def value(self, scene: Scene) -> Tensor:
         """The logit of each row, (B,)."""
@@ -80,14 +88,24 @@ class Closest(Several):
 
 @dataclass(frozen=True)
 class Picked(Several):
-    """One of the signals at random: for a whole step, so that only one member answers, or for each row by itself."""
+    """One of the signals at random: for a whole step, so that only one member answers, or for each row by itself.
+
+    By epoch, each row begins with one of them and goes through them in turn, so that it meets every one of m signals
+    once in m epochs, as in a log that holds each row m times.
+    """
 
     signals: tuple[Signal, ...]
     weights: tuple[float, ...]
     by: str
 
+    def __str__(self) -> str:
+        return f"pick({listed(self.signals)})"
+
     def value(self, scene: Scene) -> Tensor:
         """The value of the signal that is drawn, of its shape."""
+        if self.by == "epoch":
+            first_B = splitmix64_tensor(scene.batch.row_id_B ^ text_hash(f"pick {scene.seed}")) & (2**63 - 1)
+            return chosen(self.signals, (first_B + scene.now.epoch) % len(self.signals), scene)
         edges = torch.tensor(self.weights, dtype=torch.float64).cumsum(0)
         if self.by == "step":
             place = torch.searchsorted(edges, draw(scene, torch.zeros(1, dtype=torch.int64), "pick")[0], right=True)
@@ -103,6 +121,9 @@ class Routed(Several):
     column: Column | Scenario
     signals: tuple[Signal, ...]
     values: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"route({listed(self.signals)})"
 
     def value(self, scene: Scene) -> Tensor:
         """The value of each row, of the shape of each signal."""
@@ -124,6 +145,9 @@ class Unseen(Several):
     """For each row the copy that has learned from other folds; copy k has seen no row of the fold k."""
 
     signals: tuple[Signal, ...]
+
+    def __str__(self) -> str:
+        return f"out_of_fold({listed(self.signals)})"
 
     def value(self, scene: Scene) -> Tensor:
         """The value of each row, of the shape of each signal."""
@@ -149,6 +173,9 @@ class Voted(Several):
     """The share of signals that speak for a click, as a logit; one more half vote on each side keeps it finite."""
 
     signals: tuple[Signal, ...]
+
+    def __str__(self) -> str:
+        return f"vote({listed(self.signals)})"
 
     def value(self, scene: Scene) -> Tensor:
         """The logit of each row, (B,)."""
@@ -179,6 +206,9 @@ class Reversed:
     def members(self) -> frozenset[str]:
         """Those of the signal."""
         return self.signal.members
+
+    def __str__(self) -> str:
+        return f"reverse({self.signal}, scale={self.scale})"
 
     def value(self, scene: Scene) -> Tensor:
         """The value of the signal."""
@@ -223,22 +253,25 @@ def noise(width: float) -> Noise:
     return Noise(int(width))
 
 
-def mean(*signals: Signal, of: str = "logit") -> Weighted:
+def mean(*signals: Signal, of: str = "logit", temperature: float = 1.0) -> Weighted:
     """The mean of several signals: of ``logit`` values (or layers), or of the ``probability`` behind logits.
 
+    Probabilities are softened by the temperature of the loss that takes their mean as its target.
+
     Raises:
-        TrainingError: there is no signal, or ``of`` is unknown.
+        TrainingError: there is no signal, ``of`` is unknown, or the temperature is not positive.
     """
-    return weighted_mean(signals, tuple(1.0 for _ in signals), of, "mean")
+    return weighted_mean(signals, tuple(1.0 for _ in signals), of, temperature, "mean")
 
 
-def weighted(*signals: Signal, weights: str, of: str = "logit") -> Weighted:
+def weighted(*signals: Signal, weights: str, of: str = "logit", temperature: float = 1.0) -> Weighted:
     """The weighted mean; ``weights`` is a text of numbers: ``weighted(a.logit, b.logit, weights='3 1')``.
 
     Raises:
-        TrainingError: the weights are not as many positive numbers as there are signals, or ``of`` is unknown.
+        TrainingError: the weights are not as many positive numbers as there are signals, ``of`` is unknown, or the
+            temperature is not positive.
     """
-    return weighted_mean(signals, positive_numbers(weights, len(signals), "weighted"), of, "weighted")
+    return weighted_mean(signals, positive_numbers(weights, len(signals), "weighted"), of, temperature, "weighted")
 
 
 def positive_numbers(words: str, count: int, name: str) -> tuple[float, ...]:
@@ -256,13 +289,17 @@ def positive_numbers(words: str, count: int, name: str) -> tuple[float, ...]:
     return numbers
 
 
-def weighted_mean(signals: tuple[Signal, ...], numbers: tuple[float, ...], of: str, name: str) -> Weighted:
+def weighted_mean(
+    signals: tuple[Signal, ...], numbers: tuple[float, ...], of: str, temperature: float, name: str
+) -> Weighted:
     """The mean, after checks."""
     if not signals:
         raise TrainingError(f"{name}: takes at least one signal; name the outputs to combine")
     if of not in OF:
         raise TrainingError(f"{name}: of is {of!r}; expected one of {', '.join(OF)}")
-    return Weighted(signals, tuple(number / sum(numbers) for number in numbers), of)
+    if temperature <= 0:
+        raise TrainingError(f"{name}: temperature must be positive, found {temperature}")
+    return Weighted(signals, tuple(number / sum(numbers) for number in numbers), of, temperature)
 
 
 def closest(label: Column, *signals: Signal) -> Closest:
@@ -273,11 +310,15 @@ def closest(label: Column, *signals: Signal) -> Closest:
 def pick(*signals: Signal, by: str = "step", weights: str = "") -> Picked:
     """One of the signals at random, drawn anew in every ``step``, or for every ``row`` (E9, T6).
 
+    By ``epoch`` every row meets all of them in turn.
+
     Raises:
         TrainingError: there is only one signal, ``by`` is unknown, or the weights do not fit.
     """
     if by not in BY:
         raise TrainingError(f"pick: by is {by!r}; expected one of {', '.join(BY)}")
+    if by == "epoch" and weights:
+        raise TrainingError(f"pick: by='epoch' takes the signals in turn, so it takes no weights; found {weights!r}")
     count = len(several(signals, "pick"))
     numbers = positive_numbers(weights, count, "pick") if weights else (1.0,) * count
     return Picked(signals, tuple(number / sum(numbers) for number in numbers), by)
@@ -327,6 +368,7 @@ def reverse(signal: Signal, *, scale: float = 1.0) -> Reversed:
 SIGNALS: dict[str, Callable[..., object]] = {
     "live": live,
     "shuffled": shuffled,
+    "scrambled": scrambled,
     "probability": probability,
     "memory": memory,
     "noise": noise,
@@ -337,7 +379,11 @@ SIGNALS: dict[str, Callable[..., object]] = {
     "route": route,
     "out_of_fold": out_of_fold,
     "vote": vote,
+    "quota": quota,
     "reverse": reverse,
+    "stack": stack,
+    "top": top,
+    "pad": pad,
     "adapt": adapt,
     "gate": gate,
 }

@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from recdistill.distill.checks import behind, check_members, check_phases
+from recdistill.distill.checks import behind, check_members, check_phases, folds_of
 from recdistill.distill.copies import expanded
 from recdistill.distill.member import RECORDED, Member, Part, Phase, Same, Update
 from recdistill.distill.rehearse import rehearse
 from recdistill.distill.schedule import Schedule
 from recdistill.distill.signal import Signal
 from recdistill.distill.term import Term
-from recdistill.distill.words import Compiler, rates, signal, term
-from recdistill.errors import SpecError
+from recdistill.distill.words import Compiler, edit, rates, signal, term
+from recdistill.edits.towers import Edit
+from recdistill.errors import SpecError, TrainingError
 from recdistill.nets.catalog import NETS, Net, wrong_options
 from recdistill.nets.sequences import POOLS
 from recdistill.spec.controls import served_with
@@ -92,7 +93,7 @@ def examine(job: Job, spec: FeatureSpec) -> tuple[Plan | None, list[str]]:
     if problems:
         return None, problems
     phases = [_phase(phase, i, terms, lr[i], by_name, c.job.train.stop) for i, phase in enumerate(c.job.phases)]
-    problems += check_phases(phases, by_name, c.job)
+    problems += check_phases(phases, by_name, c.job, spec)
     problems += rehearse(list(by_name.values()), phases, spec)
     if problems:
         return None, problems
@@ -117,10 +118,11 @@ def _members(c: Compiler) -> dict[str, Member]:
     for name, described in c.job.members.items():
         if described.of is None:
             made[name] = _recorded(c, name, described) if described.scores is not None else _member(c, name, described)
-    for name, described in c.job.members.items():
-        source = made.get(described.of) if described.of is not None else None
+    seconds = [(name, described) for name, described in c.job.members.items() if described.of is not None]
+    for name, described in sorted(seconds, key=lambda pair: _is_second(c, pair[1].of)):
+        source = made.get(described.of or "")
         if source is not None:
-            made[name] = _second(c, name, described, source)
+            made[name] = (_edited if described.edit else _second)(c, name, described, source)
     return {name: member for name, member in made.items() if member is not None}
 
 
@@ -177,6 +179,12 @@ def _signals(c: Compiler, name: str, member: MemberSpec) -> tuple[tuple[Signal, 
     return tuple(found for found in inputs if found is not None), embed
 
 
+def _is_second(c: Compiler, name: str | None) -> bool:
+    """Whether a member has the net of another one."""
+    member = c.job.members.get(name or "")
+    return member is not None and member.of is not None
+
+
 def _second(c: Compiler, name: str, described: MemberSpec, source: Member) -> Member:
     """A member that has the net of another one: a copy that follows it, or a second name of it."""
     origin = described.ema or described.best or described.snapshot or described.previous or Same(source.name)
@@ -193,6 +201,32 @@ def _second(c: Compiler, name: str, described: MemberSpec, source: Member) -> Me
     if not isinstance(origin, Same):
         changes["share"] = Sharing()
     return replace(source, **changes)
+
+
+def _edited(c: Compiler, name: str, described: MemberSpec, source: Member) -> Member | None:
+    """A member of its own whose net is made from another one's."""
+    assert described.edit is not None
+    place, key = f"members.{name}.edit", "layers" if source.net.name == "mlp" else "mlp"
+    widths, edits = list(source.net.options.get(key, [])), list[Edit]()
+    for i, text in enumerate(described.edit.by):
+        found = edit(c, text, f"{place}.by.{i}")
+        if found is None:
+            return None
+        try:
+            widths = found.widths(widths)
+        except TrainingError as error:
+            c.problems.append(f"{place}.by.{i}: {error}")
+            return None
+        edits.append(found)
+    return replace(
+        source,
+        name=name,
+        net=Net(source.net.name, {**source.net.options, key: widths}),
+        serve=bool(described.serve),
+        dense=described.dense,
+        share=Sharing(),
+        edited=(source.name, tuple(edits)),
+    )
 
 
 def _recorded(c: Compiler, name: str, member: MemberSpec) -> Member:
@@ -252,16 +286,23 @@ def _phase(
     updates = []
     for j, move in enumerate(phase.moves):
         place = f"phases.{index}.updates.{j}.terms." if phase.updates else f"phases.{index}.terms."
-        mine = tuple(found for key, found in terms.items() if key.startswith(place) and found is not None)
-        parts = tuple(Part(*_cut(word)) for word in move.train)
+        mine = tuple(_kept_apart(t, members) for key, t in terms.items() if key.startswith(place) and t is not None)
+        parts = tuple(part for word in move.train if (part := Part(*_cut(word))).member in members)
         taught = {name for each in mine for name in each.taught}
         moved = parts or tuple(Part(name) for name in members if name in behind(taught, members, live=True))
         moved = moved if parts else tuple(part for part in moved if members[part.member].trainable)
         needed = behind({name for each in mine for name in each.members}, members)
         updates.append(Update(mine, moved, frozenset(needed), move.every, move.feed))
-    carry = tuple(phase.carry.items())
+    carry = tuple((to, of) for to, of in phase.carry.items() if {to, of} <= members.keys())
+    restart = tuple(name for name in phase.restart if name in members)  # others are reported with the job itself
     chosen = phase.stop or stop
-    return Phase(tuple(updates), chosen, phase.epochs, phase.steps, lr, tuple(phase.restart), carry)
+    return Phase(tuple(updates), chosen, phase.epochs, phase.steps, lr, restart, carry)
+
+
+def _kept_apart(term: Term, members: Mapping[str, Member]) -> Term:
+    """The term without the rows of the fold that someone whom it teaches may not learn from."""
+    folds = folds_of(behind(term.taught, members, live=True), members)
+    return replace(term, fold=next(iter(folds), None))
 
 
 def _cut(word: str) -> tuple[str, str]:

@@ -2,10 +2,12 @@
 
 In terms, ``teacher[1].logit`` is one of them. ``teacher[:].logit`` stands for all: a signal that takes any number of
 signals (``mean``, ``vote``, ``gate``) gets every one of them, and a term whose loss names it becomes one term for each
-copy. The first copy serves, if the member serves. A copy that shares with its own kind shares with the first one.
+copy. ``each('a b c')`` makes three terms of one as well, each with its own text. The first copy serves, if the member
+serves. A copy that shares with its own kind shares with the first one.
 """
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +18,8 @@ from recdistill.spec.members import MemberSpec, Sharing
 from recdistill.spec.terms import ALL, Argument, Call, Name, ParsedTerm, TermSyntaxError, parse_signal, parse_term
 
 Copies = Mapping[str, int]
+WORD = re.compile(r"(?P<name>[^\[]+)(\[(?P<number>-?\d+|:)\])?\Z")  # teacher, teacher[1], teacher[:]
+EACH = "each"
 
 
 def expanded(job: Job, problems: list[str]) -> Job:
@@ -25,6 +29,7 @@ def expanded(job: Job, problems: list[str]) -> Job:
         SpecError: two members would have one name.
     """
     copies = {name: member.copies for name, member in job.members.items()}
+    problems += _wrong_numbers(job, copies)
     members: dict[str, MemberSpec] = {}
     for name, member in job.members.items():
         for k in range(member.copies):
@@ -46,6 +51,36 @@ def expanded(job: Job, problems: list[str]) -> Job:
         carry = {_one(to, copies): _one(of, copies) for to, of in phase.carry.items()}
         phases.append(phase.with_moves(moves).model_copy(update={"restart": restart, "carry": carry}))
     return job.model_copy(update={"members": members, "phases": phases})
+
+
+def _wrong_numbers(job: Job, copies: Copies) -> list[str]:
+    """Words outside of terms and signals that name a copy which does not exist, or all of them where one is meant."""
+    one: list[tuple[str, str | None]] = []
+    some: list[tuple[str, str]] = []
+    for name, member in job.members.items():
+        place, share = f"members.{name}", member.share
+        tables = {"": share.tables} if not isinstance(share.tables, dict) else share.tables
+        one += [(f"{place}.share.tables", word) for word in tables.values()]
+        one += [(f"{place}.share.modules.{path}", word) for path, word in share.modules.items()]
+        one += [(f"{place}.share.trunk", share.trunk), (place, member.of)]
+    for i, phase in enumerate(job.phases):
+        some += [(f"phases.{i}.restart", word) for word in phase.restart]
+        some += [(f"phases.{i}.train", word.partition(".")[0]) for move in phase.moves for word in move.train]
+        one += [(f"phases.{i}.carry", word) for word in (*phase.carry, *phase.carry.values())]
+    given = [(place, word, False) for place, word in one if word is not None]
+    return [
+        f"{place}: {word!r} names no copy; {name!r} has {copies[name]}, numbered from 0"
+        for place, word, several in (*given, *((place, word, True) for place, word in some))
+        if (name := without_index(word)) in copies and not _is_copy(word, copies, several=several)
+    ]
+
+
+def _is_copy(word: str, copies: Copies, *, several: bool) -> bool:
+    """Whether a word such as ``teacher[1]``, or ``teacher`` alone, names a copy, or maybe several."""
+    found = WORD.match(word)
+    if found is None or found["number"] == ALL:
+        return found is not None and several
+    return found["number"] is None or -copies[found["name"]] <= int(found["number"]) < copies[found["name"]]
 
 
 def _copy_name(name: str, k: int, copies: Copies) -> str:
@@ -74,7 +109,7 @@ def _copy(name: str, member: MemberSpec, k: int, copies: Copies, problems: list[
         "share": Sharing(tables=tables, own=share.own, trunk=other(share.trunk or mine), modules=modules),
         "inputs": [made for where, text in places.items() for made in _inputs(text, where, copies, problems)],
     }
-    for key in ("ema", "best", "snapshot", "previous"):
+    for key in ("ema", "best", "snapshot", "previous", "edit"):
         if (origin := getattr(member, key)) is not None:
             changes[key] = origin.model_copy(update={"of": _twin(origin.of, name, k, copies)})
     if member.same is not None:
@@ -90,9 +125,10 @@ def _twin(word: str, name: str, k: int, copies: Copies) -> str:
 
 def _one(word: str, copies: Copies) -> str:
     """The member that a word such as ``teacher[1]`` names; without a number the first copy."""
-    name = without_index(word)
-    number = word[len(name) + 1 : -1] or "0"
-    return _copy_name(name, int(number), copies) if number.isdigit() else word
+    found = WORD.match(word)
+    if found is None or found["name"] not in copies or found["number"] == ALL:
+        return word  # reported
+    return _copy_name(found["name"], int(found["number"] or 0) % copies[found["name"]], copies)
 
 
 def _parts(word: str, copies: Copies) -> list[str]:
@@ -114,12 +150,20 @@ def _inputs(text: str, place: str, copies: Copies, problems: list[str]) -> list[
 
 
 def _terms(text: str, place: str, copies: Copies, problems: list[str]) -> list[str]:
-    """The terms that a text stands for: one for each copy, if its loss names all of them."""
+    """The terms that a text stands for: one for each copy, if its loss names all of them, or for each text."""
     try:
         parsed = parse_term(text)
     except TermSyntaxError:
         return [text]  # reported with the job itself
-    count = _width([a for f in parsed.factors if isinstance(f, Call) for a in f.args], copies)
+    calls = [part for part in (*parsed.factors, parsed.rows) if isinstance(part, Call)]
+    arguments = [a for call in calls if call is not parsed.rows for a in call.args]
+    count = _width(arguments, copies)
+    problems += _unequal(arguments, parsed.rows, copies, f"{place}: {text!r}")
+    texts = {len(_texts(call)) for each in calls for call in _calls(each) if call.function == EACH}
+    if texts and (len(texts) > 1 or count not in (1, *texts) or 0 in texts):
+        problems.append(f"{place}: each() names {sorted(texts)} texts for {count} copies; name one for each")
+        return []
+    count = max(count, *texts, 1)
     made = []
     for k in range(count):
         factors = tuple(_resolved(f, k, copies, place, problems) if isinstance(f, Call) else f for f in parsed.factors)
@@ -130,8 +174,23 @@ def _terms(text: str, place: str, copies: Copies, problems: list[str]) -> list[s
 
 def _width(arguments: list[Argument], copies: Copies) -> int:
     """How many copies the arguments of a loss name at once, where no signal takes them all together."""
-    counts = {copies.get(str(name.path[0]), 1) for name in _apart(arguments) if ALL in name.path}
-    return max(counts, default=1)
+    return max(_widths(arguments, copies), default=1)
+
+
+def _widths(arguments: list[Argument], copies: Copies) -> set[int]:
+    """The numbers of copies that some arguments name, where no signal takes them all together."""
+    return {copies.get(str(name.path[0]), 1) for name in _apart(arguments) if ALL in name.path}
+
+
+def _unequal(arguments: list[Argument], rows: Argument | None, copies: Copies, place: str) -> list[str]:
+    """Copies that cannot be put side by side: of two members of which there are not as many, or of a selector alone."""
+    taught, chosen = _widths(arguments, copies), _widths([] if rows is None else [rows], copies)
+    found = []
+    if len(taught - {1}) > 1:
+        found.append(f"{place}: names {' and '.join(map(str, sorted(taught)))} copies at once; make them as many")
+    if not chosen <= {1, *taught}:
+        found.append(f"{place}: the selector names all copies, but the loss does not; name one of them")
+    return found
 
 
 def _apart(arguments: list[Argument]) -> Iterator[Name]:
@@ -139,8 +198,22 @@ def _apart(arguments: list[Argument]) -> Iterator[Name]:
     for argument in arguments:
         if isinstance(argument, Name):
             yield argument
-        elif isinstance(argument, Call) and not takes_many(argument.function):
-            yield from _apart([*argument.args, *argument.kwargs.values()])
+        elif isinstance(argument, Call):
+            together = takes_many(argument.function)
+            yield from _apart([*([] if together else argument.args), *argument.kwargs.values()])
+
+
+def _calls(call: Call) -> Iterator[Call]:
+    """A call and those within it."""
+    yield call
+    for argument in (*call.args, *call.kwargs.values()):
+        if isinstance(argument, Call):
+            yield from _calls(argument)
+
+
+def _texts(call: Call) -> list[str]:
+    """The words of ``each('a b c')``."""
+    return call.args[0].split() if len(call.args) == 1 and isinstance(call.args[0], str) else []
 
 
 def takes_many(function: str) -> bool:
@@ -155,6 +228,8 @@ def _resolved(argument: Argument, k: int, copies: Copies, place: str, problems: 
         return _named(argument, k, copies, place, problems)
     if not isinstance(argument, Call):
         return argument
+    if argument.function == EACH:
+        return _texts(argument)[k]
     args: list[Argument] = []
     for each in argument.args:
         numbers = range(_width([each], copies)) if takes_many(argument.function) else [k]

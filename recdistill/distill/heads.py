@@ -95,7 +95,8 @@ def width_of(signal: Signal, trial: Mapping[str, Outputs]) -> int:
 def trial_batch() -> Batch:
     """Rows without columns, for a look at shapes."""
     nothing = View("serving", torch.zeros(0, TRIAL_ROWS, dtype=torch.int64), (), torch.zeros(TRIAL_ROWS, 0), ())
-    return Batch(torch.arange(TRIAL_ROWS), nothing, {}, torch.ones(TRIAL_ROWS))
+    row_id_B = torch.arange(TRIAL_ROWS)
+    return Batch(row_id_B, nothing, {}, torch.ones(TRIAL_ROWS), group_B=row_id_B, scenario_B=row_id_B)
 
 
 def answer_zeros(head: Head, layout: MemberLayout) -> Outputs:

@@ -131,7 +131,7 @@ class MemberLayout:
         sequences: what the member's head pools itself; the vectors come last.
         columns: the fields of pieces and numbers.
         pooled: the fields of the sequences.
-        banks: the banks that are looked up.
+        lookups: every feature, and the bank in which it is looked up for this member.
         taps: what it reads of other members, between the numbers and the sequences.
     """
 
@@ -141,8 +141,13 @@ class MemberLayout:
     sequences: tuple[SequencePiece, ...]
     columns: tuple[Column, ...]
     pooled: tuple[Column, ...]
-    banks: tuple[str, ...]
+    lookups: tuple[tuple[Feature, str], ...]
     taps: tuple[Column, ...] = ()
+
+    @property
+    def banks(self) -> tuple[str, ...]:
+        """The banks that are looked up."""
+        return tuple(dict.fromkeys(bank for _, bank in self.lookups))
 
     @property
     def flat(self) -> Inputs:
@@ -176,15 +181,12 @@ def lay_out(members: Sequence[Member], spec: FeatureSpec, rows: Mapping[str, int
     banks: dict[str, Bank] = {}
     for member in members:
         own = [column for column, owner in homes[member.name].items() if owner == member.name]
-        features = [feature for column in own for feature in _features(column, spec)]
-        unpooled = {f.table for f in features if f.form in ("sequence", "gaps")}
-        for tokens in (False, True):
-            chosen = _grouped([f for f in features if (f.table in unpooled) == tokens])
+        for tokens, chosen in enumerate(_groups(own, spec)):
             if chosen:
                 tables = {f.table: rows[f.table] for f in chosen}
                 dims = {table: member.dims.get(table.removesuffix("/gaps"), member.dim) for table in tables}
                 name = f"{member.name}-tokens" if tokens else member.name
-                banks[name] = Bank(member.name, chosen, tables, dims, tokens)
+                banks[name] = Bank(member.name, chosen, tables, dims, bool(tokens))
     return Layout(banks, {m.name: _member_layout(m, homes[m.name], banks, spec) for m in members})
 
 
@@ -215,6 +217,14 @@ def _features(name: str, spec: FeatureSpec) -> list[Feature]:
     return [Feature(name, table, audience)]
 
 
+def _groups(columns: Sequence[str], spec: FeatureSpec) -> tuple[tuple[Feature, ...], tuple[Feature, ...]]:
+    """The lookups of columns: those that are pooled, and those in tables that a sequence is looked up in as well."""
+    features = [feature for column in columns for feature in _features(column, spec)]
+    unpooled = {f.table for f in features if f.form in ("sequence", "gaps")}
+    pooled, tokens = ([f for f in features if (f.table in unpooled) == each] for each in (False, True))
+    return _grouped(pooled), _grouped(tokens)
+
+
 def _grouped(features: list[Feature]) -> tuple[Feature, ...]:
     """Features of one table next to each other, single-valued columns first, so that lookups need no reordering."""
     tables = list(dict.fromkeys(f.table for f in sorted(features, key=lambda f: f.form != "single")))
@@ -222,8 +232,9 @@ def _grouped(features: list[Feature]) -> tuple[Feature, ...]:
 
 
 def _member_layout(member: Member, homes: dict[str, str], banks: dict[str, Bank], spec: FeatureSpec) -> MemberLayout:
-    used = [n for owner in dict.fromkeys(homes.values()) for n in (owner, f"{owner}-tokens") if n in banks]
-    mine = [(n, f) for n in used for f in banks[n].features if homes.get(f.column) == banks[n].owner]
+    where = {f.name: (n, f) for n in banks for f in banks[n].features if homes.get(f.column) == banks[n].owner}
+    # In the order of tables of its own, so that members built alike are alike whatever they share.
+    mine = [where[feature.name] for group in _groups(list(homes), spec) for feature in group]
     pieces: list[Piece] = []
     columns: list[Column] = []
     for name, feature in mine:
@@ -247,7 +258,7 @@ def _member_layout(member: Member, homes: dict[str, str], banks: dict[str, Bank]
         tuple(sequences),
         tuple(columns),
         tuple(Column(sequence.column, sequence.tokens.width, embedded=True) for sequence in sequences),
-        tuple(dict.fromkeys(name for name, _ in mine)),
+        tuple((feature, name) for name, feature in mine),
     )
 
 

@@ -39,6 +39,9 @@ class Adapted(OfMember):
         """The adapter, and those of the signal."""
         return self.signal.members | {self.member}
 
+    def __str__(self) -> str:
+        return f"adapt({self.signal}) by {self.member}"
+
     def value(self, scene: Scene) -> Tensor:
         """The mapped signal, (B, width), or (B,) for the width 1."""
         found = scene.outputs[self.member].logits_BK
@@ -57,6 +60,9 @@ class Gated:
     def members(self) -> frozenset[str]:
         """The gate, those of the signals, and those of what the gate reads."""
         return frozenset({self.member}).union(self.by.members, *(signal.members for signal in self.signals))
+
+    def __str__(self) -> str:
+        return f"gate({', '.join(map(str, self.signals))}, by={self.by})"
 
     def weights(self, scene: Scene) -> Tensor:
         """The weights of each row, (B, number of signals); they add up to 1."""

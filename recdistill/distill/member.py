@@ -7,6 +7,7 @@ from typing import Any
 from recdistill.distill.schedule import Metric, Schedule
 from recdistill.distill.signal import Remembered, Signal
 from recdistill.distill.term import Term
+from recdistill.edits.towers import Edit
 from recdistill.nets.catalog import Net
 from recdistill.spec.members import Best, Distortion, Ema, FromRun, Previous, Recorded, Sharing, Snapshot
 from recdistill.spec.train import DenseOptimizer, StopRule
@@ -51,6 +52,7 @@ class Member:
         init: scale of its initial dense parameters.
         dense: its optimizer, where it differs from the job's.
         warm_start: where its parameters come from, though it is trained.
+        edited: the member whose net it is made from, and the edits.
         implied: whether it stands behind a signal instead of in the job.
     """
 
@@ -75,6 +77,7 @@ class Member:
     init: float = 1.0
     dense: DenseOptimizer | None = None
     warm_start: FromRun | None = None
+    edited: tuple[str, tuple[Edit, ...]] | None = None
     implied: bool = False
 
     @property
@@ -95,7 +98,7 @@ class Member:
     @property
     def trainable(self) -> bool:
         """Whether terms may move its parameters."""
-        return self.origin is None or isinstance(self.origin, Same)
+        return (self.origin is None and self.net.learns) or isinstance(self.origin, Same)
 
     @property
     def width(self) -> int:

@@ -6,13 +6,14 @@ Tables are not needed for it, because the widths of all vectors are known from t
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 
-from recdistill.distill.heads import TRIAL_ROWS, Heads, build_heads, trial_batch
+from recdistill.distill.heads import TRIAL_ROWS, Heads, build_heads, shapes, trial_batch
 from recdistill.distill.layout import lay_out
 from recdistill.distill.member import Member, Phase
-from recdistill.distill.signal import Column, Remembered, Scene, walk
+from recdistill.distill.signal import Column, Scene, walk
 from recdistill.distill.term import Term
 from recdistill.errors import RecdistillError
 from recdistill.spec.features import FeatureSpec
@@ -40,19 +41,18 @@ def rehearse(members: Sequence[Member], phases: Sequence[Phase], spec: FeatureSp
             for term in update.terms
             if (found := _tried(term, made, f"phases.{i}.updates.{j}" if len(phase.updates) > 1 else f"phases.{i}"))
         ]
-    return [*problems, *_wrong_modules(phases, made), *_wrong_embeds(members, made)]
+    return [*problems, *_wrong_modules(phases, made), *_wrong_embeds(members, made), *_wrong_carries(phases, made)]
 
 
 def _tried(term: Term, made: Heads, place: str) -> str | None:
     """Why a term cannot be computed."""
     columns = {part.name: torch.zeros(TRIAL_ROWS) for part in walk(term) if isinstance(part, Column)}
-    batch = trial_batch()
-    rows = type(batch)(
-        batch.row_id_B, batch.serving, columns, batch.weight_B, None, batch.row_id_B, batch.row_id_B
-    )  # fmt: skip
-    memories = {part.key: Blank() for part in walk(term) if isinstance(part, Remembered)}
+    memories = {part.key: Blank() for part in term.memories}
+    scene = Scene(made.trial, replace(trial_batch(), labels=columns), memories=memories)
     try:
-        term.losses(Scene(made.trial, rows, memories=memories))
+        if wide := [str(part) for part in term.memories if part.signal.value(scene).dim() > 1]:
+            return f"{place}: {', '.join(wide)}: one number is remembered of each row; name a logit"
+        term.losses(scene)
     except IndexError:
         return f"{place}: {term.words!r}: there is no such layer; {_layers(term, made)}"
     except (RecdistillError, RuntimeError) as error:
@@ -72,6 +72,20 @@ def _wrong_modules(phases: Sequence[Phase], made: Heads) -> list[str]:
             known = [name for name, _ in made.heads[part.member].named_modules() if name]
             if part.path not in known:
                 found.append(f"phases.{i}.train: {part.member!r} has no module {part.path!r}; it has {known}")
+    return found
+
+
+def _wrong_carries(phases: Sequence[Phase], made: Heads) -> list[str]:
+    """Parameters that are to be carried between members with other columns, or other widths of them."""
+    found = []
+    for i, phase in enumerate(phases):
+        for to, of in (pair for pair in phase.carry if {*pair} <= made.heads.keys()):
+            reads = [(made.layouts[name].columns, made.layouts[name].pooled) for name in (to, of)]
+            if reads[0] != reads[1] or shapes(made.heads[to]) != shapes(made.heads[of]):
+                found.append(
+                    f"phases.{i}.carry.{to}: {to!r} and {of!r} read other columns, or have them in other widths; give "
+                    "both the same view"
+                )
     return found
 
 

@@ -15,11 +15,13 @@ class Now:
         step: steps taken in the phase.
         planned: steps that the phase takes unless its stop rule ends it.
         seen: what each evaluation of the phase has found so far, ``member.metric`` to value.
+        epoch: passes over the rows of the phase's first feed that are over.
     """
 
     step: int = 0
     planned: int = 1000
     seen: tuple[Mapping[str, float], ...] = ()
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,17 @@ class Moment:
     def steps(self, planned: int) -> float:
         """The point in steps."""
         return self.given * planned if self.given < 1 else self.given
+
+    def stretch(self, step: int, planned: int) -> tuple[int, int]:
+        """First step and end of the stretch that a step lies in, if stretches of this length follow each other.
+
+        Ends are rounded each by itself, so that quarters of a phase end where the phase does, whatever its length.
+        """
+        length = max(1.0, self.steps(planned))
+        number = int(step / length) + 1
+        while round(number * length) > step:
+            number -= 1
+        return round(number * length), round((number + 1) * length)
 
 
 @dataclass(frozen=True)
@@ -156,7 +169,8 @@ def cycle(start: float, end: float, *, over: float) -> Schedule:
     length = Moment(over)
 
     def weight(now: Now) -> float:
-        share = now.step % length.steps(now.planned) / length.steps(now.planned)
+        first, following = length.stretch(now.step, now.planned)
+        share = (now.step - first) / (following - first)
         return start + (end - start) * (1 - math.cos(math.pi * share)) / 2
 
     return Schedule(weight, f"cycle({start}, {end}, over={over})")

@@ -1,7 +1,7 @@
 """Which rows of a batch take part in a term: ``.rows(selector)``.
 
-A selector answers with 0 or 1 for each row; what it looks at is never taught. Those that compare the rows of a batch
-with each other depend on which rows meet, and say so.
+A selector answers with 0 or 1 for each row, or with the weight of each; what it looks at is never taught. Those that
+compare the rows of a batch with each other depend on which rows meet, and say so.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Selector(Protocol):
         ...
 
     def mask(self, scene: Scene) -> Tensor:
-        """True for the selected rows, (B,)."""
+        """True for the selected rows, or the weight of each, (B,)."""
         ...
 
 
@@ -46,40 +46,69 @@ class Measured(Protocol):
 
 @dataclass(frozen=True)
 class ByColumn:
-    """Rows for which a raw column is known, or has a given value; or those of one scenario."""
+    """Rows for which a raw column is known, is not known, or has a given value; or those of one scenario."""
 
     column: Column | Scenario
     equals: float | int | None = None
+    known: bool = True
     members: frozenset[str] = frozenset()
 
     def mask(self, scene: Scene) -> Tensor:
         """True for the selected rows, (B,)."""
         value = self.column.value(scene)
-        return ~torch.isnan(value) if self.equals is None else value == self.equals
+        return torch.isnan(value) != self.known if self.equals is None else value == self.equals
 
 
 @dataclass(frozen=True)
 class Agreeing:
-    """Rows on which two signals are on the same side: logits by their sign, labels as they are."""
+    """Rows on which two signals are on the same side: logits by their sign, labels as they are.
+
+    With the rate of a column, a logit speaks for a click on as large a share of the batch as the column does; by their
+    sign, the logits of rare clicks would nearly always speak against one.
+    """
 
     first: Signal
     second: Signal
+    rate: Column | None = None
 
     @property
     def members(self) -> frozenset[str]:
         """Those of both."""
         return self.first.members | self.second.members
 
+    @property
+    def in_batch(self) -> bool:
+        """Whether a row is selected depends on the others."""
+        return self.rate is not None
+
     def mask(self, scene: Scene) -> Tensor:
         """True for the selected rows, (B,); a row whose label is not known is not selected."""
-        first, second = side(self.first, scene), side(self.second, scene)
+        first, second = self._side(self.first, scene), self._side(self.second, scene)
         return (first == second) & ~torch.isnan(first) & ~torch.isnan(second)
 
+    def _side(self, signal: Signal, scene: Scene) -> Tensor:
+        """1 where a signal speaks for a click, 0 where against it, NaN where it is not known."""
+        value = signal.value(scene)
+        if isinstance(signal, Column):
+            return value
+        if self.rate is None:
+            return (value > 0).to(value.dtype)
+        share = self.rate.value(scene).nanmean()
+        if bool(torch.isnan(share)):
+            return torch.full_like(value, torch.nan)
+        return (value > torch.quantile(value, 1 - share)).to(value.dtype)
 
-def side(signal: Signal, scene: Scene) -> Tensor:
-    """1 where a signal speaks for a click, 0 where against it, NaN where it is not known."""
-    value = signal.value(scene)
-    return value if isinstance(signal, Column) else (value > 0).to(value.dtype)
+
+@dataclass(frozen=True)
+class AnyOf:
+    """Rows on which at least one of several binary columns is 1."""
+
+    columns: tuple[Column, ...]
+    members: frozenset[str] = frozenset()
+
+    def mask(self, scene: Scene) -> Tensor:
+        """True for the selected rows, (B,)."""
+        return torch.stack([column.value(scene) == 1 for column in self.columns]).any(0)
 
 
 @dataclass(frozen=True)
@@ -153,9 +182,38 @@ class Sampled:
         return draw(scene, scene.batch.row_id_B, "sampled")[:, 0] < self.rate
 
 
+@dataclass(frozen=True)
+class Sure:
+    """Every row, with the weight ``max(p, 1 - p)`` of a signal's probability p."""
+
+    signal: Signal
+
+    @property
+    def members(self) -> frozenset[str]:
+        """Those of the signal."""
+        return self.signal.members
+
+    def mask(self, scene: Scene) -> Tensor:
+        """The weight of each row, (B,), between a half and one."""
+        return torch.sigmoid(self.signal.value(scene).abs())
+
+
 def present(column: Column) -> ByColumn:
     """The rows whose value is known."""
     return ByColumn(column)
+
+
+def absent(column: Column) -> ByColumn:
+    """The rows whose value is not known (D2)."""
+    return ByColumn(column, known=False)
+
+
+def sure(signal: Signal) -> Sure:
+    """All rows, each with the weight with which a logit is sure of its answer (S2).
+
+    A term divides by the weights of its rows, so a signal that is equally sure of all of them changes nothing.
+    """
+    return Sure(signal)
 
 
 def equals(column: Column | Scenario, value: float | str) -> ByColumn:
@@ -172,9 +230,26 @@ def equals(column: Column | Scenario, value: float | str) -> ByColumn:
     return ByColumn(column, float(value))
 
 
-def agrees(first: Signal, second: Signal) -> Agreeing:
-    """The rows on which two logits, or a logit and a label, are on the same side (E8)."""
-    return Agreeing(first, second)
+def agrees(first: Signal, second: Signal, *, rate: Column | None = None) -> Agreeing:
+    """The rows on which two logits, or a logit and a label, are on the same side (E10).
+
+    Args:
+        first: a logit or a label.
+        second: likewise.
+        rate: a column; a logit then speaks for a click on as large a share of the rows as this column.
+    """
+    return Agreeing(first, second, rate)
+
+
+def any_of(*columns: Column) -> AnyOf:
+    """The rows on which one of the binary columns is 1 (A7).
+
+    Raises:
+        TrainingError: there is no column.
+    """
+    if not columns:
+        raise TrainingError("any: takes at least one binary column")
+    return AnyOf(columns)
 
 
 def beats(better: Signal, worse: Signal, label: Column, *, margin: float = 0.0) -> Beating:
@@ -198,7 +273,8 @@ def smallest(
     """
     given = keep if isinstance(keep, Schedule) else fixed(keep)
     left = drop if isinstance(drop, Schedule) else fixed(drop)
-    share = Schedule(lambda now: given.weight(now) - left.weight(now), f"{given.words} - {left.words}")
+    words, metrics = f"{given.words} - {left.words}", (*given.metrics, *left.metrics)
+    share = Schedule(lambda now: given.weight(now) - left.weight(now), words, metrics)
     for now in (Now(0), Now(10**9)):
         if not 0 < share.weight(now) <= 1:
             raise TrainingError(f"smallest: keeps a share in (0, 1] of the rows, found {share.weight(now)}")
@@ -223,8 +299,11 @@ def sampled(rate: float) -> Sampled:
 
 SELECTORS: dict[str, Callable[..., Selector]] = {
     "present": present,
+    "absent": absent,
+    "sure": sure,
     "equals": equals,
     "agrees": agrees,
+    "any": any_of,
     "beats": beats,
     "smallest": smallest,
     "sampled": sampled,

@@ -87,12 +87,26 @@ class OfSignal:
         return self.signal.members
 
 
+class Several:
+    """A signal made from several."""
+
+    signals: "tuple[Signal, ...]"
+
+    @property
+    def members(self) -> frozenset[str]:
+        """Those of all signals."""
+        return frozenset().union(*(signal.members for signal in self.signals))
+
+
 @dataclass(frozen=True)
 class Logit(OfMember):
     """``member.logit``, or ``member.logit.label`` where a member predicts several labels: (B,)."""
 
     member: str
     label: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.member}.logit" + (f".{self.label}" if self.label else "")
 
     def value(self, scene: Scene) -> Tensor:
         """The logit of each row, (B,)."""
@@ -104,6 +118,9 @@ class All(OfMember):
     """``member.logits``, the logits of all labels, or ``member.out``, all values of a member with `outputs`: (B, K)."""
 
     member: str
+
+    def __str__(self) -> str:
+        return f"{self.member}.logits"
 
     def value(self, scene: Scene) -> Tensor:
         """The values of each row, (B, K)."""
@@ -117,6 +134,9 @@ class Hidden(OfMember):
     member: str
     layer: int
 
+    def __str__(self) -> str:
+        return f"{self.member}.hidden[{self.layer}]"
+
     def value(self, scene: Scene) -> Tensor:
         """The layer of each row, (B, H)."""
         return scene.outputs[self.member].hidden[self.layer]
@@ -127,6 +147,9 @@ class Embed(OfMember):
     """``member.embed``, the input vector after the lookup: (B, E)."""
 
     member: str
+
+    def __str__(self) -> str:
+        return f"{self.member}.embed"
 
     def value(self, scene: Scene) -> Tensor:
         """The input vector of each row, (B, E)."""
@@ -140,6 +163,9 @@ class Attention(OfMember):
     member: str
     sequence: int
 
+    def __str__(self) -> str:
+        return f"{self.member}.attention[{self.sequence}]"
+
     def value(self, scene: Scene) -> Tensor:
         """The weights of each row, (B, L)."""
         return scene.outputs[self.member].attention[self.sequence]
@@ -152,6 +178,9 @@ class Column:
     name: str
     members: frozenset[str] = frozenset()
 
+    def __str__(self) -> str:
+        return self.name
+
     def value(self, scene: Scene) -> Tensor:
         """The column, (B,)."""
         return scene.batch.labels[self.name]
@@ -162,6 +191,9 @@ class Scenario:
     """``scenario``: the hash of each row's scenario, int64 (B,)."""
 
     members: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return "scenario"
 
     def value(self, scene: Scene) -> Tensor:
         """The hash of each row's scenario."""
@@ -174,6 +206,9 @@ class Noise:
 
     width: int
     members: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return f"noise({self.width})"
 
     def value(self, scene: Scene) -> Tensor:
         """The numbers of each row, (B, width), by Box and Muller's transform of hashed row ids."""
@@ -189,6 +224,9 @@ class Live(OfSignal):
 
     signal: Signal
 
+    def __str__(self) -> str:
+        return f"live({self.signal})"
+
     def value(self, scene: Scene) -> Tensor:
         """The value of the signal."""
         return self.signal.value(scene)
@@ -199,6 +237,9 @@ class Probability(OfSignal):
     """``probability(x)``: the sigmoid of logits."""
 
     signal: Signal
+
+    def __str__(self) -> str:
+        return f"probability({self.signal})"
 
     def value(self, scene: Scene) -> Tensor:
         """The probability of each row, of the shape of the signal."""
@@ -217,7 +258,10 @@ class Remembered(OfSignal):
 
     @property
     def key(self) -> str:
-        """What tells it from other memories: equal words remember the same."""
+        """What tells it from other memories: what is made in the same way is remembered once."""
+        return repr(self)
+
+    def __str__(self) -> str:
         return f"memory({self.signal}, decay={self.decay})"
 
     def value(self, scene: Scene) -> Tensor:
@@ -234,6 +278,9 @@ class Shuffled(OfSignal):
     """
 
     signal: Signal
+
+    def __str__(self) -> str:
+        return f"shuffled({self.signal})"
 
     def value(self, scene: Scene) -> Tensor:
         """The permuted value."""

@@ -94,22 +94,26 @@ class Term:
     def losses(self, scene: Scene) -> tuple[Tensor, Tensor]:
         """The loss of each row, and the weight with which the row takes part, both (B,).
 
-        A row whose target is not known (NaN) takes no part. Of losses over lists it is the loss of each list, (G,),
-        which consists of those of its rows that take part, and weighs as much as one of them on average; of losses over
-        the batch it is one value, with the weight of all rows that take part, both (1,).
+        A row whose target is not known (NaN) takes no part, and what a target says of such a row, be it NaN, changes
+        nothing. Losses that compare the rows of a batch see only those that take part, (R,). Of losses over lists it is
+        the loss of each list, (G,), which consists of those of its rows that take part, and weighs as much as one of
+        them on average; of losses over the batch it is one value, with the weight of all rows that take part, both
+        (1,).
         """
         targets = [t.value(scene) if flows(t) else t.value(scene).detach() for t in self.targets]
         weight_B = self._weights(scene)
-        for i, (signal, value) in enumerate(zip(self.targets, targets, strict=True)):
-            if unknown_at_times(signal):
-                known_B = ~torch.isnan(value).reshape(len(value), -1).any(1)
-                weight_B = weight_B * known_B
-                targets[i] = value.nan_to_num()
+        partial = [value for signal, value in zip(self.targets, targets, strict=True) if unknown_at_times(signal)]
+        for value in partial:
+            weight_B = weight_B * ~torch.isnan(value).reshape(len(value), -1).any(1)
         learner = self.learner.value(scene)
-        if self.scope == "row":
+        if self.scope == "row" and not self.in_batch:
+            if partial or self.rows is not None:
+                targets = [only(weight_B > 0, value) for value in targets]
             return self.loss(learner, *targets, **self.options), weight_B
         rows = torch.nonzero(weight_B > 0).flatten()
         of_rows = [value[rows] for value in (learner, *targets)]
+        if self.scope == "row":
+            return self.loss(*of_rows, **self.options), weight_B[rows]
         if self.scope == "batch":
             loss = self.loss(*of_rows, **self.options) if len(rows) else learner.sum() * 0
             return loss.reshape(1), weight_B.sum().reshape(1)
@@ -127,6 +131,11 @@ class Term:
             mine, folds = self.fold
             weight_B = weight_B * (fold_of(scene.batch.row_id_B, folds) != mine)
         return weight_B
+
+
+def only(part_B: Tensor, value: Tensor) -> Tensor:
+    """The value of the rows that take part, zeros on the others."""
+    return torch.where(part_B.reshape(-1, *[1] * (value.dim() - 1)), value, torch.zeros_like(value))
 
 
 def reduce(loss_B: Tensor, weight_B: Tensor, total: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import inspect
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -14,8 +14,9 @@ from recdistill.distill.learned import WantedAdapter, WantedGate
 from recdistill.distill.member import Member
 from recdistill.distill.schedule import METRICS, SCHEDULES, Metric, Schedule
 from recdistill.distill.selector import SELECTORS, Measured, Selector
-from recdistill.distill.signal import All, Attention, Column, Embed, Hidden, Logit, Scenario, Signal
+from recdistill.distill.signal import All, Attention, Column, Embed, Hidden, Logit, Scenario, Signal, walk
 from recdistill.distill.term import Term
+from recdistill.edits.towers import EDITS, Edit
 from recdistill.errors import RecdistillError, ShapeError
 from recdistill.losses.catalog import LIST, LOSSES
 from recdistill.losses.scope import is_in_batch, scope_of
@@ -54,7 +55,9 @@ class Compiler:
     def source(self, name: str) -> MemberSpec:
         """What the job says of a member, or of the one whose net it has."""
         member = self.job.members[name]
-        return self.job.members.get(member.of or name, member)
+        while member.of is not None and member.of in self.job.members:
+            member = self.job.members[member.of]
+        return member
 
 
 def term(c: Compiler, text: str, place: str) -> Term | None:
@@ -113,6 +116,21 @@ def signal(c: Compiler, text: str, place: str) -> Signal | None:
         return None  # reported with the job itself
 
 
+def edit(c: Compiler, text: str, place: str) -> Edit | None:
+    """The edit that a text stands for, ``shrink(0, keep=0.5)`` for example, or None if something is wrong with it."""
+    try:
+        call = parse_signal(text)
+    except TermSyntaxError as error:
+        c.problems.append(f"{place}: {error}")
+        return None
+    if not isinstance(call, Call) or call.function not in EDITS:
+        word = call.function if isinstance(call, Call) else str(call)
+        c.problems.append(f"{place}: {text} is no edit; {nearest(word, EDITS)}")
+        return None
+    made: Edit | None = _made(c, EDITS[call.function], call, place)
+    return made
+
+
 def _selector(c: Compiler, parsed: ParsedTerm, place: str) -> Selector | None:
     call = parsed.rows
     if call is None:
@@ -148,10 +166,13 @@ def _made(c: Compiler, function: Callable[..., Any], call: Call, place: str) -> 
     if len(c.problems) > before:
         return None
     try:
-        return function(*args, **kwargs)
+        made = function(*args, **kwargs)
     except RecdistillError as error:
         c.problems.append(f"{place}: {call}: {error}")
         return None
+    if isinstance(made, Schedule) and c.spec.scenario is None and any(metric.scenario for metric in made.metrics):
+        c.problems.append(f"{place}: {call}: the feature spec names no `scenario`; add the raw column")
+    return made
 
 
 def kinds_of(hint: Any) -> tuple[Any, ...]:
@@ -161,6 +182,7 @@ def kinds_of(hint: Any) -> tuple[Any, ...]:
 
 NAMED = {
     float: "a number",
+    int: "a whole number",
     str: "a text",
     Schedule: "a schedule such as ramp(0, 1, over=100)",
     Metric: "a metric such as student.auc",
@@ -176,14 +198,13 @@ def _argument(c: Compiler, given: Argument, wanted: tuple[Any, ...], call: Call,
     found: Any = None
     before = len(c.problems)
     match given:
-        case str() if str in wanted:
-            found = given
-        case int() | float() if float in wanted:
+        case str() | int() | float() if type(given) in wanted or (float in wanted and not isinstance(given, str)):
             found = given
         case Call(function=name) if Schedule in wanted and name in SCHEDULES:
             found = _made(c, SCHEDULES[name], given, place)
         case Call() if Measured in wanted:
-            found = _loss(c, given, place)
+            measured = _loss(c, given, place)
+            found = measured and replace(measured, fold=None)  # nobody learns from it
         case Name() if Metric in wanted:
             found = _metric(c, given, place)
         case Name(path=("scenario",)) if Scenario in wanted:
@@ -240,15 +261,24 @@ def _loss(c: Compiler, call: Call, place: str) -> Term | None:
     if problem := _tried(loss, len(targets), options):
         c.problems.append(f"{place}: {problem}")
     scope = scope_of(loss)
+    c.problems += [f"{place}: {problem}" for problem in _wrong_scope(c, call, scope, over, targets)]
+    in_batch = is_in_batch(loss)
+    return Term(str(call), loss, learner, tuple(targets), options, over=str(over), scope=scope, in_batch=in_batch)
+
+
+def _wrong_scope(c: Compiler, call: Call, scope: str, over: object, targets: Sequence[Signal]) -> list[str]:
+    """What is wrong with what one value of a loss stands for."""
+    found = []
     if scope == "list" and c.spec.group is None:
-        c.problems.append(f"{place}: {call.function} compares the rows of a list; name the spec's `group`")
+        found.append(f"{call.function} compares the rows of a list; name the spec's `group`")
+    if scope != "list" and any(getattr(part, "over_lists", False) for s in targets for part in walk(s)):
+        found.append(
+            f"{call}: exchanges values within a list, of which a lone logit knows nothing; use it in a loss over "
+            "lists such as soft_list"
+        )
     if scope != "row" and over == "batch":
-        c.problems.append(f'{place}: {call.function} has one value per {scope}; over="batch" is for losses of rows')
-    fold = next((c.job.members[m].fold for m in sorted(learner.members) if m in c.job.members), None)
-    return Term(
-        str(call), loss, learner, tuple(targets), options, over=str(over), scope=scope, in_batch=is_in_batch(loss),
-        fold=fold,
-    )  # fmt: skip
+        found.append(f'{call.function} has one value per {scope}; over="batch" is for losses of rows')
+    return found
 
 
 def _tried(loss: Callable[..., torch.Tensor], targets: int, options: Mapping[str, Any]) -> str | None:

@@ -1,7 +1,7 @@
 """Metrics on arrays of labels and scores, and the statistics that turn them into a verdict.
 
-`auc` is exact; `grouped` names its conventions; `calibration` separates logits from probabilities; `significance` puts
-noise of seeds and of rows together.
+`auc` is exact; `grouped` names its conventions; `calibration` separates logits from probabilities; `topk` ranks items
+for users; `significance` and `paired` put noise of seeds and of rows, or users, together.
 """
 
 from recdistill.evaluation.auc import (
@@ -25,6 +25,7 @@ from recdistill.evaluation.calibration import (
     reliability,
 )
 from recdistill.evaluation.grouped import GroupedAuc, GroupTable, group_table, grouped_auc
+from recdistill.evaluation.paired import compare_users
 from recdistill.evaluation.significance import (
     AucOverSeeds,
     Comparison,
@@ -39,6 +40,7 @@ from recdistill.evaluation.significance import (
     recovered_gap,
     verdict,
 )
+from recdistill.evaluation.topk import Lists, TopK, draw_candidates, full_ranking, sampled_ranking
 
 __all__ = [
     "AucOverSeeds",
@@ -46,19 +48,24 @@ __all__ = [
     "DelongTest",
     "GroupTable",
     "GroupedAuc",
+    "Lists",
     "Noise",
     "Placements",
     "RecoveredGap",
     "Reliability",
+    "TopK",
     "Verdict",
     "auc",
     "auc_ci",
     "brier",
     "compare",
+    "compare_users",
     "delong_covariance",
     "delong_interval",
     "delong_test",
+    "draw_candidates",
     "ece_equal_mass",
+    "full_ranking",
     "group_table",
     "grouped_auc",
     "holm",
@@ -72,5 +79,6 @@ __all__ = [
     "placements",
     "recovered_gap",
     "reliability",
+    "sampled_ranking",
     "verdict",
 ]

@@ -115,7 +115,7 @@ def _check_seeds(place: str, **score_SN: Sequence[npt.ArrayLike]) -> int:
     return next(iter(seeds.values()))
 
 
-def _noise(value_S: Floats, row_variance_S: Floats) -> Noise:
+def noise_over_seeds(value_S: Floats, row_variance_S: Floats) -> Noise:
     """The noise of the mean of `value_S`, shape (S,), given the row variance of each."""
     seeds = len(value_S)
     seed_variance = float(value_S.var(ddof=1)) / seeds if seeds > 1 else 0.0
@@ -165,7 +165,7 @@ def compare(
         a = placements(label_N, score_a_N, place=f"compare, a[{seed}]")
         difference = a.minus(placements(label_N, score_b_N, place=f"compare, b[{seed}]"))
         delta_S[seed], row_variance_S[seed] = difference.auc, difference.variance
-    noise = _noise(delta_S, row_variance_S)
+    noise = noise_over_seeds(delta_S, row_variance_S)
     delta = float(delta_S.mean())
     reach = float(special.stdtrit(noise.freedom, (1 + confidence) / 2)) * noise.standard_error
     return Comparison(
@@ -202,7 +202,7 @@ def auc_ci(label_N: npt.ArrayLike, score_SN: Sequence[npt.ArrayLike], *, confide
     _check_seeds("auc_ci", score=score_SN)
     placements_S = [placements(label_N, score_N, place=f"auc_ci, seed {s}") for s, score_N in enumerate(score_SN)]
     auc_S = np.array([p.auc for p in placements_S])
-    noise = _noise(auc_S, np.array([p.variance for p in placements_S]))
+    noise = noise_over_seeds(auc_S, np.array([p.variance for p in placements_S]))
     mean = float(auc_S.mean())
     ci = logit_interval(
         mean,
@@ -293,7 +293,7 @@ def _fieller_interval(effect_S2: Floats, row_covariance_22: Floats, confidence: 
     seeds = len(effect_S2)
     gain, gap = effect_S2.mean(axis=0).tolist()
     contrast_2 = np.array([1.0, -gain / gap])
-    noise = _noise(effect_S2 @ contrast_2, np.array([contrast_2 @ row_covariance_22 @ contrast_2]))
+    noise = noise_over_seeds(effect_S2 @ contrast_2, np.array([contrast_2 @ row_covariance_22 @ contrast_2]))
     seed_covariance_22 = np.cov(effect_S2.T, ddof=1) / seeds if seeds > 1 else np.zeros((2, 2))
     scaled_22 = special.stdtrit(noise.freedom, (1 + confidence) / 2) ** 2 * (seed_covariance_22 + row_covariance_22)
     square = gap**2 - scaled_22[1, 1]

@@ -101,7 +101,7 @@ def vocabulary_texts(student: ServingStudent) -> Iterator[str]:
             yield from module.index
 
 
-def save_script(student: ServingStudent, path: Path) -> None:
+def save_script(student: torch.nn.Module, path: Path) -> None:
     """Script and save, without the entries that hold source text and absolute paths, and with fixed time stamps."""
     scripted(student).save(str(path.with_suffix(".full")))
     with zipfile.ZipFile(path.with_suffix(".full")) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as target:

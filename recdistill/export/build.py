@@ -77,7 +77,7 @@ def serving_student(
         head = made.heads[each.name]
         head.load_state_dict({key: _parameter(parameters, f"{each.name}.{key}") for key in head.state_dict()})
         reads = [_read(signal, made.trial, offsets) for signal in each.inputs]
-        parts.append(_serving_member(layout.members[each.name], layout, spec, parameters, by_kind, reads, head))
+        parts.append(_serving_member(layout.members[each.name], spec, parameters, by_kind, reads, head))
         offsets[each.name] = sum(2 + len(made.trial[name].hidden) for name in offsets)
     modules = {kind: [fitted.columns[n].torch() for n in names] for kind, names in by_kind.items()}
     encoders = Encoders(modules["id"], modules["bag"], modules["sequence"], modules["float"])
@@ -130,7 +130,6 @@ def _read(signal: Signal, trial: Mapping[str, Outputs], offsets: Mapping[str, in
 
 def _serving_member(
     mine: MemberLayout,
-    layout: Layout,
     spec: FeatureSpec,
     parameters: Mapping[str, Tensor],
     by_kind: Mapping[str, list[str]],
@@ -138,7 +137,7 @@ def _serving_member(
     head: nn.Module,
 ) -> ServingMember:
     """One member with its tables."""
-    tables = _Tables(mine, layout, parameters)
+    tables = _Tables(mine, parameters)
     own = [c.name for c in (*mine.columns, *mine.pooled)]
     ids, bags = ([name for name in own if name in by_kind[kind]] for kind in ("id", "bag"))
     by_width: dict[int, list[str]] = {}
@@ -168,9 +167,8 @@ def _serving_member(
 class _Tables:
     """The tables of a member, from the parameters of a checkpoint."""
 
-    def __init__(self, layout: MemberLayout, whole: Layout, parameters: Mapping[str, Tensor]) -> None:
-        features = ((bank, feature) for bank in layout.banks for feature in whole.banks[bank].features)
-        self.keys = {feature.name: f"tables.{bank}.{feature.table}" for bank, feature in features}
+    def __init__(self, layout: MemberLayout, parameters: Mapping[str, Tensor]) -> None:
+        self.keys = {feature.name: f"tables.{bank}.{feature.table}" for feature, bank in layout.lookups}
         self.parameters = parameters
 
     def of(self, name: str) -> Tensor:

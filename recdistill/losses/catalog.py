@@ -4,17 +4,24 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from recdistill.losses.listwise import soft_list
+from recdistill.losses.distribution import mmd
+from recdistill.losses.listwise import score_gap, soft_list
+from recdistill.losses.order import pairwise, relative_order
 from recdistill.losses.representation import l2
-from recdistill.losses.response import soft
+from recdistill.losses.response import soft, softened
 from recdistill.losses.scope import LIST
 from recdistill.losses.supervised import bce
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "bce": bce,
     "soft": soft,
+    "softened": softened,
     "soft_list": soft_list,
+    "score_gap": score_gap,
     "l2": l2,
+    "mmd": mmd,
+    "pairwise": pairwise,
+    "relative_order": relative_order,
 }
 
 __all__ = ["LIST", "LOSSES"]

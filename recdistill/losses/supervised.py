@@ -15,11 +15,11 @@ from recdistill.losses.shapes import same_shape
 def bce(logit_B: Tensor, label_B: Tensor) -> Tensor:
     """Cross entropy of each row's click probability against its label.
 
-    ``softplus(s) - y s`` with the logit s and the label y.
+    ``softplus(s) - y s`` with the logit s and the label y; with several labels the sum over them.
 
     Args:
-        logit_B: logits, (B,).
-        label_B: labels in [0, 1], (B,).
+        logit_B: logits, (B,), or of several labels (B, K).
+        label_B: labels in [0, 1], of the same shape.
 
     Returns:
         Loss per row, (B,).
@@ -33,4 +33,5 @@ def bce(logit_B: Tensor, label_B: Tensor) -> Tensor:
         tensor([0.6931, 2.1269])
     """
     same_shape(logit_B, label_B, "bce")
-    return F.binary_cross_entropy_with_logits(logit_B, label_B, reduction="none")
+    loss = F.binary_cross_entropy_with_logits(logit_B, label_B, reduction="none")
+    return loss if loss.dim() == 1 else loss.sum(1)

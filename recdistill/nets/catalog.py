@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recdistill.nets.grouped import Grouped
 from recdistill.nets.inputs import Inputs, Outputs
 from recdistill.nets.interactions import DcnV2, DeepFM
+from recdistill.nets.mixtures import Average, Blend
 from recdistill.nets.towers import Mlp, Stack, TwoTower
 
 NETS: dict[str, Callable[..., nn.Module]] = {
@@ -17,6 +19,9 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "deepfm": DeepFM,
     "dcn_v2": DcnV2,
     "two_tower": TwoTower,
+    "grouped": Grouped,
+    "average": Average,
+    "blend": Blend,
 }
 
 
@@ -26,6 +31,16 @@ class Net:
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def learns(self) -> bool:
+        """Whether gradients teach it: whether it has parameters that they could move."""
+        return bool(getattr(NETS.get(self.name), "learns", True))
+
+    @property
+    def chosen(self) -> bool:
+        """Whether it is chosen on validation rows."""
+        return hasattr(NETS.get(self.name), "choose")
 
     def problems(self) -> list[str]:
         """What is wrong with the options, one sentence each."""

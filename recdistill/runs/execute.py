@@ -76,17 +76,52 @@ class Request:
 
 
 def execute(request: Request, console: Console | None = None) -> RunFolder:
-    """Run a job to its report.
+    """Run the job of a file to its report.
 
     Raises:
         RecdistillError: a mistake in job, spec or log, or an artefact that does not hold its promises.
     """
     job, spec = request.load()
+    return run_job(
+        job,
+        spec,
+        name=request.job.stem,
+        variant=request.variant,
+        out=request.out,
+        resume=request.resume,
+        console=console,
+    )
+
+
+def run_job(
+    job: Job,
+    spec: FeatureSpec,
+    *,
+    name: str,
+    variant: str | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+) -> RunFolder:
+    """Run a job to its report.
+
+    Args:
+        job: the job.
+        spec: its feature spec.
+        name: how the report calls it.
+        variant: the variant of the job that this is.
+        out: the run folder; by default ``runs/`` and the name.
+        resume: continue a run that was interrupted.
+        console: where progress is shown.
+
+    Raises:
+        RecdistillError: a mistake in job, spec or log, or an artefact that does not hold its promises.
+    """
     check_scores(job, spec)
     plans = [(arm, compile_job(arm.job, spec)) for arm in arms(job)]
-    stem = request.job.stem + (f"-{request.variant}" if request.variant else "")
+    stem = name + (f"-{variant}" if variant else "")
     with process_group():
-        folder = agreed(new_folder(request.out, stem, resume=request.resume) if rank() == 0 else None)
+        folder = agreed(new_folder(out, stem, resume=resume) if rank() == 0 else None)
         assert folder is not None
         reporter = Reporter(console or Console(stderr=True, quiet=rank() > 0))
         with folder.locked() if rank() == 0 else nullcontext(), reporter.progress:
@@ -103,13 +138,18 @@ def execute(request: Request, console: Console | None = None) -> RunFolder:
                 for arm, plan in plans:
                     _train(folder, arm, plan, data, seed, reporter)
             if rank() == 0:
-                _conclude(folder, request, job, plans, data, log)
+                _conclude(folder, {"name": name, "variant": variant}, job, plans, data, log)
             barrier()
     return folder
 
 
 def _conclude(
-    folder: RunFolder, request: Request, job: Job, plans: Sequence[tuple[Arm, Plan]], data: Data, log: str
+    folder: RunFolder,
+    called: Mapping[str, str | None],
+    job: Job,
+    plans: Sequence[tuple[Arm, Plan]],
+    data: Data,
+    log: str,
 ) -> None:
     """Export the best student and write the report, which makes the run complete."""
     seeds = list(range(job.seeds))
@@ -119,8 +159,13 @@ def _conclude(
     results = replace(results, warnings=[*results.warnings, *budget_warnings(fits)])
     timings = {name: [summary["seconds"] for summary in found] for name, found in fits.items()}
     tasks = {label: build(collect(folder, plans, data, seeds, label)) for label in job.label[1:]}
+<<<<<<< HEAD
     report = {**build(results), "tasks": tasks, "job": describe(job, request, data), "artefact": artefact}
     report |= {"timings": timings, "findings": over_seeds([summary.get("findings", {}) for summary in fits[MAIN]])}
+=======
+    report = {**build(results), "tasks": tasks, "job": {**called, **describe(job, data)}, "artefact": artefact}
+    report["timings"] = timings
+>>>>>>> main
     write_text(folder.root / "report.html", render(report, folder.root))
     write_json(folder.report, report)
 
@@ -268,11 +313,9 @@ def best_seed(results: Results) -> int:
     return results.seeds[int(np.argmax([auc(s.label_N, s.logit_N) for s in valid]))]
 
 
-def describe(job: Job, request: Request, data: Data) -> dict[str, Any]:
-    """The job as the report names it."""
+def describe(job: Job, data: Data) -> dict[str, Any]:
+    """The job as the report describes it."""
     return {
-        "name": request.job.stem,
-        "variant": request.variant,
         "row": job.row,
         "paper": job.paper,
         "about": job.about,

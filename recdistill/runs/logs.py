@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from recdistill.data.encode import encode, fingerprint_of
+from recdistill.data.encoded import EncodedLog
 from recdistill.data.fit import FittedSpec
 from recdistill.data.lists import in_lists
 from recdistill.data.log import log_files, spec_of
@@ -49,11 +50,12 @@ def encoded(spec: FeatureSpec, log: str, job: Job, fit_on: tuple[str, ...], repo
         if feed.log is not None:
             theirs = spec_of(spec, feed.log)
             key = fingerprint([fingerprint_of(theirs, feed.log, feed.where, (), None), main.fingerprint])
-            with reporter.rows(f"encoding {name}") as done:
+            folder = cache / key[:16]
+            if not folder.exists():  # others may be reading it
                 known = FittedSpec({n: main.fitted.columns[n] for n in theirs.columns})
-                feeds[name] = encode(
-                    theirs, feed.log, cache / key[:16], where=feed.where, fitted=known, progress=done
-                )  # fmt: skip
+                with reporter.rows(f"encoding {name}") as done:
+                    encode(theirs, feed.log, folder, where=feed.where, fitted=known, progress=done)
+            feeds[name] = EncodedLog.open(folder)
     if job.train.whole_lists:
         main = in_lists(main, fit_on, cache / f"{main.fingerprint[:16]}-lists-{len(fit_on)}")
     return Logs(main, feeds)

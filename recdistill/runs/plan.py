@@ -5,11 +5,14 @@ from rich.table import Table
 
 from recdistill.distill.compile import Plan, compile_job
 from recdistill.distill.layout import Layout, lay_out
+from recdistill.distill.member import RECORDED, Member, Phase, Same
 from recdistill.runs.console import Reporter
 from recdistill.runs.execute import Request
 from recdistill.runs.labels import check_scores
 from recdistill.runs.logs import encoded, raw_log
 from recdistill.spec.controls import arms
+from recdistill.spec.members import FromRun, Recorded
+from recdistill.spec.phases import LOG
 
 BYTES = {"rowwise_adagrad": lambda dim: 4 * dim + 4, "adagrad": lambda dim: 8 * dim, "sgd": lambda dim: 4 * dim}
 
@@ -40,10 +43,8 @@ def show(request: Request, console: Console) -> None:
             + (" (privileged columns permuted over the rows)" if arm.shuffle_privileged else "")
         )
         for i, phase in enumerate(plans[arm.name].phases):
-            length = f"{phase.epochs} epochs" if phase.epochs else f"{phase.steps} steps"
-            console.print(f"  phase {i}: {length}, trains {', '.join(sorted(phase.trained))}", highlight=False)
-            for term in phase.terms:
-                console.print(f"    {term.words}", highlight=False, markup=False)
+            for line in _phase(i, phase):
+                console.print(line, highlight=False, markup=False)
     trainings = len(derived) * job.seeds * (2 if job.train.refit else 1)
     console.print(
         f"\n{trainings} trainings: {len(derived)} jobs x {job.seeds} seeds"
@@ -51,18 +52,59 @@ def show(request: Request, console: Console) -> None:
     )
 
 
+def _phase(index: int, phase: Phase) -> list[str]:
+    """A phase in words: its length, what precedes it, and each update with its terms."""
+    lines = [f"  phase {index}: " + (f"{phase.epochs} epochs" if phase.epochs else f"{phase.steps} steps")]
+    if phase.restart:
+        lines[0] += f", {', '.join(phase.restart)} anew"
+    lines += [f"    {to} begins with the parameters of {of}" for to, of in phase.carry]
+    lines += [f"    learning rates times {schedule.words}" for schedule in phase.lr]
+    for update in phase.updates:
+        parts = ", ".join(f"{part.member}.{part.path}".rstrip(".") for part in update.parts)
+        often = f", every {update.every} steps" if update.every > 1 else ""
+        rows = f", on {update.feed}" if update.feed != LOG else ""
+        lines.append(f"    trains {parts}{often}{rows}")
+        lines += [f"      {term.words}" for term in update.terms]
+    return lines
+
+
+def origin_of(member: Member) -> str:
+    """Where a member's parameters come from, in words."""
+    match member.origin:
+        case FromRun(run=run, member=name):
+            return f"frozen: {name} of {run}"
+        case Recorded(file=file):
+            return f"scores in {file}"
+        case Same(of=of):
+            return f"the same as {of}"
+        case None:
+            return "trained" if member.edited is None else f"{member.edited[0]} after edits"
+    return f"{type(member.origin).__name__.lower()} of {member.follows}"
+
+
 def _members(plan: Plan, layout: Layout) -> Table:
     table = Table(title="members", title_justify="left")
-    for heading in ("name", "net", "serving columns", "privileged columns", "input width", "shares"):
+    for heading in (
+        "name",
+        "origin",
+        "net",
+        "serving columns",
+        "privileged columns",
+        "inputs",
+        "input width",
+        "shares",
+    ):
         table.add_column(heading)
     for member in plan.members:
-        shares = [
-            f"{what} of {who}" for what, who in (("tables", member.share.tables), ("trunk", member.share.trunk)) if who
-        ]
+        owners = (("tables", ", ".join(member.share.table_owners)), ("trunk", member.share.trunk))
+        shares = [f"{what} of {who}" for what, who in owners if who]
+        shares += [f"{path} of {owner}" for path, owner in member.share.modules.items()]
         name = f"{member.name} (serves)" if member.serve else member.name
         width = str(layout.members[member.name].inputs.width)
         net = f"{member.net.name} {dict(member.net.options)}"
-        table.add_row(name, net, ", ".join(member.serving), ", ".join(member.privileged), width, ", ".join(shares))
+        net = "" if member.same or member.follows or member.net.name == RECORDED else net
+        columns = (", ".join(member.serving), ", ".join(member.privileged), ", ".join(map(str, member.signals)))
+        table.add_row(name, origin_of(member), net, *columns, width, ", ".join(shares))
     return table
 
 

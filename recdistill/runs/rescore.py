@@ -88,11 +88,12 @@ class Finished:
         """A hash of a member's parameters, and of those that it reads, and of the columns that they were fitted to."""
         folder = self.folder.training(MAIN, seed) / "checkpoints" / "final"
         names = behind({name}, {m.name: replace(m, embed=None) for m in self.plan.members})
-        banks = json.loads((folder / "layout.json").read_text(encoding="utf-8"))["members"]
-        prefixes = tuple([f"{n}." for n in names] + [f"tables.{b}." for n in names for b in banks.get(n, [])])
+        members = json.loads((folder / "layout.json").read_text(encoding="utf-8"))["members"]
+        tables = {table for name in names for table in members.get(name, {}).values()}
+        prefixes = tuple(f"{name}." for name in names)
         digest = hashlib.blake2b(digest_size=16)
         for key, value in sorted(checkpoint.read(folder).items()):
-            if key.startswith(prefixes):
+            if key.startswith(prefixes) or key in tables:
                 digest.update(key.encode() + value.contiguous().numpy().tobytes())
         fitted = json.loads((self.folder.root / "manifest.json").read_text(encoding="utf-8"))["fingerprints"]["data"]
         digest.update(str(fitted).encode())

@@ -1,18 +1,23 @@
 """The jobs that a result is compared with, derived from the job itself.
 
 ``plain`` drops every member that does not serve, with every term that compares anything with a member's output, and
+<<<<<<< HEAD
 every phase left empty. What is left trains the student from labels at full weight: schedules that made room for a
 teacher are dropped as well. Where that leaves nothing, terms on labels that others only choose rows for, or mix with
 answers, are kept with the labels alone, on all rows.
+=======
+every phase left empty. What is left trains the student from labels at full weight and on all rows: schedules that made
+room for a teacher, and selectors that asked one, are dropped as well.
+>>>>>>> main
 ``shuffled`` keeps the whole job but takes the knowledge out of it: privileged columns are permuted jointly over the
 rows; where nothing is privileged, what the student receives from other members (targets, and what chooses its rows) is
-permuted instead, and the control is called ``shuffled_signal``. Only the difference between the result and this control is the teacher's knowledge; the
-difference to ``plain`` may be mere smoothing.
+permuted instead, and the control is called ``shuffled_signal``. Only the difference between the result and this control
+is the teacher's knowledge; the difference to ``plain`` may be mere smoothing.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from recdistill.errors import SpecError
 from recdistill.spec.job import Job, NoControls, member_names, without_index
@@ -21,7 +26,11 @@ from recdistill.spec.phases import PhaseSpec
 from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, names_of, parse_signal, parse_term
 
 MAIN = "main"
+<<<<<<< HEAD
 MIXES_LABEL = ("blend",)  # signals of a label and an answer, in this order; only the answer is a member's knowledge
+=======
+PLAIN_WORDS = ("live", "probability")  # signals that are still one output of one member
+>>>>>>> main
 
 
 @dataclass(frozen=True)
@@ -111,8 +120,12 @@ def _plain_phase(job: Job, phase: PhaseSpec, served: list[str], bare: bool) -> P
     """
     moves = []
     for move in phase.moves:
+<<<<<<< HEAD
         parsed = [parse_term(text) for text in move.terms]
         parsed = [_of_labels(term, job) for term in parsed] if bare else parsed
+=======
+        parsed = [_on_rows_of(served, parse_term(text), job) for text in move.terms]
+>>>>>>> main
         kept = [term for term in parsed if _is_supervised(term, job, served)]
         if kept:
             train = [part for part in move.train if without_index(part.partition(".")[0]) in served]
@@ -125,6 +138,7 @@ def _plain_phase(job: Job, phase: PhaseSpec, served: list[str], bare: bool) -> P
     return phase.with_moves(moves).model_copy(update={"carry": carry, "restart": restart})
 
 
+<<<<<<< HEAD
 def _of_labels(term: ParsedTerm, job: Job) -> ParsedTerm:
     """The term without what members choose of its rows or mix into its labels."""
     factors = []
@@ -136,15 +150,37 @@ def _of_labels(term: ParsedTerm, job: Job) -> ParsedTerm:
         factors.append(factor)
     chosen = term.rows is not None and _members_of(term.rows, job)
     return ParsedTerm(tuple(factors), None if chosen else term.rows)
+=======
+def _on_rows_of(served: list[str], term: ParsedTerm, job: Job) -> ParsedTerm:
+    """The term on all rows, if it asks members that are gone which ones to take."""
+    asked = {without_index(name) for name in _members_of(term.rows, job)} if term.rows is not None else set()
+    return term if asked <= {*served} else ParsedTerm(term.factors)
+>>>>>>> main
 
 
 def _is_supervised(term: ParsedTerm, job: Job, served: list[str]) -> bool:
-    """Whether a term teaches served members alone, and from labels alone."""
-    if not {without_index(name) for name in member_names(job, term)} <= {*served}:
+    """Whether a term teaches single outputs of served members, and from labels alone.
+
+    What combines outputs (a gate over branches, their mean, an adapter) leaves with the members that it was made for.
+    """
+    losses = [factor for factor in term.factors if _teaches(factor, job)]
+    if not {without_index(name) for name in member_names(job, ParsedTerm(tuple(losses), term.rows))} <= {*served}:
         return False
-    losses = [factor for factor in term.factors if isinstance(factor, Call) and _members_of(factor, job)]
     taught_by = [argument for loss in losses for argument in (*loss.args[1:], *loss.kwargs.values())]
-    return len(losses) == 1 and not any(_members_of(argument, job) for argument in taught_by)
+    single = all(_is_single(loss.args[0]) for loss in losses)
+    return len(losses) == 1 and single and not any(_members_of(argument, job) for argument in taught_by)
+
+
+def _is_single(learner: Argument) -> bool:
+    """Whether a learner is an output of one member."""
+    while isinstance(learner, Call) and learner.function in PLAIN_WORDS and learner.args:
+        learner = learner.args[0]
+    return isinstance(learner, Name)
+
+
+def _teaches(factor: Argument, job: Job) -> TypeGuard[Call]:
+    """Whether a factor is a loss of some member; a weight may look at members, but begins with a number."""
+    return isinstance(factor, Call) and bool(factor.args) and bool(_members_of(factor.args[0], job))
 
 
 def _at_full_weight(terms: list[ParsedTerm], job: Job) -> list[ParsedTerm]:
@@ -157,7 +193,7 @@ def _at_full_weight(terms: list[ParsedTerm], job: Job) -> list[ParsedTerm]:
     heaviest = max(abs(scale) for scale in scales) or 1.0
     made = []
     for term, scale in zip(terms, scales, strict=True):
-        losses = tuple(f for f in term.factors if isinstance(f, Call) and _members_of(f, job))
+        losses = tuple(f for f in term.factors if _teaches(f, job))
         relative = scale / heaviest
         made.append(ParsedTerm(losses if relative == 1 else (*losses, relative), term.rows))
     return made
@@ -168,6 +204,7 @@ def _shuffled(job: Job) -> Arm:
     if any(word == PRIVILEGED or word in job.privileged for word in views):
         return Arm("shuffled", job, shuffle_privileged=True)
     served = {*served_with(job)}
+    served |= {name for name, member in job.members.items() if without_index(member.same or "") in served}
     phases = []
     changed = 0
     for phase in job.phases:

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from recdistill.spec.columns import Binary
 from recdistill.spec.features import FeatureSpec
-from recdistill.spec.members import PRIVILEGED, SERVING, WITHOUT, MemberSpec, ServingView
+from recdistill.spec.members import ORIGINS, PRIVILEGED, SERVING, WITHOUT, MemberSpec, ServingView
 from recdistill.spec.phases import LOG, FeedSpec, PhaseSpec
 from recdistill.spec.strict import Strict, nearest
 from recdistill.spec.terms import ParsedTerm, TermSyntaxError, names_in, parse_signal, parse_term
@@ -163,6 +163,8 @@ def _wrong_members(job: Job) -> list[str]:
             )
         if member.serve and member.outputs is not None:
             found.append(f"members.{name}.outputs: a member that serves answers a logit for each label; remove it")
+        if member.fold is not None and member.fold[0] >= member.fold[1]:
+            found.append(f"members.{name}.fold: of {member.fold[1]} folds the last is {member.fold[1] - 1}")
         if member.folds and (member.copies < 2 or member.share != type(member.share)()):
             found.append(f"members.{name}.folds: needs several copies, none of which shares anything")
     return found
@@ -173,11 +175,13 @@ def _wrong_origin(job: Job, name: str) -> list[str]:
     member = job.members[name]
     if member.of is None:
         return []
-    key = next(k for k in ("ema", "best", "snapshot", "previous", "same") if getattr(member, k) is not None)
+    key = next(k for k in ORIGINS if getattr(member, k) is not None)
     other = without_index(member.of)
     if other not in job.members:
         return [f"members.{name}.{key}: no member {other!r}; {nearest(other, job.members)}"]
-    if other == name or job.members[other].of is not None or job.members[other].scores is not None:
+    theirs = job.members[other]
+    averaged = member.best is not None and theirs.ema is not None  # an average has a best evaluation of its own
+    if other == name or (theirs.of is not None and not averaged) or theirs.scores is not None:
         return [f"members.{name}.{key}: {other!r} has no parameters of its own; name a member that is trained"]
     return []
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from recdistill.errors import SpecError
 from recdistill.spec.features import FeatureSpec
+from recdistill.spec.frozen import described_by_runs, job_file, runs_of
 from recdistill.spec.job import Job
 from recdistill.spec.strict import Strict, nearest
 
@@ -142,7 +143,11 @@ def parse_job(raw: Mapping[str, Any], place: str, *, check: Check | None = None)
     Raises:
         SpecError: lists every problem of the job, and between the job and its spec.
     """
+    jobs = {run: read_yaml(job_file(run)) for run in runs_of(raw) if job_file(run).exists()}
+    raw, unknown = described_by_runs(raw, jobs)
     job, problems = _examine(Job, raw)
+    if unknown:
+        raise SpecError(place, [*unknown, *(problem for problem in problems if "frozen" not in problem)])
     if not isinstance(raw.get("spec"), str):
         raise SpecError(place, problems)
     spec = load_feature_spec(raw["spec"])

@@ -82,7 +82,7 @@ class Best(Strict):
     """A copy of another member as it was at its best evaluation, or the average of its best ones.
 
     Attributes:
-        of: the member.
+        of: the member, or a moving average of one.
         average: how many of its best evaluations are averaged.
     """
 
@@ -137,6 +137,18 @@ class Distortion(Strict):
     scores: float | None = Field(None, ge=0)
 
 
+class Edited(Strict):
+    """A net made from another member's by edits, which begins with what they leave of its parameters.
+
+    Attributes:
+        of: the member.
+        by: edits in turn, ``drop(0)`` or ``shrink(1, keep=0.5)``.
+    """
+
+    of: str
+    by: Annotated[list[str], BeforeValidator(_listed)] = Field(min_length=1)
+
+
 class ServingView(Strict):
     """A member that serves with other columns than it is trained on."""
 
@@ -160,7 +172,7 @@ View = Annotated[
 Serves = Annotated[Annotated[ServingView, Tag("mapping")] | Annotated[bool, Tag("plain")], Discriminator(_kind)]
 
 
-ORIGINS = ("frozen", "ema", "best", "snapshot", "previous", "same", "scores")
+ORIGINS = ("frozen", "ema", "best", "snapshot", "previous", "same", "scores", "edit")
 
 
 class MemberSpec(Strict):
@@ -172,6 +184,7 @@ class MemberSpec(Strict):
         ema, best, snapshot, previous: a copy of another member of the job that follows it in its own way.
         same: another member under a second name: the same parameters, seen through another distortion or input.
         scores: no net at all, but scores that an earlier run has written.
+        edit: a net of its own, made from another member's by edits; trained.
         view: which columns it reads: ``serving``, ``privileged``, or names of columns; ``-name`` leaves one out. Or
             ``{embed: signal}``.
         inputs: signals that it reads beside its columns; ``live(...)`` lets gradients through.
@@ -202,6 +215,7 @@ class MemberSpec(Strict):
     previous: Annotated[Previous, BeforeValidator(_of)] | None = None
     same: str | None = None
     scores: Annotated[Recorded, BeforeValidator(lambda v: {"file": v} if isinstance(v, str) else v)] | None = None
+    edit: Edited | None = None
     view: View = [SERVING]
     inputs: Annotated[list[str], BeforeValidator(_listed)] = []
     outputs: int | None = Field(None, ge=1)
@@ -226,16 +240,16 @@ class MemberSpec(Strict):
         named = [key for key in ORIGINS if getattr(self, key) is not None]
         if len(named) > 1:
             raise refusal(f"has two origins, {' and '.join(named)}; keep one")
-        if self.net is None and not named:
-            raise refusal(f"needs a `net`, or one of {', '.join(ORIGINS)}")
+        if self.net is None and named in ([], ["frozen"]):
+            raise refusal(f"needs a `net`, or one of {', '.join(ORIGINS)} that can be found")
         if self.net is not None and named not in ([], ["frozen"]):
             raise refusal(f"takes its net from {named[0]}; remove `net`")
         return self
 
     @property
     def of(self) -> str | None:
-        """The member of the job that it follows or is a second name of."""
-        origin = self.ema or self.best or self.snapshot or self.previous
+        """The member of the job that it follows, is a second name of, or is made from."""
+        origin = self.ema or self.best or self.snapshot or self.previous or self.edit
         return self.same if origin is None else origin.of
 
     @property

@@ -1,5 +1,6 @@
 """What each term would move: its gradient on every parameter and leaf, without a step being taken."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,15 +36,26 @@ class Audit:
         return any(bool(g.any()) for name, g in self.dense.items() if name.startswith(f"{member}."))
 
 
-def audit(cast: Cast, phase: Phase, batch: Batch, *, step: int = 0, planned: int = 1000, seed: int = 0) -> list[Audit]:
-    """The gradients of every term of a phase on a batch; parameters and tables stay as they are.
+def audit(
+    cast: Cast,
+    phase: Phase,
+    batch: Batch,
+    *,
+    step: int = 0,
+    planned: int = 1000,
+    seen: Sequence[Mapping[str, float]] = (),
+    seed: int = 0,
+) -> list[Audit]:
+    """The gradients of every term of a phase on a batch, at a step and after what evaluations of the phase have seen.
+
+    Parameters and tables stay as they are.
 
     Every member that takes part answers in training mode with gradients, frozen or not, so that a term that reaches a
     member it must not reach is seen.
     """
     names = sorted(name for name in phase.members if name in cast.heads)
     everyone = frozenset(names)
-    now = Now(step, planned)
+    now = Now(step, planned, tuple(seen))
     lookups = Lookups(cast, sorted(phase.members), batch, cast.banks_of(names), training=True, seed=seed, now=now)
     memories = {key: RowMemory(batch.row_id_B, memory.decay) for key, memory in phase.memories.items()}
     scene = Play(cast, lookups, (0, len(batch)), everyone, seed, now, memories).scene

@@ -13,6 +13,7 @@ from recdistill.distill.checks import behind
 from recdistill.distill.heads import build_heads
 from recdistill.distill.layout import Layout, MemberLayout
 from recdistill.distill.member import Member, Part
+from recdistill.edits.towers import transplant
 from recdistill.errors import VisibilityError
 from recdistill.nets.catalog import Head
 from recdistill.spec.features import FeatureSpec
@@ -69,6 +70,16 @@ class Cast:
             if self.layout.banks[bank].owner == name:
                 self.tables.begin_anew(bank, seed)
 
+    def edit(self, name: str) -> None:
+        """Give a member that is made from another one what the edits leave of that one's parameters, and its tables."""
+        edited = self.members[name].edited
+        if edited is not None:
+            of, edits = edited
+            transplant(self.heads[of].net, self.heads[name].net, edits)
+            with torch.no_grad():
+                for mine, theirs in self.tables_beside(name, of):
+                    mine.copy_(theirs)
+
     def banks_of(self, names: Iterable[str]) -> frozenset[str]:
         """The banks that some members look up."""
         return frozenset(bank for name in names for bank in self.layout.members[name].banks)
@@ -92,19 +103,17 @@ class Cast:
         ours, theirs = self.heads[to].state_dict(), self.heads[of].state_dict()
         for key, value in ours.items():
             yield value, theirs[key]
-        mine, other = (self.layout.members[name] for name in (to, of))
-        sources = {
-            feature.name: (bank, feature.table) for bank in other.banks for feature in self.layout.banks[bank].features
-        }
-        done = set()
-        for bank in mine.banks:
-            for feature in self.layout.banks[bank].features:
-                if feature.name in sources and (bank, feature.table) not in done:
-                    done.add((bank, feature.table))
-                    there = {table: shard for table, shard, _ in self.tables.shards(sources[feature.name][0])}
-                    for table, shard, _ in self.tables.shards(bank):
-                        if table == feature.table and shard is not there[sources[feature.name][1]]:
-                            yield shard, there[sources[feature.name][1]]
+        yield from self.tables_beside(to, of)
+
+    def tables_beside(self, to: str, of: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The local rows of a member's tables beside those of another one that reads the same columns."""
+        sources = {feature.name: (bank, feature.table) for feature, bank in self.layout.members[of].lookups}
+        lookups = self.layout.members[to].lookups
+        tables = {(bank, f.table): sources[f.name] for f, bank in lookups if f.name in sources}
+        shards = {(b, table): shard for b in self.layout.banks for table, shard, _ in self.tables.shards(b)}
+        for own, source in tables.items():
+            if own != source and own in shards:
+                yield shards[own], shards[source]
 
 
 @contextmanager

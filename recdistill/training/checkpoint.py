@@ -1,7 +1,7 @@
 """Parameters on disk: torch.distributed.checkpoint with safetensors files, so no pickle is written or read.
 
 FOLDER/*.safetensors   dense parameters ``member.name`` and tables ``tables.bank.table``
-FOLDER/layout.json     for each member its banks, for each bank the table of every column; second names of parameters
+FOLDER/layout.json     for each member the table of every column; second names of parameters
 """
 
 import json
@@ -63,8 +63,12 @@ def shared_names(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 def describe(layout: Layout) -> dict[str, object]:
     """Where each member's columns are looked up, as JSON."""
-    banks = {name: {f.name: f.table for f in bank.features} for name, bank in layout.banks.items()}
-    return {"members": {name: list(member.banks) for name, member in layout.members.items()}, "banks": banks}
+    return {
+        "members": {
+            name: {feature.name: f"tables.{bank}.{feature.table}" for feature, bank in member.lookups}
+            for name, member in layout.members.items()
+        }
+    }
 
 
 def read(folder: Path) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from recdistill.errors import TrainingError
 from recdistill.spec.phases import LOG
 from recdistill.spec.train import TrainSpec
 from recdistill.training.cast import Cast
+from recdistill.training.choose import choose
 from recdistill.training.feeds import Cursor, Feed, LogFeed, unique_rows
 from recdistill.training.followers import Followers
 from recdistill.training.memory import RowMemory
@@ -73,6 +74,7 @@ class Engine:
         self.followers = Followers(self.cast)
         self.memories: dict[str, RowMemory] = {}
         self.generations: dict[str, int] = {}
+        self.begun: set[str] = set()  # the members that some phase has trained
         torch.manual_seed(self.seed + 7919 * rank())  # of dropout, which processes draw apart from each other
 
     def planned_steps(self, phase: Phase) -> int:
@@ -118,20 +120,20 @@ class Engine:
         if stopped is None:
             self._begin(index, phase)
         optimizers = [dense_optimizers(u.parts, self.cast, self.settings.dense) for u in phase.updates]
-        first = 0
+        first, per_epoch = 0, self.steps_of(phase)
         if stopped is not None:
             first = stopped.step
             self._go_on(stopped, optimizers, watch)
         elif save is not None:
             save(self._stopped(0, optimizers, watch))
         for step in range(first, last):
-            now = Now(step, planned, tuple(watch.seen) if watch else ())
+            now = Now(step, planned, tuple(watch.seen) if watch else (), step // per_epoch)
             self._set_rates(phase, now, optimizers)
             losses = self.step(phase, self._batches(phase, step), now, optimizers)
             self.followers.step_taken(step + 1, planned, phase)
             if step % REPORT_EVERY == 0 or step == last - 1:
                 self._report(index, step, planned, losses)
-            if watch is not None and watch.is_due(step + 1, last, self.steps_of(phase)):
+            if watch is not None and watch.is_due(step + 1, last, per_epoch):
                 watch.look(step + 1, planned)
                 if watch.exhausted:
                     break
@@ -151,17 +153,23 @@ class Engine:
             for to, of in phase.carry:
                 for mine, theirs in self.cast.pairs(to, of):
                     mine.copy_(theirs)
+        for name in sorted(phase.trained - self.begun):
+            self.cast.edit(name)
+        self.begun |= phase.trained
+        if self.valid is not None:
+            for name, found in choose(self.cast, phase.members, self.valid).items():
+                values = {f"{name}.{key}": value for key, value in found.items()}
+                self.listen(Event("choice", index, 0, self.planned_steps(phase), values))
         for cursor in self.cursors.values():
             cursor.begin()
         self.cast.tables.set_learning_rate(1.0)
 
     def _remember(self, phase: Phase) -> None:
-        """Empty memories for what the terms of a phase remember, unless an earlier phase has filled them."""
+        """Room for what the terms of a phase remember of the rows of its feeds; earlier phases may have filled it."""
+        used = {update.feed for update in phase.updates if any(term.memories for term in update.terms)}
+        rows = unique_rows({name: feed for name, feed in self.feeds.items() if name in used})
         for key, memory in phase.memories.items():
-            if key not in self.memories:
-                used = {update.feed for update in phase.updates}
-                rows = unique_rows({name: feed for name, feed in self.feeds.items() if name in used})
-                self.memories[key] = RowMemory(rows, memory.decay)
+            self.memories.setdefault(key, RowMemory(rows, memory.decay)).admit(rows)
 
     def _batches(self, phase: Phase, step: int) -> dict[str, Batch]:
         """The next batch of every feed that an update of this step reads."""
@@ -214,6 +222,8 @@ class Engine:
         parts = [(a, min(a + size, len(lookups.batch))) for a in range(0, max(len(lookups.batch), 1), size)]
         totals = self._totals(update, lookups, terms, now, parts) if len(parts) > 1 else {}
         losses: dict[str, Tensor] = {}
+        remembered = {memory.key: memory for term, _ in terms for memory in term.memories}
+        seen: dict[str, list[tuple[Tensor, Tensor]]] = {key: [] for key in remembered}
         for part in parts:
             played = Play(self.cast, lookups, part, update.trained, self.seed, now, self.memories)
             values = {term.words: (term_value(term, played.scene, totals.get(term.words)), w) for term, w in terms}
@@ -221,9 +231,11 @@ class Engine:
             assert isinstance(total, Tensor)
             self._push_back(total, update, lookups, played)
             losses = {words: losses[words] + v if words in losses else v for words, (v, _) in values.items()}
-            for memory in {m.key: m for term, _ in terms for m in term.memories}.values():
-                with torch.no_grad():
-                    self.memories[memory.key].write(played.scene.batch.row_id_B, memory.signal.value(played.scene))
+            with torch.no_grad():
+                for key, memory in remembered.items():
+                    seen[key].append((played.scene.batch.row_id_B, memory.signal.value(played.scene)))
+        for key, found in seen.items():  # once, since processes may have other numbers of parts
+            self.memories[key].write(torch.cat([rows for rows, _ in found]), torch.cat([value for _, value in found]))
         return losses
 
     def _totals(
@@ -274,6 +286,7 @@ class Engine:
             "feeds": {name: [cursor.number, cursor.taken] for name, cursor in self.cursors.items()},
             "followers": self.followers.progress,
             "generations": dict(self.generations),
+            "begun": sorted(self.begun),
         }
         if watch is not None:
             seen = {
@@ -290,7 +303,7 @@ class Engine:
         kept = restore(stopped.tensors, self.cast, [optimizer for group in optimizers for optimizer in group])
         for name, (number, taken) in stopped.progress["feeds"].items():
             self.cursors[name].go_to(number, taken)
-        self.generations = dict(stopped.progress["generations"])
+        self.generations, self.begun = dict(stopped.progress["generations"]), {*stopped.progress["begun"]}
         own = {n.removeprefix("followers/"): t for n, t in stopped.tensors.items() if n.startswith("followers/")}
         self.followers.restore(stopped.progress["followers"], own)
         states: dict[str, dict[str, Tensor]] = {}

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from recdistill.data.batch import Batch, View, concat
-from recdistill.data.reader import Reader
+from recdistill.data.reader import Reader, take
+from recdistill.errors import TrainingError
 
 
 class Feed(Protocol):
@@ -83,9 +84,7 @@ class MixFeed:
         sizes, steps = self.sizes(batch), self.steps(batch)
         streams = [self.parts[0].epoch(sizes[0], seed=seed, epoch=epoch)]
         for number, (part, size) in enumerate(zip(self.parts[1:], sizes[1:], strict=True), 1):
-            cursor = Cursor(part, size, seed + number)
-            cursor.go_to(*divmod(epoch * steps, part.steps(size)))
-            streams.append(iter(cursor))
+            streams.append(_endless(part, size, seed + number, epoch * steps * size))
         for batches in zip(*streams, strict=False):
             yield concat(list(batches))
 
@@ -96,6 +95,21 @@ class MixFeed:
     def row_ids(self) -> Tensor:
         """The ids of all rows, int64 (N,)."""
         return torch.cat([part.row_ids() for part in self.parts])
+
+
+def _endless(feed: Feed, batch: int, seed: int, first: int) -> Iterator[Batch]:
+    """Batches of exactly so many rows of a feed, whose epochs follow each other, behind the first so many rows."""
+    number, behind = divmod(first, feed.rows())
+    left: list[Batch] = []
+    for epoch in itertools.count(number):
+        for found in feed.epoch(batch, seed=seed, epoch=epoch):
+            skipped = min(behind, len(found))
+            behind -= skipped
+            left.append(take(found, torch.arange(skipped, len(found))) if skipped else found)
+            while (rows := sum(map(len, left))) >= batch:
+                whole = concat(left)
+                yield whole if rows == batch else take(whole, torch.arange(batch))
+                left = [] if rows == batch else [take(whole, torch.arange(batch, rows))]
 
 
 @dataclass(frozen=True)
@@ -154,6 +168,7 @@ class Cursor:
         return self
 
     def __next__(self) -> Batch:
+        ended = 0
         while True:
             if self._batches is None:
                 batches = self.feed.epoch(self.batch, seed=self.seed, epoch=self.number)
@@ -163,6 +178,11 @@ class Cursor:
                 self.taken += 1
                 return found
             self.go_to(self.number + 1, 0)
+            ended += 1
+            if ended > 1:
+                raise TrainingError(
+                    "feed: holds no rows to train on; check its log, its `where`, and how it is thinned"
+                )
 
     def close(self) -> None:
         """Stop reading ahead."""

@@ -4,13 +4,13 @@ Every finding is a number under a name; a run reports them over seeds.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 
 from recdistill.data.reader import Reader
 from recdistill.data.scores import sigmoid
+from recdistill.distill.compile import Plan
 from recdistill.distill.member import Phase
 from recdistill.distill.schedule import Now
 from recdistill.distill.signal import Column, walk
@@ -20,22 +20,32 @@ from recdistill.training.engine import Engine
 from recdistill.training.play import play
 
 
-def findings(engine: Engine, phase: Phase, valid: Reader) -> dict[str, float]:
-    """All findings of a training after its last phase.
+def findings(engine: Engine, plan: Plan, valid: Reader) -> dict[str, float]:
+    """All findings of a finished training.
 
     Args:
-        engine: what was trained.
-        phase: the last phase.
+        engine: what was trained, after its last phase.
+        plan: members and phases.
         valid: rows that were not trained on.
     """
-    found = {**of_choices(engine, phase), **of_noisy_columns(engine, phase, valid)}
-    return {name: round(value, 6) for name, value in found.items() if math.isfinite(value)}
+    phase, labels = plan.phases[-1], plan.columns[: plan.labels]
+    noisy = list(on_noisy_columns(phase, labels))
+    found = {**of_choices(engine, phase, noisy), **of_noisy_columns(engine, phase, noisy, valid)}
+    return {name: round(float(value), 6) for name, value in found.items() if math.isfinite(value)}
 
 
-def of_choices(engine: Engine, phase: Phase) -> dict[str, float]:
+def on_noisy_columns(phase: Phase, labels: Sequence[str]) -> Iterator[tuple[Term, str]]:
+    """The terms whose target is a raw column that is no label of the job, and the column."""
+    for term in phase.terms:
+        for name in sorted({p.name for target in term.targets for p in walk(target) if isinstance(p, Column)}):
+            if name not in labels:
+                yield term, name
+
+
+def of_choices(engine: Engine, phase: Phase, noisy: Sequence[tuple[Term, str]]) -> dict[str, float]:
     """Of each term on a noisy column that selects rows: the share that it keeps at the end, and how pure it is."""
     main = engine.train.selection.labels[0]
-    terms = [(term, name) for term, name in on_noisy_columns(phase, main) if term.rows is not None]
+    terms = [(term, name) for term, name in noisy if term.rows is not None]
     if not terms:
         return {}
     planned = engine.planned_steps(phase)
@@ -62,10 +72,12 @@ def of_choices(engine: Engine, phase: Phase) -> dict[str, float]:
     return found
 
 
-def of_noisy_columns(engine: Engine, phase: Phase, valid: Reader) -> dict[str, float]:
+def of_noisy_columns(
+    engine: Engine, phase: Phase, noisy: Sequence[tuple[Term, str]], valid: Reader
+) -> dict[str, float]:
     """Of each noisy column that is learned from: how often it is wrong, and its best weight beside a frozen teacher."""
     main = engine.train.selection.labels[0]
-    columns = dict.fromkeys(name for _, name in on_noisy_columns(phase, main))
+    columns = dict.fromkeys(name for _, name in noisy)
     if not columns:
         return {}
     teachers = [name for name in sorted(phase.members - phase.trained) if engine.cast.members[name].scored]
@@ -78,12 +90,4 @@ def of_noisy_columns(engine: Engine, phase: Phase, valid: Reader) -> dict[str, f
         for teacher, logit_NK in logits.items():
             risks = trust(labels[name], sigmoid(logit_NK[:, 0]), labels[main])
             found[f"best weight of {name!r} beside {teacher}"] = risks.weight
-    return {name: float(np.float64(value)) for name, value in found.items()}
-
-
-def on_noisy_columns(phase: Phase, main: str) -> Iterator[tuple[Term, str]]:
-    """The terms whose target is a raw column other than the label, and the column."""
-    for term in phase.terms:
-        for name in {part.name for target in term.targets for part in walk(target) if isinstance(part, Column)}:
-            if name != main:
-                yield term, name
+    return found

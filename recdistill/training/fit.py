@@ -35,6 +35,8 @@ from recdistill.data.unknown import Forgetting
 from recdistill.distill.compile import Plan
 from recdistill.distill.layout import is_embedded, lay_out
 from recdistill.distill.member import Member
+from recdistill.distill.signal import Scenario, walk
+from recdistill.errors import LogError
 from recdistill.spec.members import FromRun, Recorded
 from recdistill.spec.phases import LOG
 from recdistill.spec.train import TrainSpec
@@ -140,9 +142,7 @@ class _Fit:
         """Train and score; returns the members and what ``fit.json`` says about the training."""
         training, data, refit = self.training, self.training.data, self.training.settings.refit
         engine = _engine(training, data.tuning, ("train",), self.folder, self._heard)
-        for scores in engine.cast.recorded.values():
-            for split in ("train", "valid", "test"):  # before anything is trained, not when it is scored
-                scores.read(torch.from_numpy(reader_of(training.plan, data.tuning.log, (split,)).row_ids()))
+        _check_recorded(engine, training.plan, data.tuning.log)
         phases = training.plan.phases
         planned = [engine.planned_steps(phase) for phase in phases]
         kept = self.before.tuned if self.before else None
@@ -158,7 +158,7 @@ class _Fit:
             steps = self._stage("refit", engine, lengths, kept)
         score_split(engine, _reader(training, data.final.log, ("test",), self.folder), "test", self.folder)
         checkpoint.save(engine.cast, self.folder / "checkpoints" / "final")
-        found = findings(engine, phases[-1], _reader(training, data.tuning.log, ("valid",), self.folder))
+        found = findings(engine, training.plan, _reader(training, data.tuning.log, ("valid",), self.folder))
         summary = {"seed": training.seed, "steps": steps, "kept": kept, "planned": planned, "findings": found}
         return engine.cast, summary
 
@@ -183,12 +183,22 @@ class _Fit:
         self.listen(event)
 
 
+def _check_recorded(engine: Engine, plan: Plan, log: EncodedLog) -> None:
+    """Nothing, if there are recorded scores of all rows that they are asked for, now or at the end of training."""
+    for name, scores in engine.cast.recorded.items():
+        for split in ("train", "valid", "test"):
+            scores.read(torch.from_numpy(reader_of(plan, log, (split,)).row_ids()))
+        for feed in {u.feed for phase in plan.phases for u in phase.updates if name in u.members}:
+            scores.read(engine.feeds[feed].row_ids())
+
+
 def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, warm: bool = True) -> Cast:
     """The members of a plan with initial parameters; with ``warm`` those of another run for whom the job says so."""
     layout = lay_out(plan.members, log.spec, log.fitted.tables)
     rarity = rarity_by_table(log) if settings.tables.step.l2_rare else {}
     by_name = {member.name: member for member in plan.members}
-    follows = {n: (m.follows, *by_name[m.follows].share.table_owners) for n, m in by_name.items() if m.follows}
+    originals = {n: o for n, m in by_name.items() if (o := _original(m, by_name)) is not m}
+    follows = {name: (original.name, *original.share.table_owners) for name, original in originals.items()}
     tables = Tables(layout, settings.tables, std=settings.table_std, seed=seed, rarity=rarity, follows=follows)
     recorded = {}
     for member in plan.members:
@@ -207,6 +217,13 @@ def build_cast(plan: Plan, settings: TrainSpec, log: EncodedLog, *, seed: int, w
     return cast
 
 
+def _original(member: Member, members: Mapping[str, Member]) -> Member:
+    """The member whose parameters it has in the end, if it follows another one or is an edit of it."""
+    while (of := member.follows or (member.edited[0] if member.edited else None)) is not None:
+        member = members[of]
+    return member
+
+
 def rarity_by_table(log: EncodedLog) -> dict[str, Tensor]:
     """1 / n for each row of a table with a vocabulary, where its value occurs n times in training."""
     found = {}
@@ -219,13 +236,15 @@ def rarity_by_table(log: EncodedLog) -> dict[str, Tensor]:
 
 def selection(plan: Plan, log: EncodedLog, feed: str | None = None, *, lists: bool = False) -> Selection:
     """The columns that some member reads, embedded ones in the order of lookup; or only those of a feed's updates."""
-    names = {member.name for member in plan.members}
-    if feed is not None:
-        names = {n for phase in plan.phases for u in phase.updates if u.feed == feed for n in u.members}
-    members = [member for member in plan.members if member.name in names]
-    listed = lists or any(term.scope == "list" for phase in plan.phases for term in phase.terms)
+    updates = [u for phase in plan.phases for u in phase.updates if feed in (None, u.feed)]
+    names = {name for update in updates for name in update.members}
+    members = [member for member in plan.members if feed is None or member.name in names]
+    terms = [term for update in updates for term in update.terms]
+    looked_at = [part for thing in (*terms, *(s for m in members for s in m.signals)) for part in walk(thing)]
+    scenarios = plan.scenario and any(isinstance(part, Scenario) for part in looked_at)
+    listed = lists or any(term.scope == "list" for term in terms)
     serving, privileged = (_read_by(members, plan, log, audience) for audience in ("serving", "privileged"))
-    return Selection(serving, privileged, plan.columns, listed, plan.scenario)
+    return Selection(serving, privileged, plan.columns, listed, scenarios)
 
 
 def _read_by(members: Sequence[Member], plan: Plan, log: EncodedLog, audience: str) -> tuple[str, ...]:
@@ -239,30 +258,33 @@ def _read_by(members: Sequence[Member], plan: Plan, log: EncodedLog, audience: s
 def _engine(training: Training, logs: Logs, splits: tuple[str, ...], folder: Path, listen: Listener) -> Engine:
     settings, log = training.settings, logs.log
     thinning = Thinning(training.seed, settings.keep_labels, settings.negative_keep_rate)
-    train = _reader(training, log, splits, folder, thinning)
+    train = _reader(training, log, splits, folder, thinning, lists=settings.whole_lists)
     train.forgetting = Forgetting.of(log.fitted, settings.unknown, training.seed)
     train.whole_lists = settings.whole_lists
     valid = _reader(training, log, ("valid",), folder) if "valid" not in splits else None
     cast = build_cast(training.plan, settings, log, seed=training.seed)
-    feeds = _feeds(training, logs, train)
+    feeds = _feeds(training, logs, train, folder)
     return Engine(cast, train, valid, settings, training.seed, listen, feeds)
 
 
-def _feeds(training: Training, logs: Logs, train: Reader) -> dict[str, Feed]:
+def _feeds(training: Training, logs: Logs, train: Reader, folder: Path) -> dict[str, Feed]:
     """The feeds besides the log; a mixture reads of all its parts what its own updates need."""
     plan = training.plan
 
     def of_log(name: str, reads_for: str) -> LogFeed:
-        log = train.log if name == LOG else logs.feeds[name]
-        chosen = selection(plan, log, reads_for, lists=train.selection.groups)
+        lists = train.whole_lists and LOG in plan.feeds[reads_for].mix
+        chosen = selection(plan, train.log, reads_for, lists=lists)
         if name == LOG:
             return LogFeed(replace(train, selection=chosen))
-        reader = Reader(log, ("test",), chosen)  # all rows of a log from which nothing is learned form that split
-        reader.forgetting = train.forgetting
-        return LogFeed(reader)
+        log = logs.feeds[name]
+        _refuse_lacking(plan, log, chosen, name, reads_for)
+        # all rows of a log from which nothing is learned form the test split
+        post_event = _permuted(training, log, ("test",), folder)
+        return LogFeed(Reader(log, ("test",), chosen, post_event=post_event, forgetting=train.forgetting))
 
     feeds: dict[str, Feed] = {}
-    for name, feed in plan.feeds.items():
+    used = {update.feed for phase in plan.phases for update in phase.updates}
+    for name, feed in ((name, feed) for name, feed in plan.feeds.items() if name in used):
         if feed.noise is not None:
             feeds[name] = NoiseFeed(feed.noise)
         elif feed.mix:
@@ -272,22 +294,58 @@ def _feeds(training: Training, logs: Logs, train: Reader) -> dict[str, Feed]:
     return feeds
 
 
+def _refuse_lacking(plan: Plan, log: EncodedLog, chosen: Selection, name: str, reads_for: str) -> None:
+    """Nothing, if another log holds what is read of it.
+
+    Raises:
+        LogError: it does not.
+    """
+    lacking = [column for column in chosen.privileged if column not in log.spec.post_event]
+    readers = [
+        member.name
+        for member in plan.members
+        if {*lacking} & {*member.privileged}
+        and any(u.feed == reads_for and member.name in u.members for phase in plan.phases for u in phase.updates)
+    ]
+    roles = [("group", chosen.groups), ("scenario", chosen.scenarios)]
+    lacking += [f"the spec's {role}" for role, read in roles if read and getattr(log.spec, role) is None]
+    if lacking:
+        who = f"{', '.join(readers)} read" if readers else "terms look at"
+        raise LogError(
+            f"feeds.{name}: {plan.feeds[name].log} lacks {', '.join(lacking)}, which {who} on the feed {reads_for!r}; "
+            "add what is missing to that log, or give them another feed"
+        )
+
+
 def reader_of(plan: Plan, log: EncodedLog, splits: tuple[str, ...]) -> Reader:
     """All rows of some splits, with the columns that a plan needs."""
     return Reader(log, splits, selection(plan, log))
 
 
 def _reader(
-    training: Training, log: EncodedLog, splits: tuple[str, ...], folder: Path, thinning: Thinning | None = None
+    training: Training,
+    log: EncodedLog,
+    splits: tuple[str, ...],
+    folder: Path,
+    thinning: Thinning | None = None,
+    *,
+    lists: bool = False,
 ) -> Reader:
-    chosen = selection(training.plan, log)
-    post_event = None
-    if training.shuffle_privileged and chosen.privileged:
-        post_event = folder / f".shuffled-{rank()}" / log.fingerprint
-        for split in splits:
-            if not (post_event / split).exists():
-                permute_privileged(log, split, chosen.privileged, seed=training.seed, out=post_event)
-    return Reader(log, splits, chosen, thinning or Thinning(), post_event)
+    chosen = selection(training.plan, log, lists=lists)
+    return Reader(log, splits, chosen, thinning or Thinning(), _permuted(training, log, splits, folder))
+
+
+def _permuted(training: Training, log: EncodedLog, splits: tuple[str, ...], folder: Path) -> Path | None:
+    """Where the privileged columns of a log lie that were permuted over its rows, if the training asks for it."""
+    read = dict.fromkeys(column for member in training.plan.members for column in member.privileged)
+    privileged = tuple(column for column in read if column in log.spec.post_event)
+    if not training.shuffle_privileged or not privileged:
+        return None
+    post_event = folder / f".shuffled-{rank()}" / log.fingerprint
+    for split in splits:
+        if not (post_event / split).exists():
+            permute_privileged(log, split, privileged, seed=training.seed, out=post_event)
+    return post_event
 
 
 def score_split(engine: Engine, reader: Reader, split: str, folder: Path) -> None:

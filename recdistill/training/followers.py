@@ -39,9 +39,9 @@ class Followers:
     def of(self, trained: Iterable[str]) -> list[str]:
         """Those whose original is among some members, and who follow it while it moves."""
         names = {*trained}
-        return [
-            n for n, m in self.members.items() if m.follows in names and not isinstance(m.origin, Previous | Snapshot)
-        ]
+        moving = {n: m for n, m in self.members.items() if not isinstance(m.origin, Previous | Snapshot)}
+        names |= {n for n, m in moving.items() if m.follows in names}
+        return [n for n, m in moving.items() if m.follows in names]
 
     def phase_begins(self, first: bool) -> None:
         """Previous copies become what their originals are now; in the first phase that is nothing yet."""
@@ -63,7 +63,7 @@ class Followers:
             origin = member.origin
             if isinstance(origin, Ema) and step % origin.every == 0:
                 self._average(name, origin.decay**origin.every)
-            elif isinstance(origin, Snapshot) and step % max(1, round(Moment(origin.every).steps(planned))) == 0:
+            elif isinstance(origin, Snapshot) and Moment(origin.every).stretch(step, planned)[0] == step:
                 self._copy(name)
 
     def evaluated(self, values: dict[str, float], monitor: str, trained: Iterable[str]) -> None:
@@ -74,7 +74,7 @@ class Followers:
             monitor: the metric that decides.
             trained: the members that move.
         """
-        names = {*trained}
+        names = {*trained, *self.of(trained)}
         for name, found in self.best.items():
             member = self.members[name]
             assert isinstance(member.origin, Best)

@@ -26,17 +26,27 @@ class RowMemory:
         self.total_N = torch.zeros(len(self.row_id_N))
         self.entered_N = torch.zeros(len(self.row_id_N))  # the weight of what has entered; 1 in the end
 
+    def admit(self, row_id_N: Tensor) -> None:
+        """Make room for further rows; what is known of the others stays."""
+        wider = RowMemory(torch.cat([self.row_id_N, row_id_N]), self.decay)
+        place_N = torch.searchsorted(wider.row_id_N, self.row_id_N)
+        wider.total_N[place_N], wider.entered_N[place_N] = self.total_N, self.entered_N
+        self.row_id_N, self.total_N, self.entered_N = wider.row_id_N, wider.total_N, wider.entered_N
+
     def _places(self, row_id_B: Tensor) -> tuple[Tensor, Tensor]:
         """Where rows lie, and whether they are known."""
-        place_B = torch.searchsorted(self.row_id_N, row_id_B).clamp(max=max(len(self.row_id_N) - 1, 0))
+        if not len(self.row_id_N):
+            return torch.zeros_like(row_id_B), torch.zeros_like(row_id_B, dtype=torch.bool)
+        place_B = torch.searchsorted(self.row_id_N, row_id_B).clamp(max=len(self.row_id_N) - 1)
         return place_B, self.row_id_N[place_B] == row_id_B
 
     def read(self, row_id_B: Tensor) -> Tensor:
         """The average of each row, free of the zero it began with; NaN for a row that was never written, (B,)."""
         place_B, known_B = self._places(row_id_B)
-        entered_B = self.entered_N[place_B]
-        nothing = torch.full_like(entered_B, torch.nan)
-        return torch.where(known_B & (entered_B > 0), self.total_N[place_B] / entered_B.clamp(min=1e-12), nothing)
+        found_B = torch.full((len(row_id_B),), torch.nan)
+        place_K = place_B[known_B]
+        found_B[known_B] = self.total_N[place_K] / self.entered_N[place_K]  # 0 / 0 is NaN
+        return found_B
 
     def write(self, row_id_B: Tensor, value_B: Tensor) -> None:
         """Let a value of each row enter its average; what is NaN does not."""

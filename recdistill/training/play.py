@@ -26,6 +26,7 @@ from recdistill.training.lookup import Lookup
 from recdistill.training.sharding import device
 
 Rows = tuple[int, int]
+View = tuple[Distortion, str] | None  # a distortion and whose draw of it; None for the batch as it is
 
 
 class Lookups:
@@ -53,9 +54,15 @@ class Lookups:
         now: Now,
         as_served: bool = False,
     ) -> None:
+<<<<<<< HEAD
         self.cast, self.batch, self.training, self.as_served = cast, batch, training, as_served
         self.views: dict[Distortion | None, Batch] = {}
         self.wanted: dict[str, list[Distortion | None]] = {}
+=======
+        self.cast, self.batch, self.training = cast, batch, training
+        self.views: dict[View, Batch] = {}
+        self.wanted: dict[str, list[View]] = {}
+>>>>>>> main
         self.found: dict[str, Lookup] = {}
         self.owned = owned
         for name in names:
@@ -64,8 +71,10 @@ class Lookups:
                 continue
             view = self.view_of(member)
             if view not in self.views:
-                scene = Scene({}, batch, seed, now)
-                self.views[view] = batch if view is None else distorted(batch, view, salted(scene, str(view)))
+                self.views[view] = batch
+                if view is not None:
+                    salt = salted(Scene({}, batch, seed, now), f"{view[0]}{view[1]}")
+                    self.views[view] = distorted(batch, view[0], salt, cast.spec)
             for bank in cast.layout.members[name].banks:
                 wanted = self.wanted.setdefault(bank, [])
                 if view not in wanted:
@@ -74,19 +83,31 @@ class Lookups:
             if bank in owned:
                 self._look_up(bank, train=True)
 
+<<<<<<< HEAD
     def view_of(self, member: Member) -> Distortion | None:
         """The distortion through which a member sees the batch now."""
         if member.distort is None or self.training:
             return member.distort
         level = member.distort.scores
         return None if level is None or self.as_served else member.distort.model_copy(update={"levels": (level,)})
+=======
+    def view_of(self, member: Member) -> View:
+        """The view through which a member sees the batch now: equal distortions are one view.
+
+        A second name draws a view of its own, since through the same one it would only say the same again.
+        """
+        how = member.distort
+        if how is not None and not self.training:
+            how = None if how.scores is None else how.model_copy(update={"levels": (how.scores,)})
+        return None if how is None else (how, member.name if member.same is not None else "")
+>>>>>>> main
 
     def _look_up(self, bank: str, *, train: bool) -> Lookup:
         views = [self.views[view] for view in self.wanted[bank]]
         self.found[bank] = self.cast.tables.look_up(bank, concat(views), train=train)
         return self.found[bank]
 
-    def leaf(self, bank: str, view: Distortion | None, rows: Rows) -> Leaf:
+    def leaf(self, bank: str, view: View, rows: Rows) -> Leaf:
         """The looked-up vectors of some rows of a view."""
         lookup = self.found.get(bank) or self._look_up(bank, train=False)
         first = self.wanted[bank].index(view) * len(self.batch)
@@ -129,7 +150,7 @@ class Play(Mapping[str, Outputs]):
 
     def __post_init__(self) -> None:
         self.answers: dict[str, Outputs] = {}
-        self.parts: dict[Distortion | None, Batch] = {}
+        self.parts: dict[View, Batch] = {}
         self.scene = Scene(self, self._rows_of(self.lookups.batch), self.seed, self.now, self.memories)
 
     def __getitem__(self, name: str) -> Outputs:

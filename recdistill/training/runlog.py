@@ -13,7 +13,7 @@ class Event:
     """Something that happened while training, for logs and progress bars.
 
     Attributes:
-        kind: ``step`` or ``evaluation``.
+        kind: ``step``, ``evaluation``, or ``choice`` of what no gradient teaches.
         phase: number of the phase.
         step: steps taken in the phase.
         planned: steps that the phase takes at most.

@@ -52,18 +52,16 @@ def warm_start(cast: Cast, member: Member, source: FromRun, fitted: FittedSpec, 
         theirs = load_fitted(run / "fitted")
         if exact:
             _refuse_other_scales(cast, member, source, fitted, theirs)
-        for bank_name in cast.layout.members[member.name].banks:
-            bank = cast.layout.banks[bank_name]
-            shards = {table: (shard, first) for table, shard, first in cast.tables.shards(bank_name)}
-            for feature in bank.features:
-                origin = _table_of(layout, source.member, feature.name)
-                if origin is not None and feature.table in shards:
-                    shard, first = shards[feature.table]
-                    rows = np.arange(GAP_ROWS)
-                    if feature.form != "gaps":
-                        rows = same_rows(fitted.columns[feature.column], theirs.columns[feature.column])
-                        rows = np.where(rows < 0, UNKNOWN, rows) if exact else rows
-                    _copy_rows(shard, first, parameters[origin], rows, feature.name)
+        shards = {(b, table): (s, first) for b in cast.layout.banks for table, s, first in cast.tables.shards(b)}
+        for feature, bank in cast.layout.members[member.name].lookups:
+            origin = layout["members"][source.member].get(feature.name)
+            if origin is not None and (bank, feature.table) in shards:
+                shard, first = shards[bank, feature.table]
+                rows = np.arange(GAP_ROWS)
+                if feature.form != "gaps":
+                    rows = same_rows(fitted.columns[feature.column], theirs.columns[feature.column])
+                    rows = np.where(rows < 0, UNKNOWN, rows) if exact else rows
+                _copy_rows(shard, first, parameters[origin], rows, feature.name)
 
 
 def _refuse_other_scales(cast: Cast, member: Member, source: FromRun, fitted: FittedSpec, theirs: FittedSpec) -> None:
@@ -91,13 +89,6 @@ def chosen_seed(run: Path) -> int:
         return int(json.loads((run / "report.json").read_text(encoding="utf-8"))["artefact"]["seed"])
     except (OSError, KeyError, ValueError) as error:
         raise RunError(f"{run}: is no complete run ({error}); finish it with `recdistill run --resume`") from None
-
-
-def _table_of(layout: dict[str, dict[str, dict[str, str]]], member: str, feature: str) -> str | None:
-    for bank in layout["members"][member]:
-        if feature in layout["banks"][bank]:
-            return f"tables.{bank}.{layout['banks'][bank][feature]}"
-    return None
 
 
 def _copy_rows(shard: Tensor, first: int, source: Tensor, rows: np.ndarray, column: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recdistill.data.reader import Reader
+from recdistill.distill.checks import behind
 from recdistill.distill.member import Phase
 from recdistill.distill.schedule import Metric
 from recdistill.evaluation import auc, log_loss
@@ -35,9 +36,11 @@ class Watch:
         self.kept: dict[str, Tensor] = {}
         self.seen: list[dict[str, float]] = []
         members = engine.cast.members
-        self.moving = [*phase.trained, *engine.followers.of(phase.trained)]
+        still = [name for name, member in members.items() if not member.net.learns]
+        carried = [name for name in still if behind({name}, members) & phase.trained]
+        self.moving = [*phase.trained, *engine.followers.of(phase.trained), *carried]
         judged = [n for n in members if n in self.moving and members[n].scored and members[n].same is None]
-        originals = [members[n].follows for n in engine.followers.best if members[n].follows in phase.trained]
+        originals = [members[n].follows for n in engine.followers.best if members[n].follows in self.moving]
         further = [*(metric.member for metric in phase.metrics), *(n for n in originals if n is not None)]
         self.judged = [name for name in judged if members[name].serve] or judged
         self.looked_at = list(dict.fromkeys([*judged, *further]))

@@ -23,16 +23,18 @@ ALLOWED = {
     "export": {"export", "spec", "data.batch", "data.transforms", "data.fit", "distill", "nets"},
     "runs": {"runs", "export", "training", "distill", "data", "evaluation", "spec"},
     "cli": {"runs", "export", "data", "evaluation", "spec"},
+    "api": {"api", "runs", "search", "training", "distill", "data", "evaluation", "spec", "nets", "losses", "edits"},
 }
 # Libraries that only some layers may touch.
 HOMES = {
-    "torch": {"losses", "nets", "edits", "data", "distill", "training", "search", "export", "runs"},
+    "torch": {"losses", "nets", "edits", "data", "distill", "training", "search", "export", "runs", "api"},
     "torchrec": {"nets", "edits", "training"},
     "fbgemm_gpu": {"training"},
     "polars": {"data"},
     "sklearn": {"evaluation"},
     "jinja2": {"evaluation"},
     "typer": {"cli"},
+    "faiss": {"export"},
 }
 # `runs.doctor` looks at the installation itself.
 EXEMPT = {("runs", "torch"): {"doctor.py"}}

@@ -36,6 +36,7 @@ from recdistill.data.batch import Batch
 from recdistill.data.encode import encode
 from recdistill.data.encoded import EncodedLog
 from recdistill.distill.compile import Plan, compile_job
+from recdistill.distill.schedule import Now
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 from recdistill.training.engine import Engine
@@ -136,8 +137,9 @@ def engine_step(encoded: EncodedLog, precision: str) -> Round:
     plan, job = plan_of(encoded, precision, "privileged")
     cast = build_cast(plan, job.train, encoded, seed=0)
     engine = Engine(cast, reader_of(plan, encoded, ("train",)), None, job.train, 0)
-    optimizers = dense_optimizers(cast.members.values(), cast.heads, job.train.dense)
-    return lambda steps: timed_on(ready, lambda b: engine.step(plan.phases[0], b, 20, 1000, optimizers), steps)
+    (phase,) = plan.phases
+    optimizers = [dense_optimizers(update.parts, cast, job.train.dense) for update in phase.updates]
+    return lambda steps: timed_on(ready, lambda b: engine.step(phase, {"log": b}, Now(20), optimizers), steps)
 
 
 def some_batches(encoded: EncodedLog) -> list[Batch]:

@@ -32,6 +32,7 @@ class Contract:
     spec: FeatureSpec
     path: Path
     log: EncodedLog
+    steps: int  # of every phase
 
     @classmethod
     def of(cls, path: Path, folder: Path) -> "Contract":
@@ -42,23 +43,26 @@ class Contract:
         log = folder / "log.parquet"
         simulate_spec(spec, log, rows=ROWS, labelled=0.6, label=found.label, where=found.where)
         (folder / "spec.yaml").write_text(dump_yaml(flat_spec(spec)))
+        remembers = any(phase.memories for phase in compile_job(found, spec).phases)
+        steps = 10 if remembers else 4  # more than an epoch, so that rows are met again
         changes: dict[str, Any] = {"spec": str(folder / "spec.yaml"), "log": str(log), "seeds": 1, "variants": {}}
         for i, phase in enumerate(raw["phases"]):
-            short = {"terms": phase["terms"], "steps": 4, "stop": {"every": 2}}
-            changes[f"phases.{i}"] = short
+            kept = {key: value for key, value in phase.items() if key not in ("epochs", "steps", "stop")}
+            changes[f"phases.{i}"] = {**kept, "steps": steps, "stop": {"every": 2}}
         kept = {key: value for key, value in raw.get("train", {}).items() if key in ("keep_labels", "unknown")}
         changes["train"] = {**kept, **SMOOTH}
         for name, member in raw["members"].items():
             changes[f"members.{name}.dropout"] = 0.0
-            ((net, options),) = member["net"].items()
-            if isinstance(options, dict) and "dropout" in options:
-                changes[f"members.{name}.net.{net}.dropout"] = 0.0
+            net = member.get("net")
+            for kind, options in net.items() if isinstance(net, dict) else ():
+                if isinstance(options, dict) and "dropout" in options:
+                    changes[f"members.{name}.net.{kind}.dropout"] = 0.0
             changes[f"members.{name}.warm_start"] = None
             changes[f"members.{name}.dense"] = None
         raw = assign(raw, changes, str(path))
         job, spec = parse_job(raw, str(path), check=problems_of)
         encoded = encode(spec, str(log), folder / "encoded", where=job.where)
-        return cls(str(path.relative_to(path.parents[1])), raw, job, spec, log, encoded)
+        return cls(str(path.relative_to(path.parents[1])), raw, job, spec, log, encoded, steps)
 
     def plan(self, overrides: Mapping[str, Any] | None = None, arm: str = "main") -> tuple[Plan, Arm]:
         """What an arm of the job trains."""

@@ -19,6 +19,8 @@ from torch import Tensor
 from recdistill.data.batch import Batch
 from recdistill.data.log import raw_batches
 from recdistill.data.scores import read_logits, read_scores
+from recdistill.distill.checks import behind, table_owners, trained_names
+from recdistill.distill.compile import Plan
 from recdistill.distill.member import Update
 from recdistill.distill.schedule import Now
 from recdistill.export import artefact
@@ -28,6 +30,7 @@ from recdistill.training import checkpoint
 from recdistill.training.audit import audit
 from recdistill.training.engine import Engine
 from recdistill.training.fit import build_cast, reader_of
+from recdistill.training.memory import RowMemory
 from recdistill.training.optimizers import dense_optimizers
 from recdistill.training.sharding import process_group
 from tests.conftest import ROOT
@@ -37,7 +40,7 @@ IDS = [str(path.relative_to(path.parents[1]).with_suffix("")) for path in JOBS]
 
 
 def test_every_job_is_under_contract() -> None:
-    assert len(JOBS) == 7
+    assert len(JOBS) == 20
     assert len(set(IDS)) == len(IDS)
 
 
@@ -60,9 +63,9 @@ def parameters(folder: Path) -> dict[str, Tensor]:
 
 def test_everything_stays_finite(contract: Contract, trained: Path) -> None:
     assert all(bool(torch.isfinite(value).all()) for value in parameters(trained).values())
-    for member in contract.job.members:
+    for member in contract.plan()[0].scored:
         for split in ("valid", "test"):
-            assert np.isfinite(read_logits(trained / "scores" / f"{member}.{split}.parquet")).all()
+            assert np.isfinite(read_logits(trained / "scores" / f"{member.name}.{split}.parquet")).all()
 
 
 def test_trained_members_move_and_frozen_ones_do_not(contract: Contract) -> None:
@@ -74,12 +77,14 @@ def test_trained_members_move_and_frozen_ones_do_not(contract: Contract) -> None
             before = {name: value.clone() for name, value in cast.state(cast.members).items()}
             engine.run(i, phase, steps=3)
             moved = {n for n, v in cast.state(cast.members).items() if not torch.equal(v, before[n])}
-            for name in cast.members:
+            followers = {name for name, member in cast.members.items() if member.follows is not None}
+            for name in cast.members.keys() - followers:
                 dense = {key for key in moved if key.startswith(f"{name}.")}
                 shared = plan.members[[m.name for m in plan.members].index(name)].share.trunk in phase.trained
-                assert bool(dense) == (name in phase.trained or shared), (i, name)
-            used = {b for name in phase.trained for b in cast.layout.members[name].banks}
-            assert {key.split(".")[1] for key in moved if key.startswith("tables.")} == used, i
+                moves = {name, cast.members[name].same} & trained_names(phase.trained, cast.members)
+                assert bool(dense) == (bool(moves) or shared), (i, name)
+            tables = {key.split(".")[1] for key in moved if key.startswith("tables.")}
+            assert tables - cast.banks_of(followers) == cast.banks_of(phase.trained), i
 
 
 def test_a_term_teaches_its_learner_and_nobody_else(contract: Contract) -> None:
@@ -89,28 +94,38 @@ def test_a_term_teaches_its_learner_and_nobody_else(contract: Contract) -> None:
         batch = next(iter(reader_of(plan, contract.log, ("train",)).in_order(400)))
         for phase in plan.phases:
             for term, entry in zip(phase.terms, audit(cast, phase, batch, step=3, planned=4), strict=True):
-                allowed = {p for name in term.taught for p in map(id, cast.heads[name].parameters())}
+                taught = behind(term.taught, cast.members, live=True)
+                allowed = {p for name in taught for p in map(id, cast.heads[name].parameters())}
                 named = {f"{n}.{k}": id(p) for n, head in cast.heads.items() for k, p in head.named_parameters()}
                 reached = {name for name, gradient in entry.dense.items() if gradient.any()}
                 assert {named[name] for name in reached} <= allowed, term.words
-                assert reached or entry.weight == 0, term.words
-                banks = {b for name in term.taught for b in cast.layout.members[name].banks}
-                assert {bank for bank, gradient in entry.tables.items() if gradient.any()} <= banks, term.words
+                assert reached or entry.weight == 0 or term.memories, term.words  # of rows never met before
+                moved = {bank for bank, gradient in entry.tables.items() if gradient.any()}
+                assert moved <= cast.banks_of(taught), term.words
 
 
 def step_of(engine: Engine, update: Update, batch: Batch, micro_batch: int | None) -> dict[str, Tensor]:
     """What one update would move, and by how much; everything is put back."""
     cast = engine.cast
     before = {name: value.clone() for name, value in cast.state(cast.members).items()}
+    kept = {key: {name: part.clone() for name, part in memory.state.items()} for key, memory in engine.memories.items()}
     engine.settings = engine.settings.model_copy(update={"micro_batch": micro_batch})
     optimizers = dense_optimizers(update.parts, cast, engine.settings.dense)
     engine.update(update, batch, Now(3, 4), optimizers)
+    engine.memories = {key: RowMemory.of(state) for key, state in kept.items()}
     moved = {}
     with torch.no_grad():
         for name, value in cast.state(cast.members).items():
             moved[name] = value - before[name]
             value.copy_(before[name])
     return moved
+
+
+def filled(decay: float, batch: Batch) -> RowMemory:
+    """A memory in which each row of a batch has left something."""
+    memory = RowMemory(batch.row_id_B, decay)
+    memory.write(batch.row_id_B, torch.rand(len(batch), generator=torch.Generator().manual_seed(0)))
+    return memory
 
 
 def test_one_batch_is_its_parts_together(contract: Contract) -> None:
@@ -126,6 +141,7 @@ def test_one_batch_is_its_parts_together(contract: Contract) -> None:
                 if term.exempt or engine.followers.silent & term.members:
                     continue
                 alone = replace(update, terms=(replace(term, schedules=()),))
+                engine.memories = {m.key: filled(m.decay, batch) for m in term.memories}
                 whole, parts = (step_of(engine, alone, batch, size) for size in (None, 110))
                 seen += 1
                 assert any(bool(value.any()) for value in whole.values()), term.words
@@ -134,7 +150,13 @@ def test_one_batch_is_its_parts_together(contract: Contract) -> None:
     assert seen or all(term.exempt for phase in plan.phases for term in phase.terms)
 
 
-def test_evaluating_between_steps_changes_nothing(contract: Contract, tmp_path: Path) -> None:
+def test_evaluating_between_steps_changes_nothing(
+    contract: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the weights that follow what an evaluation has seen, which are held still here."""
+    monkeypatch.setattr(
+        "recdistill.training.engine.Now", lambda step, planned, seen, epoch: Now(step, planned, (), epoch)
+    )
     found = []
     for every in (1, 4):
         stops = {f"phases.{i}.stop": {"every": every, "keep": "last"} for i in range(len(contract.job.phases))}
@@ -150,7 +172,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(
 
     def step(*args: Any, **kwargs: Any) -> Any:
         taken[0] += 1
-        if taken[0] == 4 * len(contract.job.phases):
+        if taken[0] == contract.steps * len(contract.plan()[0].phases):
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
@@ -186,6 +208,18 @@ def pair() -> Iterator[list[subprocess.Popen[str]]]:
         process.communicate()
 
 
+def depends_on_who_meets(plan: Plan) -> set[str]:
+    """The members that learn from rows compared with each other within a process, directly or from such a member."""
+    members = {member.name: member for member in plan.members}
+    found: set[str] = set()
+    for _ in plan.members:
+        for term in (term for phase in plan.phases for term in phase.terms):
+            if term.exempt or behind(term.members, members) & found:
+                found |= behind(term.taught, members, live=True)
+        found |= {name for name, member in members.items() if member.follows in found}
+    return found | {owner for name in found for owner in table_owners(members[name], members)}
+
+
 def test_two_processes_train_as_one_does(
     contract: Contract, trained: Path, pair: list[subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -198,7 +232,11 @@ def test_two_processes_train_as_one_does(
     assert answers == ["", ""]
     one, two = parameters(trained), parameters(tmp_path / "fit")
     assert one.keys() == two.keys()
+    assert all(bool(torch.isfinite(value).all()) for value in two.values())
+    unsettled = depends_on_who_meets(contract.plan()[0])
     for name, value in one.items():
+        if name.removeprefix("tables.").split(".")[0].removesuffix("-tokens") in unsettled:
+            continue
         assert torch.allclose(value, two[name], atol=2e-5), (name, float((value - two[name]).abs().max()))
 
 
@@ -225,7 +263,7 @@ def served(contract: Contract, trained: Path, tmp_path_factory: pytest.TempPathF
 def test_the_artefact_answers_as_training_did(contract: Contract, trained: Path, served: Any) -> None:
     folder, raw = served
     student, manifest = artefact.load(folder)
-    eager = read_logits(trained / "scores" / f"{contract.job.student}.test.parquet")
+    eager = read_logits(trained / "scores" / f"{contract.plan()[0].student.name}.test.parquet")
     found = artefact.score(student, manifest, raw, 8192).numpy().reshape(len(raw), -1)
     assert found.shape == eager.shape and len(eager) > 50
     assert np.abs(found - eager).max() <= artefact.TOLERANCE
@@ -260,7 +298,9 @@ def test_poisoned_privileged_columns_change_no_bit(contract: Contract, served: A
 def test_the_controls_train_as_well(contract: Contract, trained: Path, tmp_path: Path) -> None:
     for arm in contract.job.controls if isinstance(contract.job.controls, list) else ():
         contract.fit(tmp_path / arm, arm=arm)
-        scored = read_scores(tmp_path / arm / "scores" / f"{contract.job.student}.test.parquet")
-        ours = read_scores(trained / "scores" / f"{contract.job.student}.test.parquet")
+        main, control = contract.plan()[0], contract.plan(arm=arm)[0]
+        scored = read_scores(tmp_path / arm / "scores" / f"{control.student.name}.test.parquet")
+        ours = read_scores(trained / "scores" / f"{main.student.name}.test.parquet")
         assert np.array_equal(scored.row_id_N, ours.row_id_N)
-        assert not np.array_equal(scored.logit_N, ours.logit_N), arm
+        waits = any(phase.metrics for phase in main.phases)  # for an evaluation that few steps need not bring
+        assert waits or not np.array_equal(scored.logit_N, ours.logit_N), arm

@@ -5,7 +5,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from recdistill.data import encode as encode_module
-from recdistill.data import permute as permute_module
 from recdistill.data.encode import encode
 from recdistill.data.permute import permute_privileged
 from recdistill.data.reader import Reader, Selection
@@ -18,8 +17,7 @@ COLUMNS = ("dwell_ms", "click", "seen")
 @pytest.fixture
 def make(tmp_path, monkeypatch):
     """A function that encodes a log in small row groups and shards."""
-    for module in (encode_module, permute_module):
-        monkeypatch.setattr(module, "GROUP_ROWS", 16)
+    monkeypatch.setattr(encode_module, "GROUP_ROWS", 16)
     monkeypatch.setattr(encode_module, "SHARD_ROWS", 48)
 
     def run(frame, name="log"):

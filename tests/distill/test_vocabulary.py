@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from recdistill.data.batch import Batch, View
-from recdistill.distill.combine import SIGNALS, closest, mean, reverse, route, vote, weighted
-from recdistill.distill.compile import examine
+from recdistill.distill.combine import SIGNALS, closest, mean, pick, reverse, route, vote, weighted
+from recdistill.distill.compile import compile_job, examine
 from recdistill.distill.schedule import Now, cosine
-from recdistill.distill.selector import SELECTORS, agrees, beats, sampled, smallest
+from recdistill.distill.selector import SELECTORS, agrees, any_of, beats, sampled, smallest
 from recdistill.distill.signal import Column, Live, Logit, Scene
 from recdistill.distill.term import Term
+from recdistill.distill.vectors import pad, stack, top
 from recdistill.errors import TrainingError
+from recdistill.losses.order import pairwise
 from recdistill.losses.response import soft
 from recdistill.losses.supervised import bce
 from recdistill.nets.inputs import Outputs
@@ -51,13 +53,18 @@ COMBINED = {
     "vote": vote(A, B, C),
     "reverse": reverse(A),
     "live": Live(A),
+    "stack": stack(A, Y, stack(B, C)),
+    "top": top(stack(A, B, C), keep=2),
+    "pad": pad(stack(A, B), before=1, after=2),
+    "pick by epoch": pick(A, B, C, by="epoch"),
 }
 
 
 @pytest.mark.parametrize("name", COMBINED)
 def test_the_order_of_rows_changes_nothing(name: str) -> None:
     order = [3, 1, 5, 0, 2, 4]
-    assert torch.equal(COMBINED[name].value(scene())[order], COMBINED[name].value(scene(order)))
+    found, again = COMBINED[name].value(scene())[order], COMBINED[name].value(scene(order))
+    assert torch.equal(found.nan_to_num(), again.nan_to_num())
     assert COMBINED[name].members <= {"a", "b", "c"}
 
 
@@ -68,6 +75,76 @@ def test_means_are_of_log_odds_or_of_probabilities() -> None:
     probability = (torch.sigmoid(found["a"]) + torch.sigmoid(found["b"])) / 2
     assert torch.allclose(torch.sigmoid(mean(A, B, of="probability").value(s)), probability, atol=1e-6)
     assert torch.allclose(weighted(A, B, weights="3 1").value(s), 0.75 * found["a"] + 0.25 * found["b"])
+
+
+def test_a_mean_is_softened_as_the_loss_softens_it() -> None:
+    s = scene()
+    found, target = logits(s), mean(A, B, of="probability", temperature=3).value(s)
+    softened = (torch.sigmoid(found["a"] / 3) + torch.sigmoid(found["b"] / 3)) / 2
+    assert torch.allclose(torch.sigmoid(target / 3), softened, atol=1e-6)
+    assert not torch.allclose(torch.sigmoid(mean(A, B, of="probability").value(s) / 3), softened, atol=1e-3)
+
+
+def test_by_epoch_each_row_meets_every_signal_in_turn() -> None:
+    rows, signals = 300, (A, B, C)
+    s = scene(rows=rows)
+    seen = torch.stack(
+        [pick(*signals, by="epoch").value(Scene(s.outputs, s.batch, 0, Now(5, epoch=e))) for e in range(6)]
+    )
+    every = torch.stack([signal.value(s) for signal in signals])
+    assert torch.equal(seen[:3].sort(0).values, every.sort(0).values)
+    assert torch.equal(seen[:3], seen[3:])
+    assert 0.25 < float((seen[0] == every[0]).float().mean()) < 0.42
+
+
+def test_vectors_are_stacked_cut_and_padded() -> None:
+    s = scene()
+    found = logits(s)
+    three = torch.stack([found[n] for n in "abc"], 1)
+    kept = top(stack(A, B, C), keep=2).value(s)
+    for row, left in zip(three.tolist(), kept.tolist(), strict=True):
+        assert left == [x if x != min(row) else 0 for x in row]
+    assert torch.equal(pad(stack(A, B, C), before=1, after=2).value(s)[:, 1:4], three)
+    assert pad(stack(A, B, C), before=1, after=2).value(s)[:, [0, 4, 5]].abs().sum() == 0
+    assert torch.equal(top(stack(A, B, C), keep=9).value(s), three)
+
+
+def test_any_selects_rows_on_which_one_column_is_1() -> None:
+    expected = [label == 1 or way == 1 for label, way in zip(LABEL, ROUTE, strict=True)]
+    assert any_of(Y, Z).mask(scene()).tolist() == expected
+
+
+def test_at_the_rate_of_a_label_a_logit_speaks_for_as_many_clicks() -> None:
+    s = scene(rows=300)
+    rare = Column("y")
+    s.batch.labels["y"][:] = torch.tensor([1.0] + 9 * [0.0]).repeat(30)
+    found, label = logits(s)["a"], s.batch.labels["y"]
+    expected = (found > found.sort().values[270 - 1]) == (label == 1)
+    assert torch.equal(agrees(A, rare, rate=rare).mask(s), expected)
+    assert agrees(A, rare, rate=rare).in_batch and not agrees(A, rare).in_batch
+    s.batch.labels["y"][:] = NAN
+    assert not agrees(A, B, rate=rare).mask(s).any()
+
+
+def test_what_a_target_says_of_rows_that_take_no_part_changes_nothing() -> None:
+    s = scene()
+    poisoned = s.outputs["b"]._replace(
+        logits_BK=torch.where(torch.tensor([[0.0], [1], [0], [0], [0], [1]]) == 1, NAN, 1.0)
+    )
+    other = Scene({**s.outputs, "b": poisoned}, s.batch)
+    term = Term("t", soft, A, (B,), rows=any_of(Column("part")))
+    s.batch.labels["part"] = torch.tensor([1.0, 0, 1, 1, 1, 0])
+    loss, weight = term.losses(other)
+    (gradient,) = torch.autograd.grad((loss * weight).sum(), s.outputs["a"].logits_BK)
+    assert torch.isfinite(gradient).all() and (gradient[:, 0] != 0).tolist() == [True, False, True, True, True, False]
+
+
+def test_a_loss_within_a_batch_sees_the_rows_that_take_part_alone() -> None:
+    s = scene()
+    loss, weight = Term("t", pairwise, A, (Y,), in_batch=True).losses(s)
+    known = [0, 1, 2, 3, 5]
+    assert torch.equal(weight, torch.ones(5))
+    assert torch.allclose(loss, pairwise(A.value(s)[known], torch.tensor(LABEL)[known]))
 
 
 def test_closest_route_and_vote_choose_row_by_row() -> None:
@@ -168,6 +245,11 @@ def job(term: str) -> Job:
         "soft(student.logit, teacher.logit).rows(beats(teacher.logit, student.logit, y, margin=0.1))",
         "bce(student.logit, y).rows(smallest(bce(teacher.logit, y), keep=0.8))",
         "l2(reverse(student.hidden[-1]), teacher.hidden[-1])",
+        "bce(student.logits, pad(top(probability(teacher.logits), keep=1))).rows(any(y))",
+        "bce(student.logits, stack(y))",
+        "soft(student.logit, mean(teacher.logit, student.logit, of='probability', temperature=2), temperature=2)",
+        "soft(student.logit, pick(teacher.logit, student.logit, by='epoch')).rows(agrees(teacher.logit, y, rate=y))",
+        "relative_order(student.hidden[-1], teacher.hidden[-1], student.hidden[-1], margin=0.1)",
     ],
 )
 def test_the_words_compile(term: str) -> None:
@@ -192,11 +274,58 @@ def test_the_words_compile(term: str) -> None:
         ("bce(student.logit, y).rows(smallest(bce(teacher.logit, y), keep=2))", "keeps a share in (0, 1]"),
         ("bce(student.logit, y).rows(sampled(y))", "expected a number, found"),
         ("bce(student.logit, y).rows(agrees(teacher.logit))", "missing a required argument: 'second'"),
+        ("bce(student.logit, y).rows(any())", "takes at least one binary column"),
+        ("bce(student.logit, y).rows(any(teacher.logit))", "expected a raw binary column"),
+        ("bce(student.logits, top(teacher.logits, keep=0))", "keep is a positive whole number, found 0"),
+        ("bce(student.logits, pad(teacher.logits, after=1))", "the learner has shape (2, 1), its target (2, 2)"),
+        ("soft(student.logit, mean(teacher.logit, temperature=0))", "temperature must be positive, found 0"),
+        (
+            "soft(student.logit, pick(teacher.logit, student.logit, by='epoch', weights='1 2'))",
+            "takes no weights; found '1 2'",
+        ),
+        ("relative_order(student.hidden[-1], teacher.logit)", "compares layers (B, H) of the same rows"),
+        ("relative_order(student.hidden[-1])", "needs a teacher"),
     ],
 )
 def test_mistakes_are_named(term: str, message: str) -> None:
     _, problems = examine(job(term), SPEC)
     assert len(problems) == 1 and message in problems[0], problems
+
+
+def of_copies(*terms: str, **members: Any) -> Job:
+    described = {
+        "student": {"net": {"mlp": [4]}, "serve": True, "dim": 4},
+        "expert": {"net": {"mlp": [4]}, "copies": 3, "dim": 4},
+    }
+    phase = {"steps": 5, "terms": ["bce(expert[:].logit, y)", *terms]}
+    return Job.model_validate(
+        {"spec": "-", "log": "-", "label": "y", "members": {**described, **members}, "phases": [phase]}
+    )
+
+
+def test_each_makes_a_term_for_each_text() -> None:
+    term = "soft(student.logit, expert[:].logit) * behind(1, 0, student.auc, expert[:].auc, scenario=each('a b c'))"
+    plan = compile_job(of_copies("bce(student.logit, y)", term), SPEC)
+    weights = [found.schedules[0] for found in plan.phases[0].terms[4:]]
+    assert [[metric.key for metric in w.metrics] for w in weights] == [
+        [f"student.auc@{s}", f"expert_{k}.auc@{s}"] for k, s in enumerate("abc")
+    ]
+    alone = compile_job(
+        of_copies("bce(student.logit, y) * behind(1, 0, student.auc, student.auc, scenario=each('a b'))"), SPEC
+    )
+    assert len(alone.phases[0].terms) == 3 + 2
+    problems = examine(of_copies("bce(student.logit, y)", term.replace("a b c", "a b")), SPEC)[1]
+    assert len(problems) == 1 and "each() names [2] texts for 3 copies" in problems[0]
+
+
+def test_a_member_without_parameters_is_not_taught_but_lets_gradients_through() -> None:
+    whole = {"net": "average", "view": [], "inputs": "live(expert[:].logit)"}
+    plan = compile_job(of_copies("bce(student.logit, y)", "bce(whole.logit, y)", whole=whole), SPEC)
+    assert plan.phases[0].trained == {"student", "expert_0", "expert_1", "expert_2"}
+    problems = examine(
+        of_copies("bce(student.logit, y)", "bce(whole.logit, y)", whole={**whole, "inputs": "expert[:].logit"}), SPEC
+    )[1]
+    assert any("teaches ['whole'], none of whom moves" in problem for problem in problems)
 
 
 def test_every_word_has_a_docstring() -> None:

@@ -1,13 +1,17 @@
 """Nets: their equations, their shapes, and that each can be scripted."""
 
+import numpy as np
 import pytest
 import torch
+from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from recdistill.errors import TrainingError
+from recdistill.evaluation import log_loss
 from recdistill.export.artefact import scripted
 from recdistill.nets.catalog import NETS, Head, Net
 from recdistill.nets.inputs import Field, Inputs
+from recdistill.nets.mixtures import simplex, staircase
 from recdistill.nets.towers import Stack, TwoTower
 
 INPUTS = Inputs(
@@ -16,16 +20,22 @@ INPUTS = Inputs(
         Field("price", 12, 1, embedded=False),
     )
 )
+LOGITS = Inputs(tuple(Field(f"input {i}", i, 1, embedded=False) for i in range(3)))
+READS = {"average": LOGITS, "blend": LOGITS}
 OPTIONS = {
     "mlp": {"layers": [6, 5]},
     "deepfm": {"mlp": [6, 5]},
     "dcn_v2": {"mlp": [6, 5], "cross_layers": 2},
     "two_tower": {"mlp": [6], "item": ["item"], "dim": 3},
+    "grouped": {"mlp": [6, 5], "groups": [1], "width": 4},
+    "average": {},
+    "blend": {},
 }
+NORMED = ("mlp", "deepfm", "dcn_v2", "two_tower")
 
 
-def rows(count: int = 5) -> Tensor:
-    return torch.randn(count, INPUTS.width, generator=torch.Generator().manual_seed(0))
+def rows(count: int = 5, inputs: Inputs = INPUTS) -> Tensor:
+    return torch.randn(count, inputs.width, generator=torch.Generator().manual_seed(0))
 
 
 def test_every_net_is_tried_here() -> None:
@@ -35,19 +45,21 @@ def test_every_net_is_tried_here() -> None:
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_a_net_answers_one_logit_per_row_and_label(name: str, count: int) -> None:
-    labels = 1 if name == "two_tower" else 3
-    out = Net(name, OPTIONS[name]).build(INPUTS, labels).eval()(rows(count))
+    labels, inputs = 3 if name in ("mlp", "deepfm", "dcn_v2") else 1, READS.get(name, INPUTS)
+    out = Net(name, OPTIONS[name]).build(inputs, labels).eval()(rows(count, inputs))
     assert out.logits_BK.shape == (count, labels)
     assert all(h.shape[0] == count and h.dim() == 2 for h in out.hidden)
-    assert out.embed_BE.shape == (count, INPUTS.width)
+    assert out.embed_BE.shape == (count, inputs.width)
 
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("norm", ["none", "layer", "batch"])
 def test_a_scripted_net_equals_the_eager_one(name: str, norm: str) -> None:
-    net = Net(name, {**OPTIONS[name], "norm": norm, "dropout": 0.2}).build(INPUTS, 1)
-    head = Head([], Stack(INPUTS.width, []), net, 0.1).eval()
-    assert torch.equal(scripted(head)(rows(), [], []).logits_BK, head(rows(), [], []).logits_BK)
+    inputs = READS.get(name, INPUTS)
+    options = {"norm": norm, "dropout": 0.2} if name in NORMED else {}
+    head = Head([], Stack(inputs.width, []), Net(name, {**OPTIONS[name], **options}).build(inputs, 1), 0.1).eval()
+    x = rows(5, inputs)
+    assert torch.equal(scripted(head)(x, [], []).logits_BK, head(x, [], []).logits_BK)
 
 
 def test_deepfm_is_first_order_plus_pairs_plus_deep() -> None:
@@ -90,11 +102,75 @@ def test_item_vectors_can_be_computed_before_any_user_is_known() -> None:
         ("two_tower", {"mlp": [4], "item": ["user", "item", "city", "price"]}, 1, "must name some but not all"),
         ("two_tower", {"mlp": [4], "item": ["item"]}, 2, "one inner product"),
         ("mlp", {"layers": [4], "norm": "bach"}, 1, "norm is 'bach'"),
+        ("grouped", {"mlp": [4], "groups": [2, 2], "width": 3}, 5, "have 4 labels, but the member has 5"),
+        ("average", {"of": "odds"}, 1, "of is 'odds'"),
+        ("average", {}, 2, "reads the logits of other members, 2 of each"),
+        ("blend", {}, 2, "answers one label, but 2 are asked for"),
+        ("blend", {"step": 0}, 1, r"a step in \(0, 1\]"),
     ],
 )
 def test_what_a_net_cannot_do_is_said(name: str, options: dict, labels: int, message: str) -> None:
     with pytest.raises(TrainingError, match=message):
-        Net(name, options).build(INPUTS, labels)
+        Net(name, options).build(READS.get(name, INPUTS), labels)
+
+
+@pytest.mark.parametrize("name", READS)
+def test_what_puts_answers_together_reads_no_columns(name: str) -> None:
+    with pytest.raises(TrainingError, match="and nothing else"):
+        Net(name).build(INPUTS, 1)
+
+
+def test_an_average_is_of_log_odds_or_of_probabilities() -> None:
+    x = torch.tensor([[4.0, -2.0, 1.0]])
+    assert Net("average").build(LOGITS, 1)(x).logits_BK == pytest.approx(1.0)
+    of_three = Net("average").build(Inputs((Field("input 0", 0, 3, False), Field("input 1", 3, 3, False))), 3)
+    assert of_three(torch.cat([x, x + 1], 1)).logits_BK.tolist() == [[4.5, -1.5, 1.5]]
+    mean = torch.sigmoid(x).mean()
+    found = Net("average", {"of": "probability"}).build(LOGITS, 1)(x).logits_BK
+    assert torch.sigmoid(found)[0, 0] == pytest.approx(float(mean), abs=1e-6)
+
+
+def test_a_staircase_is_the_isotonic_regression_of_equal_parts() -> None:
+    rng = np.random.default_rng(0)
+    score = rng.normal(size=2000)
+    label = (rng.random(2000) < 1 / (1 + np.exp(1 - score))).astype(np.float32)
+    edges, levels = staircase(torch.from_numpy(score), torch.from_numpy(label), 40)
+    part = np.searchsorted(edges.numpy(), score, side="right")
+    assert np.bincount(part).tolist() == [50] * 40
+    shares = (np.bincount(part, label) + label.mean()) / 51
+    expected = IsotonicRegression().fit(np.arange(40), shares).predict(np.arange(40))
+    assert np.allclose(levels.numpy(), expected, atol=1e-5)
+
+
+def test_a_blend_is_its_best_point_of_the_grid() -> None:
+    rng = np.random.default_rng(1)
+    hidden = rng.normal(size=(4000, 2))
+    label = (rng.random(4000) < 1 / (1 + np.exp(-2 * hidden.sum(1)))).astype(np.float32)
+    logits = torch.from_numpy(np.column_stack([3 * hidden[:, 0], hidden[:, 1] - 5, rng.normal(size=4000)])).float()
+    net = Net("blend", {"stairs": 20}).build(LOGITS, 1)
+    assert torch.allclose(torch.sigmoid(net(logits).logits_BK)[:, 0], torch.sigmoid(logits).mean(1), atol=1e-5)
+    said = net.choose(logits, torch.from_numpy(label))
+    assert said["logloss"] == pytest.approx(log_loss(label, net(logits).logits_BK[:, 0]), abs=1e-5)
+    assert net.weight_M.sum() == pytest.approx(1) and net.weight_M[2] == 0
+    calibrated = net.calibrated(logits)
+    for weights in simplex(3, 10):
+        blended = torch.logit((calibrated * torch.tensor(weights)).sum(1))
+        assert said["logloss"] <= log_loss(label, blended) + 1e-6, weights
+    assert len({*map(tuple, simplex(3, 10))}) == 66
+    assert said["error_correlation.0.1"] < 1
+
+
+def test_a_group_sees_its_own_layer_alone() -> None:
+    net = Net("grouped", {"mlp": [6], "groups": [2, 3], "width": 4}).build(INPUTS, 5)
+    out = net(rows())
+    for k in range(5):
+        mine, other = (net.groups[m].own.weight for m in ((0, 1) if k < 2 else (1, 0)))
+        found = torch.autograd.grad(out.logits_BK[:, k].sum(), [mine, other], retain_graph=True)
+        assert found[0].any() and not found[1].any()
+    assert torch.allclose(out.logits_BK[:, :2].norm(dim=1), torch.tensor(2**0.5))
+    assert torch.allclose(out.logits_BK[:, 2:].norm(dim=1), torch.tensor(3**0.5))
+    alone = Net("grouped", {"mlp": [6], "groups": [1, 2], "width": 4}).build(INPUTS, 3)(rows()).logits_BK[:, 0]
+    assert alone.abs().std() > 0.01
 
 
 def test_missing_and_unknown_options_are_named() -> None:

@@ -3,20 +3,24 @@
 A signature changes a job by overrides only; a wrong twin is the same job with one mechanism replaced.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pytest
 import torch
 import yaml
 
+from recdistill.data.batch import Batch
 from recdistill.data.encode import encode
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.scores import read_scores
 from recdistill.distill.compile import Plan, compile_job, problems_of
+from recdistill.distill.member import Member
 from recdistill.evaluation import auc, log_loss
 from recdistill.nets.inputs import Outputs
 from recdistill.spec.controls import arms
@@ -25,7 +29,7 @@ from recdistill.spec.load import assign, parse_job, read_yaml
 from recdistill.training.audit import Audit, audit
 from recdistill.training.cast import Cast
 from recdistill.training.fit import Data, Training, build_cast, fit, reader_of
-from recdistill.training.play import play
+from recdistill.training.play import Play, play
 from recdistill.training.sharding import process_group
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -88,13 +92,19 @@ class Lab:
             return Outcome(folder, fit(Training(plan, job.train, Data.of(log), seed, shuffle), folder))
 
     def audit(
-        self, overrides: Mapping[str, Any] | None = None, *, step: int = 0, arm: str = "main", phase: int = 0
+        self,
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        step: int = 0,
+        seen: Sequence[Mapping[str, float]] = (),
+        arm: str = "main",
+        phase: int = 0,
     ) -> tuple[list[Audit], Cast]:
         plan, job, log, _ = self.plan(overrides, arm)
         with process_group():
             cast = build_cast(plan, job.train, log, seed=0)
             batch = next(iter(reader_of(plan, log, ("train",)).in_order(job.train.batch)))
-            return audit(cast, plan.phases[phase], batch, step=step), cast
+            return audit(cast, plan.phases[phase], batch, step=step, seen=seen), cast
 
     def outputs(self, overrides: Mapping[str, Any] | None = None, *, arm: str = "main") -> dict[str, Outputs]:
         """What all members answer for the batch of `audit`; the same numbers, as long as the job has no dropout."""
@@ -106,6 +116,32 @@ class Lab:
             with torch.no_grad():
                 return {name: played[name] for name in cast.members}
 
+    def answers(self, found: Outcome, split: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Outputs]:
+        """What the trained members of `fit` answer for all rows of a split, in the order of the log."""
+        plan, job, log, _ = self.plan(overrides)
+        with process_group():
+            cast = build_cast(plan, job.train, log, seed=0)
+            with torch.no_grad():
+                trained = found.cast.state(cast.members)
+                for name, value in cast.state(cast.members).items():
+                    value.copy_(trained[name])
+                batch = next(iter(reader_of(plan, log, (split,)).in_order(1_000_000)))
+                played = play(cast, list(cast.members), batch)
+                return {name: played[name] for name in cast.members}
+
+
+@contextmanager
+def answering(change: Callable[[str, Outputs, Batch], Outputs]) -> Iterator[None]:
+    """Within it a member answers ``change(name, answer, rows)`` instead of its own answer."""
+    answer = Play._answer
+
+    def changed(played: Play, member: Member) -> Outputs:
+        return change(member.name, answer(played, member), played.scene.batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Play, "_answer", changed)
+        yield
+
 
 def mean_auc(labs: Sequence[Lab], member: str, overrides: Mapping[str, Any] | None = None, arm: str = "main") -> float:
     """The test AUC of a member, averaged over several logs; each is trained with the seed of its place."""
@@ -115,6 +151,24 @@ def mean_auc(labs: Sequence[Lab], member: str, overrides: Mapping[str, Any] | No
 def same(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bool:
     """Whether two sets of arrays are equal bit for bit."""
     return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def pairs_of_fields(seed: int, rows: Sequence[int]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Six categorical columns of twenty values, which like each other or not, and the logit of each row; CTR 0.32."""
+    rng = np.random.default_rng(seed)
+    value_NF = rng.integers(20, size=(sum(rows), 6))
+    first_FV, vector_FVK = 0.35 * rng.normal(size=(6, 20)), 0.3 * rng.normal(size=(6, 20, 4))
+    field_F = np.arange(6)
+    vector_NFK = vector_FVK[field_F, value_NF]
+    pair_N = (np.square(vector_NFK.sum(1)) - np.square(vector_NFK).sum(1)).sum(1) / 2
+    logit_N = first_FV[field_F, value_NF].sum(1) + 1.2 * pair_N - 0.95
+    return {f"c{k}": value_NF[:, k] for k in field_F} | {"part": splits(rows)}, logit_N
+
+
+def clicks(logit_N: np.ndarray, seed: int) -> np.ndarray:
+    """Labels drawn from logits."""
+    rng = np.random.default_rng([seed, 1])
+    return (rng.random(len(logit_N)) < 1 / (1 + np.exp(-logit_N))).astype(np.int8)
 
 
 def splits(rows: Sequence[int]) -> np.ndarray:

@@ -50,7 +50,6 @@ TERMS = {
     "soft(student.logit, live(mean(teacher.logit, label)))": False,
     "soft(student.logit, label, by=teacher.logit)": False,
     "bce(student.logit, label) * confidence(teacher.logit)": False,
-    "bce(student.logit, label).rows(sure(teacher.logit))": False,
     "l2(label)": False,
 }
 
@@ -69,6 +68,11 @@ def test_plain_keeps_a_term_if_it_teaches_the_student_alone_from_labels(term, ke
         (
             ["2 * bce(student.logit, label) * ramp(1, 0, over=9)", "bce(student.logit, click).rows(present(click))"],
             ["bce(student.logit, label)", "(bce(student.logit, click) * 0.5).rows(present(click))"],
+        ),
+        (["bce(student.logit, label).rows(sure(teacher.logit))"], ["bce(student.logit, label)"]),
+        (
+            ["bce(student.logit, label) * behind(0.1, 1, student.auc, teacher.auc)", "bce(student.logit, click)"],
+            ["bce(student.logit, label)", "bce(student.logit, click)"],
         ),
         (["bce(student.logit, label) * 0"], ["bce(student.logit, label) * 0.0"]),
     ],
