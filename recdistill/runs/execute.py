@@ -159,13 +159,8 @@ def _conclude(
     results = replace(results, warnings=[*results.warnings, *budget_warnings(fits)])
     timings = {name: [summary["seconds"] for summary in found] for name, found in fits.items()}
     tasks = {label: build(collect(folder, plans, data, seeds, label)) for label in job.label[1:]}
-<<<<<<< HEAD
-    report = {**build(results), "tasks": tasks, "job": describe(job, request, data), "artefact": artefact}
-    report |= {"timings": timings, "findings": over_seeds([summary.get("findings", {}) for summary in fits[MAIN]])}
-=======
     report = {**build(results), "tasks": tasks, "job": {**called, **describe(job, data)}, "artefact": artefact}
-    report["timings"] = timings
->>>>>>> main
+    report |= {"timings": timings, "findings": over_seeds([summary.get("findings", {}) for summary in fits[MAIN]])}
     write_text(folder.root / "report.html", render(report, folder.root))
     write_json(folder.report, report)
 

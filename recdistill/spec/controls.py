@@ -1,14 +1,8 @@
 """The jobs that a result is compared with, derived from the job itself.
 
 ``plain`` drops every member that does not serve, with every term that compares anything with a member's output, and
-<<<<<<< HEAD
-every phase left empty. What is left trains the student from labels at full weight: schedules that made room for a
-teacher are dropped as well. Where that leaves nothing, terms on labels that others only choose rows for, or mix with
-answers, are kept with the labels alone, on all rows.
-=======
 every phase left empty. What is left trains the student from labels at full weight and on all rows: schedules that made
-room for a teacher, and selectors that asked one, are dropped as well.
->>>>>>> main
+room for a teacher, selectors that asked one, and what corrected a label are dropped as well.
 ``shuffled`` keeps the whole job but takes the knowledge out of it: privileged columns are permuted jointly over the
 rows; where nothing is privileged, what the student receives from other members (targets, and what chooses its rows) is
 permuted instead, and the control is called ``shuffled_signal``. Only the difference between the result and this control
@@ -26,11 +20,8 @@ from recdistill.spec.phases import PhaseSpec
 from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, names_of, parse_signal, parse_term
 
 MAIN = "main"
-<<<<<<< HEAD
-MIXES_LABEL = ("blend",)  # signals of a label and an answer, in this order; only the answer is a member's knowledge
-=======
+OF_LABEL = ("corrected",)  # signals of a label and an answer, in this order; only the answer is a member's knowledge
 PLAIN_WORDS = ("live", "probability")  # signals that are still one output of one member
->>>>>>> main
 
 
 @dataclass(frozen=True)
@@ -63,11 +54,7 @@ def arms(job: Job) -> list[Arm]:
 def _plain(job: Job) -> Arm:
     served = served_with(job)
     members = {name: _alone(job, name, served) for name in served}
-    strict, lenient = (
-        [made for phase in job.phases if (made := _plain_phase(job, phase, served, bare)) is not None]
-        for bare in (False, True)
-    )
-    phases = strict or lenient
+    phases = [made for phase in job.phases if (made := _plain_phase(job, phase, served)) is not None]
     if not phases:
         raise SpecError(
             "controls",
@@ -113,19 +100,11 @@ def _alone(job: Job, name: str, served: list[str]) -> MemberSpec:
     return member.model_copy(update=changes)
 
 
-def _plain_phase(job: Job, phase: PhaseSpec, served: list[str], bare: bool) -> PhaseSpec | None:
-    """What is left of a phase: the terms that compare served members with labels, and nothing with a member.
-
-    With ``bare`` also the labels of terms to which members have only added something.
-    """
+def _plain_phase(job: Job, phase: PhaseSpec, served: list[str]) -> PhaseSpec | None:
+    """What is left of a phase: the terms that compare served members with labels, and nothing with a member."""
     moves = []
     for move in phase.moves:
-<<<<<<< HEAD
-        parsed = [parse_term(text) for text in move.terms]
-        parsed = [_of_labels(term, job) for term in parsed] if bare else parsed
-=======
-        parsed = [_on_rows_of(served, parse_term(text), job) for text in move.terms]
->>>>>>> main
+        parsed = [_on_rows_of(served, _uncorrected(parse_term(text)), job) for text in move.terms]
         kept = [term for term in parsed if _is_supervised(term, job, served)]
         if kept:
             train = [part for part in move.train if without_index(part.partition(".")[0]) in served]
@@ -138,24 +117,21 @@ def _plain_phase(job: Job, phase: PhaseSpec, served: list[str], bare: bool) -> P
     return phase.with_moves(moves).model_copy(update={"carry": carry, "restart": restart})
 
 
-<<<<<<< HEAD
-def _of_labels(term: ParsedTerm, job: Job) -> ParsedTerm:
-    """The term without what members choose of its rows or mix into its labels."""
+def _uncorrected(term: ParsedTerm) -> ParsedTerm:
+    """The term with labels as they are, where answers correct them."""
     factors = []
     for factor in term.factors:
         if isinstance(factor, Call):
-            mixed = [isinstance(a, Call) and a.function in MIXES_LABEL for a in factor.args]
-            args = [a.args[0] if m and isinstance(a, Call) else a for a, m in zip(factor.args, mixed, strict=True)]
-            factor = Call(factor.function, tuple(args), factor.kwargs)
+            given = (a.args[0] if isinstance(a, Call) and a.function in OF_LABEL and a.args else a for a in factor.args)
+            factor = Call(factor.function, tuple(given), factor.kwargs)
         factors.append(factor)
-    chosen = term.rows is not None and _members_of(term.rows, job)
-    return ParsedTerm(tuple(factors), None if chosen else term.rows)
-=======
+    return ParsedTerm(tuple(factors), term.rows)
+
+
 def _on_rows_of(served: list[str], term: ParsedTerm, job: Job) -> ParsedTerm:
     """The term on all rows, if it asks members that are gone which ones to take."""
     asked = {without_index(name) for name in _members_of(term.rows, job)} if term.rows is not None else set()
     return term if asked <= {*served} else ParsedTerm(term.factors)
->>>>>>> main
 
 
 def _is_supervised(term: ParsedTerm, job: Job, served: list[str]) -> bool:
@@ -227,8 +203,7 @@ def _shuffled(job: Job) -> Arm:
 
 def _with_shuffled_targets(term: ParsedTerm, job: Job, served: set[str]) -> ParsedTerm:
     """The term with all that the student takes from members permuted over the rows: targets, and choices of rows."""
-    factors = []
-    rows = term.rows
+    factors, rows = [], term.rows
     for factor in term.factors:
         if isinstance(factor, Call) and factor.args and _members_of(factor.args[0], job) & served:
             targets = [_shuffled_signal(a) if _members_of(a, job) else a for a in factor.args[1:]]
@@ -239,10 +214,10 @@ def _with_shuffled_targets(term: ParsedTerm, job: Job, served: set[str]) -> Pars
 
 
 def _shuffled_signal(signal: Argument) -> Argument:
-    """The signal permuted over the rows; what was live stays live, and a label that is mixed in stays in its place."""
+    """The signal permuted over the rows; what was live stays live, and a label that it corrects stays in its place."""
     if isinstance(signal, Call) and signal.function == "live":
         return Call("live", (_shuffled_signal(signal.args[0]),))
-    if isinstance(signal, Call) and signal.function in MIXES_LABEL:
+    if isinstance(signal, Call) and signal.function in OF_LABEL:
         label, *answers = signal.args
         return Call(signal.function, (label, *(_shuffled_signal(a) for a in answers)), signal.kwargs)
     return Call("shuffled", (signal,))

@@ -54,15 +54,9 @@ class Lookups:
         now: Now,
         as_served: bool = False,
     ) -> None:
-<<<<<<< HEAD
         self.cast, self.batch, self.training, self.as_served = cast, batch, training, as_served
-        self.views: dict[Distortion | None, Batch] = {}
-        self.wanted: dict[str, list[Distortion | None]] = {}
-=======
-        self.cast, self.batch, self.training = cast, batch, training
         self.views: dict[View, Batch] = {}
         self.wanted: dict[str, list[View]] = {}
->>>>>>> main
         self.found: dict[str, Lookup] = {}
         self.owned = owned
         for name in names:
@@ -83,14 +77,6 @@ class Lookups:
             if bank in owned:
                 self._look_up(bank, train=True)
 
-<<<<<<< HEAD
-    def view_of(self, member: Member) -> Distortion | None:
-        """The distortion through which a member sees the batch now."""
-        if member.distort is None or self.training:
-            return member.distort
-        level = member.distort.scores
-        return None if level is None or self.as_served else member.distort.model_copy(update={"levels": (level,)})
-=======
     def view_of(self, member: Member) -> View:
         """The view through which a member sees the batch now: equal distortions are one view.
 
@@ -98,9 +84,8 @@ class Lookups:
         """
         how = member.distort
         if how is not None and not self.training:
-            how = None if how.scores is None else how.model_copy(update={"levels": (how.scores,)})
+            how = None if how.scores is None or self.as_served else how.model_copy(update={"levels": (how.scores,)})
         return None if how is None else (how, member.name if member.same is not None else "")
->>>>>>> main
 
     def _look_up(self, bank: str, *, train: bool) -> Lookup:
         views = [self.views[view] for view in self.wanted[bank]]

