@@ -12,6 +12,7 @@ from torch.autograd import Function
 
 from recdistill.data.transforms.hashing import splitmix64_tensor, text_hash
 from recdistill.distill.batchwise import quota, scrambled
+from recdistill.distill.correct import corrected
 from recdistill.distill.learned import adapt, gate
 from recdistill.distill.signal import (
     Column,
@@ -371,6 +372,7 @@ SIGNALS: dict[str, Callable[..., object]] = {
     "scrambled": scrambled,
     "probability": probability,
     "memory": memory,
+    "corrected": corrected,
     "noise": noise,
     "mean": mean,
     "weighted": weighted,

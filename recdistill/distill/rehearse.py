@@ -10,21 +10,25 @@ from dataclasses import replace
 
 import torch
 
+from recdistill.distill.correct import METERED, Corrected
 from recdistill.distill.heads import TRIAL_ROWS, Heads, build_heads, shapes, trial_batch
 from recdistill.distill.layout import lay_out
 from recdistill.distill.member import Member, Phase
-from recdistill.distill.signal import Column, Scene, walk
+from recdistill.distill.signal import Column, Remembered, Remembering, Scene, walk
 from recdistill.distill.term import Term
 from recdistill.errors import RecdistillError
 from recdistill.spec.features import FeatureSpec
 
 
 class Blank:
-    """A memory of nothing."""
+    """A memory of nothing, of one number a row or of several."""
+
+    def __init__(self, signal: Remembering) -> None:
+        self.shape = (METERED,) if isinstance(signal, Corrected) else ()
 
     def read(self, row_id_B: torch.Tensor) -> torch.Tensor:
         """Zeros."""
-        return torch.zeros(len(row_id_B))
+        return torch.zeros(len(row_id_B), *self.shape)
 
 
 def rehearse(members: Sequence[Member], phases: Sequence[Phase], spec: FeatureSpec) -> list[str]:
@@ -47,10 +51,11 @@ def rehearse(members: Sequence[Member], phases: Sequence[Phase], spec: FeatureSp
 def _tried(term: Term, made: Heads, place: str) -> str | None:
     """Why a term cannot be computed."""
     columns = {part.name: torch.zeros(TRIAL_ROWS) for part in walk(term) if isinstance(part, Column)}
-    memories = {part.key: Blank() for part in term.memories}
+    memories = {part.key: Blank(part) for part in term.memories}
     scene = Scene(made.trial, replace(trial_batch(), labels=columns), memories=memories)
     try:
-        if wide := [str(part) for part in term.memories if part.signal.value(scene).dim() > 1]:
+        of_rows = [part for part in term.memories if isinstance(part, Remembered)]
+        if wide := [str(part) for part in of_rows if part.signal.value(scene).dim() > 1]:
             return f"{place}: {', '.join(wide)}: one number is remembered of each row; name a logit"
         term.losses(scene)
     except IndexError:

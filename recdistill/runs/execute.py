@@ -156,7 +156,8 @@ def _conclude(
     results = collect(folder, plans, data, seeds)
     artefact = export_student(folder, job, plans[0][1], data.final.log, log, best_seed(results))
     fits = {arm.name: [folder.summary(arm.name, seed) for seed in seeds] for arm, _ in plans}
-    results = replace(results, warnings=[*results.warnings, *budget_warnings(fits)])
+    stopping = {arm.name: fits[arm.name] for arm, plan in plans if plan.phases[-1].stop.keep == "best"}
+    results = replace(results, warnings=[*results.warnings, *budget_warnings(stopping)])
     timings = {name: [summary["seconds"] for summary in found] for name, found in fits.items()}
     tasks = {label: build(collect(folder, plans, data, seeds, label)) for label in job.label[1:]}
     report = {**build(results), "tasks": tasks, "job": {**called, **describe(job, data)}, "artefact": artefact}

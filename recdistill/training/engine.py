@@ -31,7 +31,7 @@ from recdistill.training.cast import Cast
 from recdistill.training.choose import choose
 from recdistill.training.feeds import Cursor, Feed, LogFeed, unique_rows
 from recdistill.training.followers import Followers
-from recdistill.training.memory import RowMemory
+from recdistill.training.memory import Memory, memory_for, memory_of
 from recdistill.training.optimizers import dense_optimizers, scale_learning_rates
 from recdistill.training.play import Lookups, Play, play
 from recdistill.training.processes import add_up, rank, share_of, world
@@ -72,7 +72,7 @@ class Engine:
         self.feeds = {LOG: LogFeed(self.train), **self.feeds}
         self.cursors = {name: Cursor(feed, self.settings.batch, self.seed) for name, feed in self.feeds.items()}
         self.followers = Followers(self.cast)
-        self.memories: dict[str, RowMemory] = {}
+        self.memories: dict[str, Memory] = {}
         self.generations: dict[str, int] = {}
         self.begun: set[str] = set()  # the members that some phase has trained
         torch.manual_seed(self.seed + 7919 * rank())  # of dropout, which processes draw apart from each other
@@ -169,7 +169,7 @@ class Engine:
         used = {update.feed for update in phase.updates if any(term.memories for term in update.terms)}
         rows = unique_rows({name: feed for name, feed in self.feeds.items() if name in used})
         for key, memory in phase.memories.items():
-            self.memories.setdefault(key, RowMemory(rows, memory.decay)).admit(rows)
+            self.memories.setdefault(key, memory_for(memory, rows)).admit(rows)
 
     def _batches(self, phase: Phase, step: int) -> dict[str, Batch]:
         """The next batch of every feed that an update of this step reads."""
@@ -233,7 +233,7 @@ class Engine:
             losses = {words: losses[words] + v if words in losses else v for words, (v, _) in values.items()}
             with torch.no_grad():
                 for key, memory in remembered.items():
-                    seen[key].append((played.scene.batch.row_id_B, memory.signal.value(played.scene)))
+                    seen[key].append((played.scene.batch.row_id_B, memory.noted(played.scene)))
         for key, found in seen.items():  # once, since processes may have other numbers of parts
             self.memories[key].write(torch.cat([rows for rows, _ in found]), torch.cat([value for _, value in found]))
         return losses
@@ -311,7 +311,7 @@ class Engine:
             if name.startswith("memory/"):
                 key, _, part = name.removeprefix("memory/").rpartition("/")
                 states.setdefault(key, {})[part] = tensor
-        self.memories = {key: RowMemory.of(state) for key, state in states.items()}
+        self.memories = {key: memory_of(state) for key, state in states.items()}
         if watch is not None:
             vars(watch).update(stopped.progress["watch"], kept=kept)
 
