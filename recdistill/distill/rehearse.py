@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from recdistill.distill.correct import METERED, Corrected
 from recdistill.distill.heads import TRIAL_ROWS, Heads, build_heads, shapes, trial_batch
+from recdistill.distill.labels import METERED, Corrected
 from recdistill.distill.layout import lay_out
 from recdistill.distill.member import Member, Phase
 from recdistill.distill.signal import Column, Remembered, Remembering, Scene, walk

@@ -12,6 +12,8 @@ from recdistill.data.transforms.hashing import splitmix64_tensor
 from recdistill.distill.schedule import Now
 from recdistill.nets.inputs import Outputs
 
+CERTAIN = 1e-6  # probabilities are kept this far from 0 and 1 before they become logits
+
 
 class Store(Protocol):
     """What is kept from step to step: by a `memory` of each row, by others of all rows together."""

@@ -87,7 +87,9 @@ def of_noisy_columns(
         wrong = flips(labels[name], labels[main])
         found[f"{name!r} against {main!r}: false positives"] = wrong.false_positive
         found[f"{name!r} against {main!r}: false negatives"] = wrong.false_negative
+        unbiased_N = (labels[name] - wrong.false_positive) / (1 - wrong.false_positive - wrong.false_negative)
         for teacher, logit_NK in logits.items():
-            risks = trust(labels[name], sigmoid(logit_NK[:, 0]), labels[main])
-            found[f"best weight of {name!r} beside {teacher}"] = risks.weight
+            for how, label_N in (("", labels[name]), (", unbiased", unbiased_N)):
+                risks = trust(label_N, sigmoid(logit_NK[:, 0]), labels[main])
+                found[f"best weight of {name!r}{how} beside {teacher}"] = risks.weight
     return found

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from recdistill.distill.correct import METERED, Corrected
+from recdistill.distill.labels import METERED, Corrected
 from recdistill.distill.signal import Remembering
 from recdistill.evaluation import auc
 from recdistill.training.processes import world

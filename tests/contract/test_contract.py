@@ -21,7 +21,7 @@ from recdistill.data.log import raw_batches
 from recdistill.data.scores import read_logits, read_scores, served_logits
 from recdistill.distill.checks import behind, table_owners, trained_names
 from recdistill.distill.compile import Plan
-from recdistill.distill.correct import Corrected
+from recdistill.distill.labels import Corrected
 from recdistill.distill.member import Update
 from recdistill.distill.schedule import Now
 from recdistill.distill.signal import Remembering

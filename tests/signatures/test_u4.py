@@ -17,7 +17,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from recdistill.distill.correct import Corrected
+from recdistill.distill.labels import Corrected
 from recdistill.distill.signal import Scene
 from recdistill.training import audit as audit_module
 from recdistill.training.memory import Meter

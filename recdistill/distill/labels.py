@@ -1,15 +1,14 @@
-"""Labels that are wrong at times, corrected by what a member believes, as far as its beliefs have agreed with them.
+"""Targets made of labels that are unknown or wrong at times: the first that is known, unbiased, or corrected."""
 
-What a net believes early is what many labels have in common; single wrong ones it learns by heart later. So the share
-of the belief in the target grows with the agreement, and the labels that remain unlearned are outvoted.
-"""
+# Shapes: B rows, M numbers of a meter.
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from recdistill.distill.signal import Column, OfSignal, Scene, Signal
+from recdistill.distill.signal import Column, OfSignal, Scene, Several, Signal
 from recdistill.errors import TrainingError
 
 MEASURES = ("accuracy", "balanced", "auc")  # agreement of a belief with a label, in the order of the meter's numbers
@@ -23,7 +22,9 @@ BY = ("quantile", "side", "probability")
 class Corrected(OfSignal):
     """``(1 - w) label + w belief``, with ``w = most * agreement`` as earlier steps have measured it.
 
-    Nothing is measured before the first step, so that it begins with the labels; unknown labels stay unknown.
+    What a net believes early is what many labels have in common; single wrong ones it learns by heart later. So the
+    share of the belief grows with its agreement, and the labels that remain unlearned are outvoted. Nothing is measured
+    before the first step, so that it begins with the labels; unknown labels stay unknown.
     """
 
     label: Column
@@ -62,6 +63,71 @@ class Corrected(OfSignal):
         return (logit_B > (threshold_B.nan_to_num(0.0) if self.by == "quantile" else 0.0)).to(logit_B.dtype)
 
 
+@dataclass(frozen=True)
+class FirstKnown(Several):
+    """For each row the first of several labels that is known."""
+
+    signals: tuple[Signal, ...]
+
+    def __str__(self) -> str:
+        return f"first_known({', '.join(map(str, self.signals))})"
+
+    def value(self, scene: Scene) -> Tensor:
+        """The label of each row, (B,); NaN where none is known."""
+        first, *others = (signal.value(scene) for signal in self.signals)
+        for other_B in others:
+            first = torch.where(torch.isnan(first), other_B, first)
+        return first
+
+
+@dataclass(frozen=True)
+class Unflipped(OfSignal):
+    """A label whose mean is that of the true one, whose flips are known: ``(y - f+) / (1 - f+ - f-)``.
+
+    Of single rows it lies outside of [0, 1]; losses that are linear in their target, such as `bce`, are unbiased.
+    """
+
+    signal: Column
+    false_positive: float
+    false_negative: float
+
+    def __str__(self) -> str:
+        return f"unflipped({self.signal})"
+
+    def value(self, scene: Scene) -> Tensor:
+        """The label of each row, (B,); NaN where it is not known."""
+        return (self.signal.value(scene) - self.false_positive) / (1 - self.false_positive - self.false_negative)
+
+
+def first_known(*signals: Signal) -> FirstKnown:
+    """The first of several labels that is known: ``first_known(label, reported)`` (P2a).
+
+    Raises:
+        TrainingError: there is no label.
+    """
+    if not signals:
+        raise TrainingError("first_known: takes at least one label")
+    return FirstKnown(signals)
+
+
+def unflipped(label: Column, *, false_positive: float = 0.0, false_negative: float = 0.0) -> Unflipped:
+    """A label that is wrong at times, made unbiased (P2a).
+
+    Args:
+        label: the label as it is reported.
+        false_positive: share of the true zeros that are reported as ones.
+        false_negative: share of the true ones that are reported as zeros.
+
+    Raises:
+        TrainingError: the label would tell nothing, or the opposite.
+    """
+    if min(false_positive, false_negative) < 0 or false_positive + false_negative >= 1:
+        raise TrainingError(
+            f"unflipped: expected two shares whose sum is below 1, found {false_positive} and {false_negative}"
+        )
+    return Unflipped(label, false_positive, false_negative)
+
+
 def corrected(
     label: Column, signal: Signal, *, most: float = 0.9, by: str = "quantile", trust: str = "auc", decay: float = 0.9
 ) -> Corrected:
@@ -90,3 +156,10 @@ def corrected(
         if word not in known:
             raise TrainingError(f"corrected: {name} is {word!r}; expected one of {', '.join(known)}")
     return Corrected(label, signal, most, by, trust, decay)
+
+
+LABELS: dict[str, Callable[..., object]] = {
+    "corrected": corrected,
+    "first_known": first_known,
+    "unflipped": unflipped,
+}
