@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from recdistill.errors import RunError
 
+AS_SERVED = "as_served"  # folder of what members that are judged on distorted rows answer to the rows as they are
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -131,3 +133,17 @@ def read_logits(path: Path) -> NDArray[np.float32]:
     except (OSError, pl.exceptions.PolarsError) as error:
         raise RunError(f"{path}: is no readable score file ({error}); continue the run with --resume") from None
     return frame.select(pl.col("^logit(\\..*)?$")).to_numpy()
+
+
+def served_logits(folder: Path, file: str) -> NDArray[np.float32]:
+    """What a member answers to rows as they are, (N, K): its scores, unless it is judged on distorted rows.
+
+    Args:
+        folder: the scores of a training.
+        file: member and split, ``student.test``.
+
+    Raises:
+        RunError: the file is missing or is no score file.
+    """
+    apart = folder / AS_SERVED / f"{file}.parquet"
+    return read_logits(apart if apart.exists() else folder / f"{file}.parquet")

@@ -1,11 +1,13 @@
-"""Signals that compare the rows of a batch with each other: ranks within it, and places exchanged within a list."""
+"""Signals that compare the rows of a batch with each other: ranks in it, rates, places exchanged within a list."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from recdistill.distill.signal import Column, OfSignal, Scenario, Scene, Signal, draw
+from recdistill.data.transforms.hashing import text_hash
+from recdistill.distill.signal import CERTAIN, Column, OfSignal, Scenario, Scene, Signal, draw
+from recdistill.errors import TrainingError
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,33 @@ class Scrambled(OfSignal):
         return value_B[torch.empty_like(of).index_copy_(0, to, of)]
 
 
+@dataclass(frozen=True)
+class Smoothed(OfSignal):
+    """Logits whose rate within each scenario moves to that of related ones: ``r' = G r``, row by row ``p + (r' - r)``.
+
+    The rate r of a scenario is the mean probability of its rows in the batch; rows of no named scenario stay.
+    """
+
+    signal: Signal
+    by: Scenario
+    values: tuple[int, ...]
+    graph: tuple[tuple[float, ...], ...]
+    in_batch = True
+
+    def __str__(self) -> str:
+        return f"smoothed({self.signal})"
+
+    def value(self, scene: Scene) -> Tensor:
+        """The logit of each row, (B,)."""
+        score_B = torch.sigmoid(self.signal.value(scene))
+        is_of_BK = self.by.value(scene).unsqueeze(1) == torch.tensor(self.values)
+        count_K = is_of_BK.sum(0)
+        rate_K = (score_B.detach().unsqueeze(1) * is_of_BK).sum(0) / count_K.clamp(min=1)
+        near_KK = torch.tensor(self.graph) * (count_K > 0)  # a scenario without rows has no rate
+        change_K = near_KK @ rate_K / near_KK.sum(1).clamp(min=CERTAIN) - rate_K
+        return torch.logit(score_B + is_of_BK.to(score_B.dtype) @ change_K, CERTAIN)
+
+
 def _ordered(list_B: Tensor, then_B: Tensor, by_B: Tensor) -> Tensor:
     """The rows list by list, within a list by a key, and those of equal keys by another one."""
     order = torch.argsort(then_B, stable=True)
@@ -88,6 +117,34 @@ def _ordered(list_B: Tensor, then_B: Tensor, by_B: Tensor) -> Tensor:
 def quota(signal: Signal, label: Column, *, within: Scenario | Column | None = None) -> Quota:
     """Hard labels for rows without one, by rank: as many are 1 as among the rows with one, in each segment (D2)."""
     return Quota(signal, label, within)
+
+
+def smoothed(signal: Signal, *, by: Scenario, values: str, graph: str) -> Smoothed:
+    """Logits whose rates within scenarios are smoothed over a graph of related ones (P2a).
+
+    Args:
+        signal: the logits.
+        by: ``scenario``.
+        values: the scenarios, a text: ``'0 1 2'``.
+        graph: how much each of them trusts each, a text of as many lines: ``'1 .5 0; .5 1 .5; 0 .5 1'``; lines are
+            divided by their sums.
+
+    Raises:
+        TrainingError: the graph is no square of numbers, or trusts nobody.
+    """
+    names = values.split()
+    try:
+        lines = tuple(tuple(float(word) for word in line.split()) for line in graph.split(";"))
+    except ValueError:
+        lines = ()
+    square = len(lines) == len(names) and all(len(line) == len(names) for line in lines)
+    if not names or not square or any(min(line) < 0 or sum(line) <= 0 for line in lines):
+        raise TrainingError(
+            f"smoothed: expected {len(names)} lines of {len(names)} numbers that are not negative and not all 0, "
+            f"found {graph!r}"
+        )
+    shares = tuple(tuple(number / sum(line) for number in line) for line in lines)
+    return Smoothed(signal, by, tuple(text_hash(name) for name in names), shares)
 
 
 def scrambled(signal: Signal) -> Scrambled:

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from recdistill.data.transforms.hashing import splitmix64_tensor, text_hash
-from recdistill.distill.batchwise import quota, scrambled
+from recdistill.distill.batchwise import quota, scrambled, smoothed
+from recdistill.distill.labels import LABELS
 from recdistill.distill.learned import adapt, gate
 from recdistill.distill.ranked import hardest, is_ranked, permuted, untaken
 from recdistill.distill.signal import (
+    CERTAIN,
     Column,
     Live,
     Noise,
@@ -31,7 +33,6 @@ from recdistill.distill.vectors import pad, stack, top
 from recdistill.errors import TrainingError
 from recdistill.losses.supervised import bce
 
-CERTAIN = 1e-6  # probabilities are kept this far from 0 and 1 before they become logits
 OF = ("logit", "probability")
 BY = ("step", "row", "epoch")
 
@@ -372,6 +373,8 @@ SIGNALS: dict[str, Callable[..., object]] = {
     "scrambled": scrambled,
     "probability": probability,
     "memory": memory,
+    **LABELS,
+    "smoothed": smoothed,
     "noise": noise,
     "mean": mean,
     "weighted": weighted,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recdistill.distill.schedule import Metric, Schedule
-from recdistill.distill.signal import Remembered, Signal
+from recdistill.distill.signal import Remembering, Signal
 from recdistill.distill.term import Term
 from recdistill.edits.towers import Edit
 from recdistill.nets.catalog import Net
@@ -196,6 +196,6 @@ class Phase:
         return (*rates, *(metric for term in self.terms for metric in term.metrics))
 
     @property
-    def memories(self) -> dict[str, Remembered]:
-        """What its terms remember of each row, by their words."""
+    def memories(self) -> dict[str, Remembering]:
+        """What its terms remember of earlier steps, by their words."""
         return {memory.key: memory for term in self.terms for memory in term.memories}

@@ -12,9 +12,10 @@ import torch
 
 from recdistill.data.batch import Candidates
 from recdistill.distill.heads import TRIAL_ROWS, Heads, build_heads, shapes, trial_batch
+from recdistill.distill.labels import METERED, Corrected
 from recdistill.distill.layout import lay_out
 from recdistill.distill.member import Member, Phase
-from recdistill.distill.signal import Column, Scene, walk
+from recdistill.distill.signal import Column, Remembered, Remembering, Scene, walk
 from recdistill.distill.term import Term
 from recdistill.errors import RecdistillError
 from recdistill.spec.features import FeatureSpec
@@ -23,11 +24,14 @@ from recdistill.spec.phases import FeedSpec
 
 
 class Blank:
-    """A memory of nothing."""
+    """A memory of nothing, of one number a row or of several."""
+
+    def __init__(self, signal: Remembering) -> None:
+        self.shape = (METERED,) if isinstance(signal, Corrected) else ()
 
     def read(self, row_id_B: torch.Tensor) -> torch.Tensor:
         """Zeros."""
-        return torch.zeros(len(row_id_B))
+        return torch.zeros(len(row_id_B), *self.shape)
 
 
 def rehearse(
@@ -59,11 +63,12 @@ def rehearse(
 def _tried(term: Term, made: Heads, feed: FeedSpec | None, place: str) -> str | None:
     """Why a term cannot be computed on the rows of a feed."""
     columns = {part.name: torch.zeros(TRIAL_ROWS) for part in walk(term) if isinstance(part, Column)}
-    memories = {part.key: Blank() for part in term.memories}
+    memories = {part.key: Blank(part) for part in term.memories}
     candidates = None if feed is None or feed.candidates is None else _trial_candidates(feed.candidates)
     scene = Scene(made.trial, replace(trial_batch(), labels=columns, candidates=candidates), memories=memories)
     try:
-        if wide := [str(part) for part in term.memories if part.signal.value(scene).dim() > 1]:
+        of_rows = [part for part in term.memories if isinstance(part, Remembered)]
+        if wide := [str(part) for part in of_rows if part.signal.value(scene).dim() > 1]:
             return f"{place}: {', '.join(wide)}: one number is remembered of each row; name a logit"
         loss, weight = term.losses(scene)
         if loss.shape != weight.shape:

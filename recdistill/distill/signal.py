@@ -12,12 +12,14 @@ from recdistill.data.transforms.hashing import splitmix64_tensor
 from recdistill.distill.schedule import Now
 from recdistill.nets.inputs import Outputs
 
+CERTAIN = 1e-6  # probabilities are kept this far from 0 and 1 before they become logits
+
 
 class Store(Protocol):
-    """What a `memory` keeps of each row."""
+    """What is kept from step to step: by a `memory` of each row, by others of all rows together."""
 
     def read(self, row_id_B: Tensor) -> Tensor:
-        """What is kept of some rows, NaN where nothing is, (B,)."""
+        """What is kept of some rows, NaN where nothing is, (B,), or several numbers of each, (B, n)."""
         ...
 
 
@@ -51,6 +53,30 @@ class Signal(Protocol):
 
     def value(self, scene: Scene) -> Tensor:
         """Its value in a step, (B,) or (B, H)."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Signal, Protocol):
+    """A signal that depends on what it was in earlier steps.
+
+    Attributes:
+        key: what tells its memory from others.
+        decay: share of the old that is kept in one step.
+    """
+
+    @property
+    def key(self) -> str:
+        """What tells its memory from others."""
+        ...
+
+    @property
+    def decay(self) -> float:
+        """Share of the old that is kept in one step."""
+        ...
+
+    def noted(self, scene: Scene) -> Tensor:
+        """What enters the memory after a step, one number of each row, (B,), or several, (B, n)."""
         ...
 
 
@@ -269,6 +295,10 @@ class Remembered(OfSignal):
 
     def __str__(self) -> str:
         return f"memory({self.signal}, decay={self.decay})"
+
+    def noted(self, scene: Scene) -> Tensor:
+        """What enters the memory after a step, (B,)."""
+        return self.signal.value(scene)
 
     def value(self, scene: Scene) -> Tensor:
         """What is remembered of each row, (B,); it carries no gradient."""

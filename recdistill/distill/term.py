@@ -14,7 +14,7 @@ from recdistill.distill.combine import fold_of
 from recdistill.distill.ranked import is_ranked
 from recdistill.distill.schedule import Metric, Now, Schedule
 from recdistill.distill.selector import Selector
-from recdistill.distill.signal import Remembered, Scene, Shuffled, Signal, flows, unknown_at_times, walk
+from recdistill.distill.signal import Remembering, Scene, Shuffled, Signal, flows, unknown_at_times, walk
 from recdistill.losses.catalog import LIST
 
 
@@ -75,9 +75,9 @@ class Term:
         return tuple(metric for part in walk(self) if isinstance(part, Schedule) for metric in part.metrics)
 
     @property
-    def memories(self) -> tuple[Remembered, ...]:
-        """What it remembers of each row."""
-        return tuple(part for part in walk(self) if isinstance(part, Remembered))
+    def memories(self) -> tuple[Remembering, ...]:
+        """What it remembers of earlier steps."""
+        return tuple(part for part in walk(self) if isinstance(part, Remembering))
 
     @property
     def exempt(self) -> bool:

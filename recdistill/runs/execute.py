@@ -161,13 +161,15 @@ def _conclude(
     results = collect(folder, plans, data, seeds)
     artefact = export_student(folder, job, plans[0][1], data.final.log, log, best_seed(results))
     fits = {arm.name: [folder.summary(arm.name, seed) for seed in seeds] for arm, _ in plans}
-    results = replace(results, warnings=[*results.warnings, *budget_warnings(fits), *exchange_warnings(fits)])
+    stopping = {arm.name: fits[arm.name] for arm, plan in plans if plan.phases[-1].stop.keep == "best"}
+    doubts = [*budget_warnings(stopping), *exchange_warnings(fits)]
+    results = replace(results, warnings=[*results.warnings, *doubts])
     timings = {name: [summary["seconds"] for summary in found] for name, found in fits.items()}
     judged = job.label if job.ranking is not None else job.label[1:]
     rows = {label: collect(folder, plans, data, seeds, label) for label in judged}
     tasks = {label: build(results) for label, results in rows.items() if _has_both_classes(results)}
     report = {**build(results), "tasks": tasks, "job": {**called, **describe(job, data)}, "artefact": artefact}
-    report["timings"] = timings
+    report |= {"timings": timings, "findings": over_seeds([summary.get("findings", {}) for summary in fits[MAIN]])}
     write_text(folder.root / "report.html", render(report, folder.root))
     write_json(folder.report, report)
 
@@ -281,6 +283,7 @@ def collect(
         controls={arm.name: scores(arm.name, plan.student.name) for arm, plan in controls},
         references=references(data.final.log, main[1].columns[0]) if label is None else {},
         warnings=column_warnings(data.tuning.log, main[0].job, label or main[1].columns[0]),
+        second_names=[m.name for m in main[1].scored if m.same == main[1].student.name],
     )
 
 
@@ -364,6 +367,13 @@ def exchange_warnings(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[d
                 what = f"{arm}: {unusable} checkpoints that others have left for {name} could not be used"
                 made.append({"cause": "unusable_peers", "message": f"{what}; look for processes that were stopped"})
     return made
+
+
+def over_seeds(findings: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """What the trainings of a job have found, each finding over those seeds that have made it."""
+    names = dict.fromkeys(name for each in findings for name in each)
+    values = {name: [each[name] for each in findings if name in each] for name in names}
+    return {name: {"mean": float(np.mean(found)), "per_seed": found} for name, found in values.items()}
 
 
 def best_seed(results: Results) -> int:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.log import raw_batches
-from recdistill.data.scores import read_logits
+from recdistill.data.scores import served_logits
 from recdistill.distill.compile import Plan
 from recdistill.distill.layout import lay_out
 from recdistill.distill.member import Member
@@ -70,9 +70,7 @@ def export_student(
     described |= {"inputs": inputs, "seed": seed}
     artefact.write(student, out, manifest=described, golden=first, withheld=withheld(job, spec))
     loaded, manifest = artefact.load(out)
-    expected = read_logits(training / "scores" / f"{member.name}.test.parquet") + np.float32(
-        np.log(spec.negative_keep_rate)
-    )
+    expected = served_logits(training / "scores", f"{member.name}.test") + np.float32(np.log(spec.negative_keep_rate))
     parity = _parity(loaded, manifest, chain([first], batches), expected)
     if not parity <= artefact.TOLERANCE:
         raise ExportError(

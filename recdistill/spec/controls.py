@@ -2,11 +2,11 @@
 
 ``plain`` drops every member that does not serve, with every term that compares anything with a member's output, and
 every phase left empty. What is left trains the student from labels at full weight and on all rows: schedules that made
-room for a teacher, and selectors that asked one, are dropped as well.
+room for a teacher, selectors that asked one, and what corrected a label are dropped as well.
 ``shuffled`` keeps the whole job but takes the knowledge out of it: privileged columns are permuted jointly over the
-rows; where nothing is privileged, what the student receives from other members is permuted instead, and the control is
-called ``shuffled_signal``. Only the difference between the result and this control is the teacher's knowledge; the
-difference to ``plain`` may be mere smoothing.
+rows; where nothing is privileged, what the student receives from other members (targets, and what chooses its rows) is
+permuted instead, and the control is called ``shuffled_signal``. Only the difference between the result and this control
+is the teacher's knowledge; the difference to ``plain`` may be mere smoothing.
 """
 
 import math
@@ -22,6 +22,7 @@ from recdistill.spec.phases import FeedSpec, PhaseSpec
 from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, names_of, parse_signal, parse_term
 
 MAIN = "main"
+OF_LABEL = ("corrected",)  # signals of a label and an answer, in this order; only the answer is a member's knowledge
 PLAIN_WORDS = ("live", "probability")  # signals that are still one output of one member
 
 
@@ -117,7 +118,7 @@ def _plain_phase(job: Job, phase: PhaseSpec, served: list[str]) -> PhaseSpec | N
     """What is left of a phase: the terms that compare served members with labels, and nothing with a member."""
     moves = []
     for move in phase.moves:
-        parsed = [_on_rows_of(served, parse_term(text), job) for text in move.terms]
+        parsed = [_on_rows_of(served, _uncorrected(parse_term(text)), job) for text in move.terms]
         kept = [term for term in parsed if _is_supervised(term, job, served)]
         if kept:
             train = [part for part in move.train if without_index(part.partition(".")[0]) in served]
@@ -128,6 +129,17 @@ def _plain_phase(job: Job, phase: PhaseSpec, served: list[str]) -> PhaseSpec | N
     carry = {to: of for to, of in phase.carry.items() if {without_index(to), without_index(of)} <= {*served}}
     restart = [name for name in phase.restart if without_index(name) in served]
     return phase.with_moves(moves).model_copy(update={"carry": carry, "restart": restart})
+
+
+def _uncorrected(term: ParsedTerm) -> ParsedTerm:
+    """The term with labels as they are, where answers correct them."""
+    factors = []
+    for factor in term.factors:
+        if isinstance(factor, Call):
+            given = (a.args[0] if isinstance(a, Call) and a.function in OF_LABEL and a.args else a for a in factor.args)
+            factor = Call(factor.function, tuple(given), factor.kwargs)
+        factors.append(factor)
+    return ParsedTerm(tuple(factors), term.rows)
 
 
 def _on_rows_of(served: list[str], term: ParsedTerm, job: Job) -> ParsedTerm:
@@ -207,21 +219,35 @@ def _shuffled(job: Job) -> Arm:
 
 
 def _with_shuffled_targets(term: ParsedTerm, job: Job, served: set[str]) -> ParsedTerm:
-    """The term with every target of the student that comes from a member permuted over the rows."""
-    factors = []
+    """The term with all that the student takes from members permuted over the rows: targets, and choices of rows."""
+    factors, rows = [], term.rows
     for factor in term.factors:
         if isinstance(factor, Call) and factor.args and _members_of(factor.args[0], job) & served:
             targets = [_shuffled_signal(a) if _members_of(a, job) else a for a in factor.args[1:]]
             factor = Call(factor.function, (factor.args[0], *targets), factor.kwargs)
+            rows = None if term.rows is None else _shuffled_answers(term.rows, job, served)
         factors.append(factor)
-    return ParsedTerm(tuple(factors), term.rows)
+    return ParsedTerm(tuple(factors), rows)
 
 
 def _shuffled_signal(signal: Argument) -> Argument:
-    """The signal permuted over the rows; what was live stays live."""
+    """The signal permuted over the rows; what was live stays live, and a label that it corrects stays in its place."""
     if isinstance(signal, Call) and signal.function == "live":
         return Call("live", (_shuffled_signal(signal.args[0]),))
+    if isinstance(signal, Call) and signal.function in OF_LABEL:
+        label, *answers = signal.args
+        return Call(signal.function, (label, *(_shuffled_signal(a) for a in answers)), signal.kwargs)
     return Call("shuffled", (signal,))
+
+
+def _shuffled_answers(selector: Argument, job: Job, served: set[str]) -> Argument:
+    """A selector in which every answer of a member that does not serve is permuted."""
+    if isinstance(selector, Call):
+        args = tuple(_shuffled_answers(a, job, served) for a in selector.args)
+        kwargs = {key: _shuffled_answers(value, job, served) for key, value in selector.kwargs.items()}
+        return Call(selector.function, args, kwargs)
+    foreign = isinstance(selector, Name) and _members_of(selector, job) - served
+    return Call("shuffled", (selector,)) if foreign else selector
 
 
 def _members_of(argument: Argument, job: Job) -> set[str]:

@@ -11,7 +11,7 @@ from recdistill.distill.member import Phase
 from recdistill.distill.schedule import Now
 from recdistill.training.cast import Cast
 from recdistill.training.engine import term_value
-from recdistill.training.memory import RowMemory
+from recdistill.training.memory import memory_for
 from recdistill.training.play import Lookups, Play
 
 
@@ -57,7 +57,7 @@ def audit(
     everyone = frozenset(names)
     now = Now(step, planned, tuple(seen))
     lookups = Lookups(cast, sorted(phase.members), batch, cast.banks_of(names), training=True, seed=seed, now=now)
-    memories = {key: RowMemory(batch.row_id_B, memory.decay) for key, memory in phase.memories.items()}
+    memories = {key: memory_for(memory, batch.row_id_B) for key, memory in phase.memories.items()}
     scene = Play(cast, lookups, (0, len(batch)), everyone, seed, now, memories).scene
     parameters = {f"{name}.{key}": p for name in names for key, p in cast.heads[name].named_parameters()}
     leaves = lookups.leaves

@@ -32,7 +32,7 @@ from recdistill.training.cast import Cast
 from recdistill.training.choose import choose
 from recdistill.training.feeds import Cursor, Feed, LogFeed, unique_rows
 from recdistill.training.followers import Followers
-from recdistill.training.memory import RowMemory
+from recdistill.training.memory import Memory, memory_for, memory_of
 from recdistill.training.optimizers import dense_optimizers, scale_learning_rates
 from recdistill.training.play import Lookups, Play, play
 from recdistill.training.processes import add_up, rank, share_of, world
@@ -77,7 +77,7 @@ class Engine:
         self.feeds = {LOG: LogFeed(self.train), **self.feeds}
         self.cursors = {name: Cursor(feed, self.settings.batch, self.seed) for name, feed in self.feeds.items()}
         self.followers = Followers(self.cast, (self.train.log.fingerprint, self.seed))
-        self.memories: dict[str, RowMemory] = {}
+        self.memories: dict[str, Memory] = {}
         self.generations: dict[str, int] = {}
         self.begun: set[str] = set()  # the members that some phase has trained
         torch.manual_seed(self.seed + 7919 * rank())  # of dropout, which processes draw apart from each other
@@ -190,7 +190,7 @@ class Engine:
         used = {update.feed for update in phase.updates if any(term.memories for term in update.terms)}
         rows = unique_rows({name: feed for name, feed in self.feeds.items() if name in used})
         for key, memory in phase.memories.items():
-            self.memories.setdefault(key, RowMemory(rows, memory.decay)).admit(rows)
+            self.memories.setdefault(key, memory_for(memory, rows)).admit(rows)
 
     def _batches(self, phase: Phase, step: int) -> dict[str, Batch]:
         """The next batch of every feed that an update of this step reads."""
@@ -261,7 +261,7 @@ class Engine:
             losses = {words: losses[words] + v if words in losses else v for words, (v, _) in values.items()}
             with torch.no_grad():
                 for key, memory in remembered.items():
-                    seen[key].append((played.scene.batch.row_id_B, memory.signal.value(played.scene)))
+                    seen[key].append((played.scene.batch.row_id_B, memory.noted(played.scene)))
         for key, found in seen.items():  # once, since processes may have other numbers of parts
             self.memories[key].write(torch.cat([rows for rows, _ in found]), torch.cat([value for _, value in found]))
         return losses
@@ -339,16 +339,17 @@ class Engine:
             if name.startswith("memory/"):
                 key, _, part = name.removeprefix("memory/").rpartition("/")
                 states.setdefault(key, {})[part] = tensor
-        self.memories = {key: RowMemory.of(state) for key, state in states.items()}
+        self.memories = {key: memory_of(state) for key, state in states.items()}
         if watch is not None:
             vars(watch).update(stopped.progress["watch"], kept=kept)
 
     def score(
-        self, names: list[str], reader: Reader
+        self, names: list[str], reader: Reader, *, as_served: bool = False
     ) -> tuple[Scores, NDArray[np.int64], dict[str, NDArray[np.float32]]]:
         """Logits (rows, labels) of members, row ids and raw labels, in the order of the log.
 
-        Nothing of training changes. Logits are corrected for the share of negatives that training left out.
+        Nothing of training changes. Logits are corrected for the share of negatives that training left out. With
+        ``as_served`` members that are judged on distorted rows answer to the rows as they are.
 
         Raises:
             TrainingError: a member has diverged.
@@ -358,7 +359,7 @@ class Engine:
         labels: dict[str, list[NDArray[np.float32]]] = {name: [] for name in reader.selection.labels}
         with torch.no_grad():
             for batch in reader.in_order(EVALUATION_BATCH):
-                played = play(self.cast, list(self.cast.members), batch, seed=self.seed)
+                played = play(self.cast, list(self.cast.members), batch, seed=self.seed, as_served=as_served)
                 for name in names:
                     logits[name].append(played[name].logits_BK.cpu().numpy())
                 row_ids.append(batch.row_id_B.numpy())

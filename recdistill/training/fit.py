@@ -4,8 +4,10 @@
       metrics.jsonl                    losses and validation metrics of every stage
       checkpoints/final/               parameters of all members
       scores/teacher.test.parquet      row_id, label, group, logit, score; for valid and test
-      fit.json                         steps of each phase (taken; kept and planned on validation), visits of shared
-                                       folders, seconds; written last
+      scores/as_served/                of members judged on distorted rows: what they answer to the rows as they are
+      rankings/teacher.test.parquet    how good a member's list is for each user, if the job judges lists
+      fit.json                         steps of each phase (taken; kept and planned on validation), findings, visits of
+                                       shared folders, seconds; written last
 
 With ``refit`` the job is trained twice: first on ``train`` to learn from ``valid`` how many steps each phase takes,
 then on both for as many epochs. Validation scores come from the first training, test scores and parameters from the
@@ -30,7 +32,7 @@ from recdistill.data.encoded import EncodedLog
 from recdistill.data.nodes import Nodes
 from recdistill.data.reader import Reader
 from recdistill.data.recorded import RecordedScores
-from recdistill.data.scores import write_scores
+from recdistill.data.scores import AS_SERVED, write_scores
 from recdistill.data.thinning import Thinning
 from recdistill.data.unknown import Forgetting
 from recdistill.distill.compile import Plan
@@ -43,6 +45,7 @@ from recdistill.spec.train import TrainSpec
 from recdistill.training import checkpoint, resume
 from recdistill.training.cast import Cast
 from recdistill.training.engine import Engine
+from recdistill.training.findings import findings
 from recdistill.training.processes import barrier, rank
 from recdistill.training.rankings import Rankings, vectors_of
 from recdistill.training.reading import Logs, Training, feeds_of, nodes_of, reader_for, reader_of
@@ -124,7 +127,9 @@ class _Fit:
         self._score(engine, data.final.log, "test")
         checkpoint.save(engine.cast, self.folder / "checkpoints" / "final")
         met = {copy: exchange.counts for exchange in engine.followers.exchanges for copy in exchange.copies}
-        return engine.cast, {"seed": training.seed, "steps": steps, "kept": kept, "planned": planned, "exchange": met}
+        found = findings(engine, training.plan, reader_for(training, data.tuning.log, ("valid",), self.folder))
+        counted = {"seed": training.seed, "steps": steps, "kept": kept, "planned": planned}
+        return engine.cast, {**counted, "findings": found, "exchange": met}
 
     def _score(self, engine: Engine, log: EncodedLog, split: str) -> None:
         """Write what the members answer for a split, and how good their lists are."""
@@ -238,14 +243,24 @@ def rankings_of(plan: Plan, log: EncodedLog, split: str) -> Rankings | None:
 
 
 def score_split(engine: Engine, reader: Reader, split: str, folder: Path) -> None:
-    """One score file per member for a split."""
-    members = {name: member for name, member in engine.cast.members.items() if member.scored}
-    logits, row_id_N, labels = engine.score(list(members), reader)
+    """One score file per member for a split, and one more for each that is judged on distorted rows."""
+    scored = [name for name, member in engine.cast.members.items() if member.scored]
+    _score(engine, reader, split, scored, folder / "scores")
+    distorted = [name for name in scored if (how := engine.cast.members[name].distort) and how.scores is not None]
+    if distorted:
+        _score(engine, reader, split, distorted, folder / "scores" / AS_SERVED, as_served=True)
+
+
+def _score(
+    engine: Engine, reader: Reader, split: str, names: list[str], folder: Path, *, as_served: bool = False
+) -> None:
+    logits, row_id_N, labels = engine.score(names, reader, as_served=as_served)
     if rank() > 0:
         return
     for name, logits_NK in logits.items():
-        predicted = {label: labels[label] for label in (reader.selection.labels[k] for k in members[name].labels)}
-        path = folder / "scores" / f"{name}.{split}.parquet"
+        numbers = engine.cast.members[name].labels
+        predicted = {label: labels[label] for label in (reader.selection.labels[k] for k in numbers)}
+        path = folder / f"{name}.{split}.parquet"
         roles, main = reader.log.roles(split), reader.selection.labels[0]
         write_scores(path, row_id_N=row_id_N, labels=predicted, logits_NK=logits_NK, roles=roles, main=main)
 

@@ -45,6 +45,7 @@ class Lookups:
         owned: the banks that collect gradients; they are looked up at once, all others when first needed.
         training: whether distortions apply that scores do not see, and signals stand in place of columns.
         seed, now: what the draws of distortions depend on.
+        as_served: whether everybody sees the rows as they are.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class Lookups:
         training: bool,
         seed: int,
         now: Now,
+        as_served: bool = False,
     ) -> None:
-        self.cast, self.batch, self.training = cast, batch, training
+        self.cast, self.batch, self.training, self.as_served = cast, batch, training, as_served
         self.views: dict[View, Batch] = {}
         self.wanted: dict[str, list[View]] = {}
         self.found: dict[str, Lookup] = {}
@@ -87,7 +89,7 @@ class Lookups:
             return "nodes"
         how = member.distort
         if how is not None and not self.training:
-            how = None if how.scores is None else how.model_copy(update={"levels": (how.scores,)})
+            how = None if how.scores is None or self.as_served else how.model_copy(update={"levels": (how.scores,)})
         return None if how is None else (how, member.name if member.same is not None else "")
 
     def _seen(self, view: View, seed: int, now: Now) -> Batch:
@@ -290,9 +292,12 @@ def play(
     *,
     seed: int = 0,
     now: Now | None = None,
+    as_served: bool = False,
 ) -> Play:
     """A whole batch through some members; those that are trained answer in training mode, with gradients."""
     owned = cast.banks_of(trained)
     moment = now or Now()
-    lookups = Lookups(cast, names, batch, owned, training=bool(trained), seed=seed, now=moment)
+    lookups = Lookups(
+        cast, names, batch, owned, training=bool(trained), seed=seed, now=moment, as_served=as_served
+    )  # fmt: skip
     return Play(cast, lookups, (0, len(batch)), trained, seed, moment)

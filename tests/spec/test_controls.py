@@ -184,6 +184,37 @@ def test_exactly_the_targets_that_the_student_takes_from_members_are_permuted(te
     assert made.job.problems() == []
 
 
+CHOICES = {
+    "bce(student.logit, label).rows(smallest(bce(teacher.logit, label), keep=0.8))": (
+        "bce(student.logit, label).rows(smallest(bce(shuffled(teacher.logit), label), keep=0.8))"
+    ),
+    "bce(student.logit, label).rows(beats(teacher.logit, student.logit, label))": (
+        "bce(student.logit, label).rows(beats(shuffled(teacher.logit), student.logit, label))"
+    ),
+    "bce(teacher.logit, label).rows(smallest(bce(student.logit, label), keep=0.8))": (
+        "bce(teacher.logit, label).rows(smallest(bce(student.logit, label), keep=0.8))"
+    ),
+    "bce(student.logit, corrected(label, student.logit, most=0.5))": (
+        "bce(student.logit, corrected(label, shuffled(student.logit), most=0.5))"
+    ),
+    "bce(student.logit, live(corrected(label, teacher.logit)))": (
+        "bce(student.logit, live(corrected(label, shuffled(teacher.logit))))"
+    ),
+}
+
+
+@pytest.mark.parametrize(("term", "shuffled"), CHOICES.items())
+def test_what_members_choose_or_correct_is_permuted_and_labels_are_not(term, shuffled):
+    made = signal("soft(student.logit, teacher.embed)", term)
+    assert made.job.phases[0].terms == ["soft(student.logit, shuffled(teacher.embed))", shuffled]
+    assert made.job.problems() == []
+
+
+def test_plain_takes_labels_as_they_are():
+    term = "bce(student.logit, corrected(label, teacher.logit)).rows(smallest(bce(teacher.logit, label), keep=0.8))"
+    assert plain(phases=[{"steps": 3, "terms": [term]}]).phases[0].terms == ["bce(student.logit, label)"]
+
+
 def test_the_signal_control_keeps_every_member_phase_and_setting():
     made = signal("soft(student.logit, teacher.logit)", seeds=2).job
     main = job(privileged=[], members__teacher__view=["serving"], seeds=2, controls=["shuffled"])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import Tensor
 
 from recdistill.data.batch import Batch
@@ -16,7 +17,8 @@ from recdistill.distill.combine import mean, memory, weighted
 from recdistill.distill.schedule import Now
 from recdistill.distill.signal import Logit
 from recdistill.training import engine as engine_module
-from recdistill.training.memory import RowMemory
+from recdistill.training import memory as memory_module
+from recdistill.training.memory import Meter, RowMemory, measured, memory_of
 from recdistill.training.play import play
 from tests.conftest import Small
 from tests.training.bench import BCE, LAST, OTHER, STUDENT, Bench, problems
@@ -104,6 +106,48 @@ def test_the_same_signal_made_in_another_way_is_another_memory() -> None:
     keys = {memory(signal, decay=decay).key for signal in signals for decay in (0.5, 0.9)}
     assert len(keys) == 12
     assert memory(mean(Logit("a"), b), decay=0.5).key in keys
+
+
+# What is kept of all rows together
+
+
+def test_agreement_is_measured_as_scikit_learn_does() -> None:
+    generator = torch.Generator().manual_seed(1)
+    label, logit = (torch.rand(200, generator=generator) < 0.2).float(), torch.randn(200, generator=generator)
+    logit = logit + label
+    expected = [
+        ((logit > 0) == (label == 1)).float().mean().item(),
+        2 * balanced_accuracy_score(label, logit > 0) - 1,
+        2 * roc_auc_score(label, logit) - 1,
+    ]
+    found = measured(torch.stack([label, logit], 1))
+    assert found[:3].tolist() == pytest.approx(expected, abs=1e-6)
+    assert float((logit > found[3]).float().mean()) == pytest.approx(float(label.mean()), abs=0.01)
+    unknown = torch.tensor([[torch.nan, 5.0], [1.0, torch.nan]])
+    assert torch.equal(measured(torch.cat([torch.stack([label, logit], 1), unknown])), found)
+
+
+def test_agreement_is_nothing_where_it_is_worse_than_chance_and_not_known_where_a_class_is_missing() -> None:
+    against = torch.tensor([[0.0, 1.0], [1.0, -1.0]])
+    assert measured(against)[:3].tolist() == [0, 0, 0]
+    assert measured(against[:1]).isnan().tolist() == [False, True, True, False]
+    assert bool(measured(torch.zeros(0, 2)).isnan().all())
+
+
+def test_a_meter_averages_over_steps_and_goes_on_from_its_state() -> None:
+    meter = Meter(0.5)
+    assert bool(meter.read(IDS).isnan().all()) and meter.read(IDS).shape == (5, 4)
+    good, bad = torch.tensor([[0.0, -1.0], [1.0, 3.0]]), torch.tensor([[0.0, 1.0], [1.0, -3.0]])
+    meter.write(IDS[:2], good)
+    assert meter.read(IDS)[3, :3].tolist() == [1, 1, 1]
+    meter.write(IDS[:2], bad)
+    assert torch.allclose(meter.read(IDS)[0, :3], torch.full((3,), 1 / 3))  # the older half counts half
+    meter.write(IDS[:1], good[:1])  # one class: nothing is said of balance and order
+    again = memory_of({name: value.clone() for name, value in meter.state.items()})
+    for each in (meter, again):
+        each.write(IDS[:2], good)
+    assert torch.equal(meter.read(IDS), again.read(IDS))
+    assert isinstance(memory_of(RowMemory(IDS, 0.5).state), RowMemory)
 
 
 # In training
@@ -211,7 +255,7 @@ class Certain(RowMemory):
 def test_other_memories_are_told_apart(
     small: Small, group: None, monkeypatch: pytest.MonkeyPatch, twin: Callable[..., RowMemory]
 ) -> None:
-    monkeypatch.setattr(engine_module, "RowMemory", twin)
+    monkeypatch.setattr(memory_module, "RowMemory", twin)
     assert not is_the_average_of_earlier_epochs(run(trained(small, train={"batch": 600}), 20, monkeypatch))
 
 

@@ -1,6 +1,6 @@
 """From scores to a report: metrics, comparisons with the controls, recovered gap, verdict, warnings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class Results:
         references: reference scores of the log, split to scores; they have no seeds.
         warnings: causes and messages found before.
         measure: what systems are compared by.
+        second_names: members that are the student itself, seen otherwise; it is not compared with them.
     """
 
     student: str
@@ -46,6 +47,12 @@ class Results:
     references: Mapping[str, Mapping[str, Scored]] = field(default_factory=dict)
     warnings: Sequence[Mapping[str, str]] = ()
     measure: Measure = field(default_factory=OfRows)
+    second_names: Collection[str] = ()
+
+    @property
+    def others(self) -> list[str]:
+        """The members beside the student."""
+        return [name for name in self.members if name != self.student and name not in self.second_names]
 
 
 def build(results: Results) -> dict[str, Any]:
@@ -81,8 +88,7 @@ def build(results: Results) -> dict[str, Any]:
 
 def best_teacher(results: Results) -> str | None:
     """The member beside the student that is best on validation."""
-    others = [name for name in results.members if name != results.student]
-    quality = {n: np.mean([results.measure.value(a) for a in results.members[n]["valid"]]) for n in others}
+    quality = {n: np.mean([results.measure.value(a) for a in results.members[n]["valid"]]) for n in results.others}
     return max(quality, key=lambda name: quality[name]) if quality else None
 
 
@@ -107,9 +113,8 @@ def _comparisons(results: Results) -> dict[tuple[str, str], Comparison]:
     found: dict[tuple[str, str], Comparison] = {}
     for name, answers in results.controls.items():
         found[results.student, name] = measure.compare(student, answers[JUDGED])
-    for name, answers in results.members.items():
-        if name != results.student:
-            found[name, results.student] = measure.compare(answers[JUDGED], student)
+    for name in results.others:
+        found[name, results.student] = measure.compare(results.members[name][JUDGED], student)
     return dict(zip(found, holm_adjusted(list(found.values())), strict=True))
 
 

@@ -1,0 +1,95 @@
+"""What a finished training says of itself beside scores: which rows it has chosen, and what noisy labels are worth.
+
+Every finding is a number under a name; a run reports them over seeds.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from recdistill.data.reader import Reader
+from recdistill.data.scores import sigmoid
+from recdistill.distill.compile import Plan
+from recdistill.distill.member import Phase
+from recdistill.distill.schedule import Now
+from recdistill.distill.signal import Column, walk
+from recdistill.distill.term import Term
+from recdistill.evaluation.noise import flips, purity, trust
+from recdistill.training.engine import Engine
+from recdistill.training.play import play
+
+
+def findings(engine: Engine, plan: Plan, valid: Reader) -> dict[str, float]:
+    """All findings of a finished training.
+
+    Args:
+        engine: what was trained, after its last phase.
+        plan: members and phases.
+        valid: rows that were not trained on.
+    """
+    phase, labels = plan.phases[-1], plan.columns[: plan.labels]
+    noisy = list(on_noisy_columns(phase, labels))
+    found = {**of_choices(engine, phase, noisy), **of_noisy_columns(engine, phase, noisy, valid)}
+    return {name: round(float(value), 6) for name, value in found.items() if math.isfinite(value)}
+
+
+def on_noisy_columns(phase: Phase, labels: Sequence[str]) -> Iterator[tuple[Term, str]]:
+    """The terms whose target is a raw column that is no label of the job, and the column."""
+    for term in phase.terms:
+        for name in sorted({p.name for target in term.targets for p in walk(target) if isinstance(p, Column)}):
+            if name not in labels:
+                yield term, name
+
+
+def of_choices(engine: Engine, phase: Phase, noisy: Sequence[tuple[Term, str]]) -> dict[str, float]:
+    """Of each term on a noisy column that selects rows: the share that it keeps at the end, and how pure it is."""
+    main = engine.train.selection.labels[0]
+    terms = [(term, name) for term, name in noisy if term.rows is not None]
+    if not terms:
+        return {}
+    planned = engine.planned_steps(phase)
+    chosen: dict[str, list[torch.Tensor]] = {term.words: [] for term, _ in terms}
+    labels: dict[str, list[torch.Tensor]] = {name: [] for name in (main, *(name for _, name in terms))}
+    with torch.no_grad():
+        for batch in engine.train.shuffled(engine.settings.batch, seed=engine.seed, epoch=0):
+            scene = play(
+                engine.cast, sorted(phase.members), batch, seed=engine.seed, now=Now(planned, planned)
+            ).scene  # fmt: skip
+            for term, _ in terms:
+                assert term.rows is not None
+                chosen[term.words].append(term.rows.mask(scene))
+            for name, parts in labels.items():
+                parts.append(batch.labels[name])
+    found = {}
+    truth_N = torch.cat(labels[main]).numpy()
+    for term, name in terms:
+        seen = purity(torch.cat(chosen[term.words]).numpy(), torch.cat(labels[name]).numpy(), truth_N)
+        who = ", ".join(sorted(term.learner.members))
+        found[f"{who}: share of rows kept"] = seen.kept
+        found[f"{who}: kept rows whose {name!r} is {main!r}"] = seen.right
+        found[f"{who}: all rows whose {name!r} is {main!r}"] = seen.before
+    return found
+
+
+def of_noisy_columns(
+    engine: Engine, phase: Phase, noisy: Sequence[tuple[Term, str]], valid: Reader
+) -> dict[str, float]:
+    """Of each noisy column that is learned from: how often it is wrong, and its best weight beside a frozen teacher."""
+    main = engine.train.selection.labels[0]
+    columns = dict.fromkeys(name for _, name in noisy)
+    if not columns:
+        return {}
+    teachers = [name for name in sorted(phase.members - phase.trained) if engine.cast.members[name].scored]
+    logits, _, labels = engine.score(teachers, valid)
+    found = {}
+    for name in columns:
+        wrong = flips(labels[name], labels[main])
+        found[f"{name!r} against {main!r}: false positives"] = wrong.false_positive
+        found[f"{name!r} against {main!r}: false negatives"] = wrong.false_negative
+        unbiased_N = (labels[name] - wrong.false_positive) / (1 - wrong.false_positive - wrong.false_negative)
+        for teacher, logit_NK in logits.items():
+            for how, label_N in (("", labels[name]), (", unbiased", unbiased_N)):
+                risks = trust(label_N, sigmoid(logit_NK[:, 0]), labels[main])
+                found[f"best weight of {name!r}{how} beside {teacher}"] = risks.weight
+    return found
