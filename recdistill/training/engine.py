@@ -228,6 +228,7 @@ class Engine:
         terms = [(term, weight) for term, weight in terms if weight != 0]
         if not terms:
             return {}
+        self._forget(update)
         names = sorted(update.members)
         owned = self.cast.banks_of(name for name in update.trained if update.owns_tables(name))
         lookups = Lookups(self.cast, names, batch, owned, training=True, seed=self.seed, now=now)
@@ -238,9 +239,13 @@ class Engine:
             sum_gradients(optimizer)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        if any(self.cast.members[name].net.whole for name in update.trained):
-            self.cast.propagated.clear()
+        self._forget(update)
         return losses
+
+    def _forget(self, update: Update) -> None:
+        """What graphs have made of members that are about to move, or have moved, is old."""
+        for name in (*update.trained, *self.followers.of(update.trained)):
+            self.cast.propagated.pop(name, None)
 
     def _backward(
         self, update: Update, lookups: Lookups, terms: Sequence[tuple[Term, float]], now: Now
