@@ -131,11 +131,25 @@ def score(
         bool, typer.Option("--out-of-fold", help="Score each row by the copy that has not learned from it.")
     ] = False,
     spec: Annotated[Path | None, typer.Option(help="For an artefact: the feature spec, for row ids and joins.")] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Instead of rows: the so many best items of each user.")
+    ] = None,
+    known: Annotated[str | None, typer.Option(help="With --top: a log of users and items that are left out.")] = None,
+    items: Annotated[str | None, typer.Option(help="With --top: a file of other items, new ones for example.")] = None,
 ) -> None:
-    """Write a member's scores of every row of a log."""
+    """Write a member's scores of every row of a log, or the best items of every user."""
     from recdistill.runs.rescore import score_artefact, score_run
     from recdistill.spec.load import load_feature_spec
 
+    if top is None and (known or items):
+        raise typer.BadParameter("--known and --items are about lists; say how long they are to be with --top")
+    if top is not None:
+        from recdistill.runs.lists import write_top
+
+        folder = source if (source / "student.pt").exists() else source / "student"
+        users = write_top(folder, log, target, top, known=known, items=items)
+        out.print(f"{target}: {users} users", highlight=False)
+        return
     if (source / "student.pt").exists():
         from recdistill.runs.rescore import plain_spec
 

@@ -4,6 +4,8 @@
       student.pt        TorchScript; loads with plain torch
       manifest.json     inputs, outputs, corrections, fingerprints
       golden.parquet    raw rows and their scores
+      items.parquet     raw columns of the items that lists are made of, if the student ranks
+      codes/            its codes of them, if it makes codes (`codes.py`)
 
 An archive that names anything that may not serve is not written.
 """
@@ -41,6 +43,7 @@ def write(
     manifest: Mapping[str, Any],
     golden: pa.Table,
     withheld: Iterable[str],
+    items: pa.Table | None = None,
 ) -> None:
     """Write the artefact; the folder appears only when it is complete.
 
@@ -50,6 +53,7 @@ def write(
         manifest: ``inputs``, ``outputs`` and whatever else should be recorded.
         golden: raw rows.
         withheld: names that must not appear in the archive.
+        items: raw columns of the items that lists are made of.
 
     Raises:
         ExportError: a withheld name appears in the archive.
@@ -77,7 +81,9 @@ def write(
         for name, column in columns.items():
             rows = rows.append_column(name, pa.array(column.numpy()))
         pq.write_table(rows, work / "golden.parquet")
-        files = {n: hashlib.sha256((work / n).read_bytes()).hexdigest() for n in ("student.pt", "golden.parquet")}
+        if items is not None:
+            pq.write_table(items, work / "items.parquet")
+        files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(work.iterdir())}
         numbers = [t for t in [*student.parameters(), *student.buffers()] if t.is_floating_point()]
         full = {
             "format": FORMAT,
@@ -146,6 +152,16 @@ def score(student: Any, manifest: Mapping[str, Any], raw: pa.Table, batch: int) 
             for start in range(0, len(raw), batch)
         ]
     return torch.cat(parts)
+
+
+def vectors(student: Any, manifest: Mapping[str, Any], raw: pa.Table, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The vectors of users and of items of raw rows, in batches of a given size; columns of either may be absent."""
+    with torch.no_grad():
+        parts = [
+            student.vectors(*bare.tensors(raw.slice(start, batch), manifest["inputs"]))
+            for start in range(0, len(raw), batch)
+        ]
+    return torch.cat([user for user, _ in parts]), torch.cat([item for _, item in parts])
 
 
 def verify(folder: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def serving_student(
         offsets[each.name] = sum(2 + len(made.trial[name].hidden) for name in offsets)
     modules = {kind: [fitted.columns[n].torch() for n in names] for kind, names in by_kind.items()}
     encoders = Encoders(modules["id"], modules["bag"], modules["sequence"], modules["float"])
-    return ServingStudent(encoders, parts, math.log(negative_keep_rate)).eval()
+    return ServingStudent(encoders, parts, math.log(negative_keep_rate), ranks=member.net.ranks).eval()
 
 
 def of(each: Member, member: Member) -> str:

@@ -195,9 +195,12 @@ class ServingStudent(nn.Module):
         encoders: from raw columns to rows and numbers.
         members: the student last, and before it the members whose outputs it reads.
         correction: added to every logit, for negatives left out of the log or of training.
+        ranks: whether its logit is an inner product of a user's and an item's vector.
     """
 
-    def __init__(self, encoders: Encoders, members: list[ServingMember], correction: float) -> None:
+    def __init__(
+        self, encoders: Encoders, members: list[ServingMember], correction: float, *, ranks: bool = False
+    ) -> None:
         super().__init__()
         self.singles = nn.ModuleList(encoders.singles)
         self.bags = nn.ModuleList(encoders.bags)
@@ -205,6 +208,7 @@ class ServingStudent(nn.Module):
         self.numbers = nn.ModuleList(encoders.numbers)
         self.members = nn.ModuleList(members)
         self.correction = correction
+        self.ranks = ranks
 
     def forward(self, numbers: dict[str, Tensor], texts: dict[str, list[str]], lengths: dict[str, Tensor]) -> Tensor:
         """Probabilities of raw rows: (B,) for one label, (B, K) for several.
@@ -221,6 +225,27 @@ class ServingStudent(nn.Module):
     @torch.jit.export
     def logits(self, numbers: dict[str, Tensor], texts: dict[str, list[str]], lengths: dict[str, Tensor]) -> Tensor:
         """The logits of raw rows."""
+        ids_FB, values, counts, channels, floats_BN = self.columns(numbers, texts, lengths)
+        return self.encoded(ids_FB, values, counts, channels, floats_BN)
+
+    @torch.jit.export
+    def vectors(
+        self, numbers: dict[str, Tensor], texts: dict[str, list[str]], lengths: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The vectors of raw rows whose inner product ranks: those of the users, and those of the items, (B, D) each.
+
+        Columns of the side that is not asked for may be absent.
+        """
+        if not self.ranks:
+            raise ValueError("the student has one score a row, and no vectors of users and items")
+        ids_FB, values, counts, channels, floats_BN = self.columns(numbers, texts, lengths)
+        answers = self.answers(ids_FB, values, counts, channels, floats_BN)
+        return answers[-2], answers[-1]
+
+    def columns(
+        self, numbers: dict[str, Tensor], texts: dict[str, list[str]], lengths: dict[str, Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor]:
+        """Raw rows as training saw them, in the order of `encoded`."""
         batch = count_rows(numbers, texts, lengths)
         ids: list[Tensor] = []
         for single in self.singles:
@@ -243,7 +268,7 @@ class ServingStudent(nn.Module):
             floats.append(number(numbers, texts, lengths, batch))
         ids_FB = torch.stack(ids) if len(ids) > 0 else torch.zeros((0, batch), dtype=torch.int64)
         floats_BN = torch.stack(floats, 1) if len(floats) > 0 else torch.zeros((batch, 0))
-        return self.encoded(ids_FB, values, counts, channels, floats_BN)
+        return ids_FB, values, counts, channels, floats_BN
 
     @torch.jit.export
     def encoded(
@@ -264,14 +289,24 @@ class ServingStudent(nn.Module):
                 the column has none.
             floats_BN: scaled numbers, float32 (B, N).
         """
-        answers: list[Tensor] = []
-        logits_BK = floats_BN
-        for member in self.members:
-            found: list[Tensor] = member(ids_FB, values, lengths, channels, floats_BN, answers)
-            logits_BK = found[0]
-            answers.extend(found)
-        logits_BK = logits_BK + self.correction
+        logits_BK = self.answers(ids_FB, values, lengths, channels, floats_BN)[0] + self.correction
         return logits_BK.squeeze(1) if logits_BK.size(1) == 1 else logits_BK
+
+    def answers(
+        self,
+        ids_FB: Tensor,
+        values: list[Tensor],
+        lengths: list[Tensor],
+        channels: list[Tensor],
+        floats_BN: Tensor,
+    ) -> list[Tensor]:
+        """Everything that the student answers: its logits (B, K), its input vector, its hidden layers."""
+        given: list[Tensor] = []
+        found: list[Tensor] = []
+        for member in self.members:
+            found = member(ids_FB, values, lengths, channels, floats_BN, given)
+            given.extend(found)
+        return found
 
 
 def size_of(lengths_B: Tensor, weight_L: Tensor) -> Tensor:

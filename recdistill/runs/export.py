@@ -22,6 +22,7 @@ from recdistill.errors import ExportError, LogError, RunError
 from recdistill.export import artefact
 from recdistill.export.build import describe_inputs, served_columns, serving_student
 from recdistill.export.serving import ServingStudent
+from recdistill.runs import lists
 from recdistill.runs.console import Reporter
 from recdistill.runs.folder import RunFolder
 from recdistill.runs.logs import encoded, raw_log
@@ -67,8 +68,9 @@ def export_student(
     batches = raw_batches(spec, raw_log, job.where, "test", required(inputs), EVALUATION_BATCH)
     first = next(batches)
     student, described = _built(member, plan, log, job, training)
-    described |= {"inputs": inputs, "seed": seed}
-    artefact.write(student, out, manifest=described, golden=first, withheld=withheld(job, spec))
+    described |= {"inputs": inputs, "seed": seed, "lists": lists.described(job, spec, member.net, inputs)}
+    items = lists.items_of(job, spec, raw_log, described["lists"]["item"]) if described["lists"] else None
+    artefact.write(student, out, manifest=described, golden=first, withheld=withheld(job, spec), items=items)
     loaded, manifest = artefact.load(out)
     expected = served_logits(training / "scores", f"{member.name}.test") + np.float32(np.log(spec.negative_keep_rate))
     parity = _parity(loaded, manifest, chain([first], batches), expected)
@@ -82,6 +84,7 @@ def export_student(
         raise ExportError(f"{out}: fails its verification: {failed}")
     return {
         "seed": seed,
+        "codes": lists.write_codes(out),
         "bytes": (out / "student.pt").stat().st_size,
         "parameters": manifest["parameters"],
         "parity_max_abs": parity,
