@@ -16,7 +16,7 @@ from recdistill.errors import TrainingError
 from recdistill.nets.inputs import Inputs, Outputs
 from recdistill.nets.towers import TwoTower
 
-KINDS = ("stochastic", "cut", "real")
+KINDS = ("stochastic", "cut", "after", "real")
 
 
 def through(relaxed: Tensor, code: Tensor) -> Tensor:
@@ -72,8 +72,8 @@ class Binariser(nn.Module):
     """From real numbers w to a relaxed code ``tanh(w)`` and the code that is scored with.
 
     Args:
-        kind: ``stochastic`` draws the bits in training, ``cut`` takes signs throughout, ``real`` leaves numbers as they
-            are throughout: what a sign taken afterwards starts from.
+        kind: ``stochastic`` draws the bits in training, ``cut`` takes signs throughout; ``after`` trains numbers as they
+            are and takes their signs when it is done; ``real`` never takes any.
     """
 
     def __init__(self, kind: str = "stochastic") -> None:
@@ -82,6 +82,7 @@ class Binariser(nn.Module):
             raise TrainingError(f"binariser: kind is {kind!r}; expected one of {', '.join(KINDS)}")
         self.stochastic = kind == "stochastic"
         self.real = kind == "real"
+        self.after = kind == "after"
 
     def forward(self, raw: Tensor, uniform: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The relaxed code and the code, both of the shape of the numbers.
@@ -90,7 +91,7 @@ class Binariser(nn.Module):
             raw: w.
             uniform: numbers in [0, 1) to draw bits with; without them PyTorch's generator is used, as dropout does.
         """
-        if self.real:
+        if self.real or (self.after and self.training):
             return raw, raw
         relaxed = torch.tanh(raw)
         if self.stochastic and self.training:

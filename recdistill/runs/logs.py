@@ -9,6 +9,7 @@ from recdistill.data.fit import FittedSpec
 from recdistill.data.lists import in_lists
 from recdistill.data.log import log_files, spec_of
 from recdistill.data.simulate import VERSION, simulate_marketplace
+from recdistill.data.simulate_preferences import simulate_preferences
 from recdistill.data.simulate_spec import flat_spec, simulate_spec
 from recdistill.runs.console import Reporter
 from recdistill.runs.folder import cache_folder, fingerprint
@@ -30,6 +31,8 @@ def raw_log(job: Job, spec: FeatureSpec, reporter: Reporter) -> tuple[str, Featu
         with reporter.rows("simulating", job.log.rows) as done:
             if job.log.simulate == "marketplace":
                 simulate_marketplace(path, **options, privileged=job.log.privileged, progress=done)
+            elif job.log.simulate == "preferences":
+                simulate_preferences(path, rows=job.log.rows, seed=job.log.seed, progress=done)
             else:
                 simulate_spec(spec, path, **options, label=job.label, where=job.where, progress=done)
     return str(path), flat_spec(spec) if job.log.simulate == "spec" else spec

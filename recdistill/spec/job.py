@@ -22,7 +22,8 @@ class Simulation(Strict):
     """A log made on the spot (`recdistill/data/simulate.py`) instead of a file.
 
     Attributes:
-        simulate: ``marketplace``, the embedded log with known best scores, or ``spec``, rows of any feature spec.
+        simulate: ``marketplace``, the embedded log with known best scores; ``preferences``, the one of who took what;
+            or ``spec``, rows of any feature spec.
         rows: number of rows.
         seed: of the generator; the same seed makes the same bytes.
         labelled: share of the training rows whose label is known already; the others carry null.
@@ -30,7 +31,7 @@ class Simulation(Strict):
             the label in disguise.
     """
 
-    simulate: Literal["marketplace", "spec"]
+    simulate: Literal["marketplace", "preferences", "spec"]
     rows: int = Field(60_000, ge=100)
     seed: int = 0
     labelled: float = Field(0.1, gt=0, le=1)
