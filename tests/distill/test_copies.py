@@ -102,9 +102,12 @@ def test_copies_share_with_the_first_of_their_own_kind_or_with_another_member() 
     assert [found[f"teacher_{k}"].trunk for k in range(3)] == [(4,)] * 3
     found = by_name(planned(TAUGHT, {"teacher": {**TEACHERS, "share": {"tables": {"user": "student"}}}}))
     assert all(found[f"teacher_{k}"].share.tables == {"user": "student"} for k in range(3))
-    share = {"tables": "teacher[-1]", "modules": {"net": "teacher[1]"}}
+    share = {"tables": "teacher[-1]", "modules": {"net": "teacher[1]", "net.out": "teacher[-1].net.out"}}
     found = by_name(planned([*TAUGHT, "bce(other.logit, y)"], {"other": {**STUDENT, "serve": False, "share": share}}))
-    assert found["other"].share.tables == "teacher_2" and found["other"].share.modules == {"net": "teacher_1"}
+    assert found["other"].share.tables == "teacher_2" and found["other"].share.borrowed == {
+        "net": ("teacher_1", "net"),
+        "net.out": ("teacher_2", "net.out"),
+    }
 
 
 @pytest.mark.parametrize(
