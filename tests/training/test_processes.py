@@ -1,6 +1,7 @@
 """Two processes over gloo train as one does: the same gradients, whatever the layout of tables over processes."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,43 @@ def test_a_process_without_rows_takes_part_all_the_same(
     fit(Training(compile_job(parsed, spec), parsed.train, Data.of(log.encoded), 0), tmp_path / "one")
     two = together(pair, tmp_path / "two", job, log.encoded.folder)
     assert furthest(checkpoint.read(tmp_path / "one" / "checkpoints" / "final"), two)[0] < 1e-6
+
+
+# Replicas that are several processes themselves
+
+
+def test_a_replica_of_two_processes_meets_others_as_one_of_a_single_process_does(
+    pair: Pair, small: Small, tmp_path: Path
+) -> None:
+    """What is left in the shared folder is whole, whoever has left it, and each process takes its rows of it."""
+
+    def job(name: str, shard: int) -> dict[str, Any]:
+        peer = {"remote": {"of": "student", "exchange": str(tmp_path / "exchange"), "name": name, "every": 2}}
+        terms = [BCE, "soft(student.logit, peer.logit)"]
+        phases = [{"steps": 6, "feed": "mine", "terms": terms, **LAST}]
+        return described(small, {"student": STUDENT, "peer": peer}, phases, feeds={"mine": {"shard": [shard, 2]}})
+
+    def in_one_process(name: str, shard: int) -> dict[str, Tensor]:
+        parsed, spec = parse_job(job(name, shard), "job")
+        fit(Training(compile_job(parsed, spec), parsed.train, Data.of(small.encoded), 0), tmp_path / name)
+        return checkpoint.read(tmp_path / name / "checkpoints" / "final")
+
+    def left(name: str) -> dict[str, Tensor]:
+        (meeting,) = (tmp_path / "exchange").iterdir()
+        return checkpoint.read(meeting / name / f"{6:09d}")
+
+    in_one_process("other", 1)
+    one = in_one_process("mine", 0)
+    kept = left("mine")
+    shutil.rmtree(next((tmp_path / "exchange").iterdir()) / "mine")
+    two = together(pair, tmp_path / "two", job("mine", 0), small.encoded.folder)
+    assert furthest(one, two)[0] < 2e-5
+    assert furthest(kept, left("mine"))[0] < 2e-5
+    other = left("other")
+    for key in (key for key in other if key.startswith("tables.")):
+        assert torch.equal(two[key.replace("student", "peer")], other[key]), key
+    found = json.loads((tmp_path / "two" / "fit.json").read_text())["exchange"]
+    assert found == {"peer": {"visits": 3, "alone": 0, "unusable": 0}}
 
 
 # Where tables lie
