@@ -135,8 +135,8 @@ def _head(member: Member, layout: MemberLayout, made: Heads) -> Head:
         with torch.no_grad():
             for parameter in (*head.net.parameters(), *head.pools.parameters()):
                 parameter.mul_(member.init)
-    for path, (owner, theirs) in member.share.borrowed.items():
-        _share_module(head, path, made.heads[owner], theirs, f"members.{member.name}.share.modules.{path}", owner)
+    for path, (owner, there) in member.share.borrowed.items():
+        _share_module(head, path, made.heads[owner], there, f"members.{member.name}.share.modules.{path}", owner)
     return head
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -438,3 +439,37 @@ def test_shards_are_thinned_as_the_log_is_and_can_be_mixed(small: Small, group: 
 def test_what_a_job_may_not_say_of_a_shard(small: Small, feed: dict[str, Any], message: str) -> None:
     phases = [{"steps": 4, "feed": "part", "terms": [BCE]}]
     assert any(message in each for each in problems(small, {"student": STUDENT}, phases, feeds={"part": feed}))
+
+
+def test_fewer_sampled_rows_are_among_more_and_every_seed_has_the_same(small: Small, group: None) -> None:
+    found = [ids_of(sharded(small, {"part": {"sample": count}}), "part") for count in (1, 5, 300)]
+    assert [len(ids) for ids in found] == [1, 5, 300] and found[0] < found[1] < found[2]
+    b = sharded(small, {"part": {"sample": 5}})
+    training = Training(b.plan, b.job.train, Data.of(small.encoded), 5)
+    other = engine_of(training, Logs(small.encoded), ("train",), Path("/nowhere"), lambda _: None)
+    assert {*other.feeds["part"].row_ids().tolist()} == found[1]
+    thinned = sharded(small, {"part": {"sample": 5}}, train={"negative_keep_rate": 0.5})
+    assert ids_of(thinned, "part") < {*thinned.engine.train.row_ids().tolist()}
+
+
+def test_a_sample_is_read_once_and_met_again_in_another_order(
+    small: Small, group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = sharded(small, {"part": {"sample": 50}}).engine.feeds["part"]
+    assert feed.steps(32) == 2 and feed.rows() == 50
+    first = [batch.row_id_B.tolist() for batch in feed.epoch(32, seed=0, epoch=0)]
+    assert [len(ids) for ids in first] == [32, 18]
+
+    def nothing(*_: Any) -> Any:
+        raise AssertionError("reads again")
+
+    monkeypatch.setattr(Reader, "_read", nothing)
+    second = [batch.row_id_B.tolist() for batch in feed.epoch(32, seed=0, epoch=1)]
+    assert sorted(chain(*first)) == sorted(chain(*second)) and first != second
+
+
+def test_more_rows_than_there_are_cannot_be_sampled(small: Small, group: None) -> None:
+    rows = small.encoded.rows["train"]
+    assert sharded(small, {"part": {"sample": rows}}).engine.feeds["part"].rows() == rows
+    with pytest.raises(LogError, match=f"asks for {rows + 1} of {rows} training rows"):
+        sharded(small, {"part": {"sample": rows + 1}})
