@@ -93,8 +93,8 @@ def trunk(member: Member) -> Share:
     return Share((("trunk", member),))
 
 
-def modules(**paths: Member) -> Share:
-    """Modules of other members by their paths; write ``__`` for a dot."""
+def modules(**paths: Member | str) -> Share:
+    """Modules of other members by their paths, or as ``"light.net.out"``; write ``__`` for a dot of an own path."""
     return Share((("modules", {path.replace("__", "."): member for path, member in paths.items()}),))
 
 

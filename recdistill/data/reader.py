@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from recdistill.data.batch import Audience, Batch, Candidates, Jagged, View, concat
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.lists import list_of
-from recdistill.data.thinning import Thinning, drawn
+from recdistill.data.thinning import Sample, Thinning, drawn
 from recdistill.data.transforms.hashing import hash_texts
 from recdistill.data.unknown import Forgetting
 from recdistill.errors import LogError, VisibilityError
@@ -83,6 +84,8 @@ class Reader:
     def __post_init__(self) -> None:
         self._counted: int | None = None
         self._sizes: NDArray[np.int64] | None = None
+        # A sample is small and met again and again, so it stays in memory.
+        self._rows_of = cache(self._load) if isinstance(self.thinning.shard, Sample) else self._load
         for name in self.selection.serving:
             if name not in self.log.spec.serving:
                 raise VisibilityError(
@@ -157,7 +160,7 @@ class Reader:
     ) -> Iterator[Batch]:
         left: list[Batch] = []
         for groups in windows:
-            window = concat([self._load(*group) for group in groups])
+            window = concat([self._rows_of(*group) for group in groups])
             rows = torch.from_numpy(order(len(window)))
             start = batch - sum(len(part) for part in left) if left else 0
             if start > len(window):
@@ -184,7 +187,7 @@ class Reader:
         """
         offset, number, left = 0, 0, list[Batch]()
         for groups in windows:
-            window = concat([self._load(*group) for group in groups])
+            window = concat([self._rows_of(*group) for group in groups])
             _, list_N, size_G = torch.unique(window.groups(), return_inverse=True, return_counts=True)
             order_G = torch.from_numpy(rng.permutation(len(size_G)))
             rows = torch.argsort(torch.argsort(order_G)[list_N], stable=True)

@@ -38,14 +38,31 @@ class Shard:
         return found
 
 
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A few rows of a log, by their ids."""
+
+    row_id_M: NDArray[np.int64]
+    by_group: bool = False
+
+    @classmethod
+    def of(cls, row_id_N: NDArray[np.int64], count: int) -> "Sample":
+        """So many of some rows, the same for every seed; fewer of them are among more."""
+        return cls(row_id_N[np.argsort(drawn(row_id_N, "sample", 0), kind="stable")[:count]])
+
+    def holds(self, key_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether rows belong to it."""
+        return np.isin(key_N, self.row_id_M)
+
+
 @dataclass(frozen=True)
 class Thinning:
-    """What is set aside, drawn by row id and seed: an experiment on scarce labels, negative downsampling, a shard."""
+    """What is set aside, drawn by row id and seed: for scarce labels, negative downsampling, a shard or a sample."""
 
     seed: int = 0
     keep_labels: float = 1.0
     negative_keep_rate: float = 1.0
-    shard: Shard | None = None
+    shard: Shard | Sample | None = None
 
     @property
     def of_rows(self) -> bool:

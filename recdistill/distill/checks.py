@@ -316,9 +316,8 @@ def _owner_of_trunk(member: Member) -> str:
 
 def _shares_modules(first: Member, second: Member) -> bool:
     """Whether two members have a module in common: one borrows it from the other, or both from a third."""
-    ours, theirs = first.share.modules, second.share.modules
-    common = {*ours.items()} & {*theirs.items()}
-    return bool(common) or second.name in ours.values() or first.name in theirs.values()
+    ours, theirs = ({*member.share.borrowed.values()} for member in (first, second))
+    return bool(ours & theirs) or second.name in dict(ours) or first.name in dict(theirs)
 
 
 def _wrong_start(phase: Phase, index: int, members: Members) -> list[str]:

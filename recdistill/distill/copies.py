@@ -62,7 +62,7 @@ def _wrong_numbers(job: Job, copies: Copies) -> list[str]:
         place, share = f"members.{name}", member.share
         tables = {"": share.tables} if not isinstance(share.tables, dict) else share.tables
         one += [(f"{place}.share.tables", word) for word in tables.values()]
-        one += [(f"{place}.share.modules.{path}", word) for path, word in share.modules.items()]
+        one += [(f"{place}.share.modules.{path}", owner) for path, (owner, _) in share.borrowed.items()]
         one += [(f"{place}.share.trunk", share.trunk), (place, member.of)]
     for i, phase in enumerate(job.phases):
         some += [(f"phases.{i}.restart", word) for word in phase.restart]
@@ -100,7 +100,8 @@ def _copy(name: str, member: MemberSpec, k: int, copies: Copies, problems: list[
     tables = other(share.tables) if isinstance(share.tables, str) else share.tables
     if isinstance(tables, dict):
         tables = {column: owner for column, word in tables.items() if (owner := other(word)) is not None} or None
-    modules = {path: owner for path, word in share.modules.items() if (owner := other(word)) is not None}
+    borrowed = {path: (other(word), theirs) for path, (word, theirs) in share.borrowed.items()}
+    modules = {path: f"{owner}.{theirs}" for path, (owner, theirs) in borrowed.items() if owner is not None}
     places = {f"members.{name}.inputs.{i}": text for i, text in enumerate(member.inputs)}
     changes: dict[str, Any] = {
         "copies": 1,

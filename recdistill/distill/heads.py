@@ -81,7 +81,7 @@ def in_order(members: Sequence[Member]) -> list[Member]:
         if member.name in placed:
             return
         share = member.share
-        needed = [share.trunk, *share.modules.values(), member.same]
+        needed = [share.trunk, *(owner for owner, _ in share.borrowed.values()), member.same]
         needed += sorted({m for signal in member.signals for m in signal.members})
         for name in needed:
             if name is not None and name in by_name:
@@ -135,22 +135,24 @@ def _head(member: Member, layout: MemberLayout, made: Heads) -> Head:
         with torch.no_grad():
             for parameter in (*head.net.parameters(), *head.pools.parameters()):
                 parameter.mul_(member.init)
-    for path, owner in member.share.modules.items():
-        _share_module(head, path, made.heads[owner], f"members.{member.name}.share.modules.{path}", owner)
+    for path, (owner, there) in member.share.borrowed.items():
+        _share_module(head, path, made.heads[owner], there, f"members.{member.name}.share.modules.{path}", owner)
     return head
 
 
-def _share_module(head: Head, path: str, theirs: Head, place: str, owner: str) -> None:
+def _share_module(head: Head, path: str, lender: Head, theirs: str, place: str, owner: str) -> None:
     """Put another head's module in the place of the own one.
 
     Raises:
         TrainingError: there is no such module, or the two are built differently.
     """
     try:
-        own, other = head.get_submodule(path), theirs.get_submodule(path)
+        own, other = head.get_submodule(path), lender.get_submodule(theirs)
     except AttributeError:
-        known = [name for name, _ in head.named_modules() if name]
-        raise TrainingError(f"{place}: no module of that path in both nets; the own one has {known}") from None
+        known, lent = ([name for name, _ in each.named_modules() if name] for each in (head, lender))
+        raise TrainingError(
+            f"{place}: no module {path!r} here, or {theirs!r} in {owner!r}; the own net has {known}, the other {lent}"
+        ) from None
     if shapes(own) != shapes(other):
         raise TrainingError(
             f"{place}: is built differently in {owner!r}; its parameters have the shapes {shapes(other)}"

@@ -358,7 +358,7 @@ def exchange_warnings(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[d
     made = []
     for arm, summaries in fits.items():
         for name in dict.fromkeys(name for summary in summaries for name in summary.get("exchange", {})):
-            found = [summary["exchange"][name] for summary in summaries]
+            found = [met[name] for summary in summaries if name in (met := summary.get("exchange", {}))]
             visits, alone, unusable = (sum(each[key] for each in found) for key in ("visits", "alone", "unusable"))
             if alone or not visits:
                 what = f"{arm}: on {alone} of {visits} visits {name} found nobody else in the shared folder"

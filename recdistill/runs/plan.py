@@ -98,7 +98,7 @@ def _member(member: Member, layout: Layout) -> tuple[str, ...]:
     """What the table says of a member, one text for each of ``HEADINGS``."""
     owners = (("tables", ", ".join(member.share.table_owners)), ("trunk", member.share.trunk))
     shares = [f"{what} of {who}" for what, who in owners if who]
-    shares += [f"{path} of {owner}" for path, owner in member.share.modules.items()]
+    shares += [f"{theirs} of {owner}" for owner, theirs in member.share.borrowed.values()]
     name = f"{member.name} (serves)" if member.serve else member.name
     width = str(layout.members[member.name].inputs.width)
     net = f"{member.net.name} {dict(member.net.options)}"

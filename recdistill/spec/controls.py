@@ -105,7 +105,8 @@ def _alone(job: Job, name: str, served: list[str]) -> MemberSpec:
     """A member without what it shares with members that are gone; what it has shared with them, it keeps."""
     member = job.members[name]
     share = member.share
-    gone = [o for o in (share.trunk, *share.table_owners, *share.modules.values()) if o and o not in served]
+    owners = (share.trunk, *share.table_owners, *(owner for owner, _ in share.borrowed.values()))
+    gone = [owner for owner in owners if owner and owner not in served]
     changes: dict[str, Any] = {"share": Sharing()} if gone else {}
     if share.trunk in gone:
         changes["trunk"] = job.members[without_index(share.trunk)].trunk

@@ -208,7 +208,7 @@ def without_index(name: str) -> str:
 def _wrong_sharing(job: Job, name: str) -> list[str]:
     found = []
     share, member = job.members[name].share, job.members[name]
-    used = [("tables", o) for o in share.table_owners] + [(f"modules.{p}", o) for p, o in share.modules.items()]
+    used = [("tables", o) for o in share.table_owners] + [(f"modules.{p}", o) for p, (o, _) in share.borrowed.items()]
     if share.trunk is not None:
         used.append(("trunk", share.trunk))
     for what, word in used:

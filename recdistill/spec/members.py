@@ -30,7 +30,7 @@ class Sharing(Strict):
         own: columns whose tables stay apart all the same.
         trunk: the member whose trunk (its first layers) is used.
         modules: further parts of the net by their path, and the member in which the same path is used, for example
-            ``{net.stack.blocks.0: booster}``.
+            ``{net.stack.blocks.0: booster}``, or whose part by its own path, ``booster.net.stack.blocks.2``.
     """
 
     tables: str | dict[str, str] | None = None
@@ -43,6 +43,12 @@ class Sharing(Strict):
         if column in self.own or self.tables is None:
             return None
         return self.tables if isinstance(self.tables, str) else self.tables.get(column)
+
+    @property
+    def borrowed(self) -> dict[str, tuple[str, str]]:
+        """The owner of each further part of the net, and the part's path there."""
+        words = {path: word.partition(".") for path, word in self.modules.items()}
+        return {path: (owner, theirs or path) for path, (owner, _, theirs) in words.items()}
 
     @property
     def table_owners(self) -> list[str]:

@@ -89,6 +89,7 @@ class FeedSpec(Strict):
         shard: ``[k, n]``: the k-th of n parts of the job's own training rows, which have no row in common; ``[0, 2n]``
             is a part of ``[0, n]``.
         by: what a shard is made of: single rows, or whole groups.
+        sample: so many of the job's own training rows, the same for every seed; fewer rows are among more.
     """
 
     log: str | None = None
@@ -98,6 +99,7 @@ class FeedSpec(Strict):
     candidates: CandidatesSpec | None = None
     shard: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=2)]] | None = None
     by: Literal["row", "group"] = "row"
+    sample: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _one_kind(self) -> "FeedSpec":
@@ -107,6 +109,7 @@ class FeedSpec(Strict):
             "noise": self.noise is not None,
             "candidates": self.candidates is not None,
             "shard": self.shard is not None,
+            "sample": self.sample is not None,
         }
         if sum(kinds.values()) != 1:
             raise refusal(f"a feed names exactly one of {', '.join(kinds)}")
@@ -121,4 +124,4 @@ class FeedSpec(Strict):
     @property
     def of_log(self) -> bool:
         """Whether its rows are those of one log."""
-        return self.log is not None or self.shard is not None
+        return self.log is not None or self.shard is not None or self.sample is not None

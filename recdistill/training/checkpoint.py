@@ -85,7 +85,7 @@ def read(folder: Path) -> dict[str, Tensor]:
     for file in files:
         try:
             with safe_open(file, "pt") as content:
-                placed = json.loads(content.metadata().get("DCP_SHARDING_INFO", "{}"))
+                placed = json.loads((content.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
                 for key in content.keys():  # noqa: SIM118, no mapping
                     offsets = placed.get(key, {}).get("saved_offsets", [])
                     parts.setdefault(key, []).append((offsets, content.get_tensor(key)))

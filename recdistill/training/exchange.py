@@ -110,7 +110,7 @@ class Exchange:
         try:
             parameters = checkpoint.read(folder)
             pairs = [*self._beside(self.copies[0], parameters)]
-        except (RunError, OSError, ValueError, KeyError):  # unfinished, withdrawn, or of something else
+        except (RunError, OSError, LookupError, ValueError, TypeError, RuntimeError):  # withdrawn, cut short, nonsense
             return None
         fits = all(mine.shape == theirs.shape and bool(torch.isfinite(theirs).all()) for mine, theirs in pairs)
         return parameters if fits else None

@@ -1,6 +1,7 @@
-"""What a finished training says of itself beside scores: which rows it has chosen, and what noisy labels are worth.
+"""What a finished training says of itself beside scores.
 
-Every finding is a number under a name; a run reports them over seeds.
+Which rows it has chosen, what noisy labels are worth, and where linear students have ended. Every finding is a number
+under a name; a run reports them over seeds.
 """
 
 import math
@@ -17,6 +18,7 @@ from recdistill.distill.signal import Column, walk
 from recdistill.distill.term import Term
 from recdistill.evaluation.noise import flips, purity, trust
 from recdistill.training.engine import Engine
+from recdistill.training.linear import of_linear_students
 from recdistill.training.play import play
 
 
@@ -31,6 +33,7 @@ def findings(engine: Engine, plan: Plan, valid: Reader) -> dict[str, float]:
     phase, labels = plan.phases[-1], plan.columns[: plan.labels]
     noisy = list(on_noisy_columns(phase, labels))
     found = {**of_choices(engine, phase, noisy), **of_noisy_columns(engine, phase, noisy, valid)}
+    found |= of_linear_students(engine, phase, valid)
     return {name: round(float(value), 6) for name, value in found.items() if math.isfinite(value)}
 
 

@@ -9,13 +9,13 @@ from recdistill.data.encoded import EncodedLog
 from recdistill.data.nodes import Nodes
 from recdistill.data.permute import permute_privileged
 from recdistill.data.reader import Reader, Selection
-from recdistill.data.thinning import Shard, Thinning
+from recdistill.data.thinning import Sample, Shard, Thinning
 from recdistill.distill.compile import Plan
 from recdistill.distill.layout import is_embedded, lay_out
 from recdistill.distill.member import Member
 from recdistill.distill.signal import Scenario, walk
 from recdistill.errors import LogError
-from recdistill.spec.phases import LOG
+from recdistill.spec.phases import LOG, FeedSpec
 from recdistill.spec.train import TrainSpec
 from recdistill.training.feeds import Feed, LogFeed, MixFeed, NoiseFeed
 from recdistill.training.processes import rank
@@ -96,8 +96,7 @@ def feeds_of(training: Training, logs: Logs, train: Reader, nodes: Nodes | None,
         chosen = selection(plan, train.log, reads_for, lists=lists)
         if name == LOG:
             return LogFeed(replace(train, selection=chosen))
-        if (shard := plan.feeds[name].shard) is not None:
-            mine = Shard(*shard, by_group=plan.feeds[name].by == "group")
+        if (mine := _part_of(train, plan.feeds[name], name)) is not None:
             return LogFeed(replace(train, selection=chosen, thinning=replace(train.thinning, shard=mine)))
         log = logs.feeds[name]
         _refuse_lacking(plan, log, chosen, name, reads_for)
@@ -118,6 +117,21 @@ def feeds_of(training: Training, logs: Logs, train: Reader, nodes: Nodes | None,
         else:
             feeds[name] = of_log(name, name)
     return feeds
+
+
+def _part_of(train: Reader, feed: FeedSpec, name: str) -> Shard | Sample | None:
+    """The training rows that a feed consists of, if it reads the job's own log.
+
+    Raises:
+        LogError: there are not as many.
+    """
+    if feed.shard is not None:
+        return Shard(*feed.shard, by_group=feed.by == "group")
+    if feed.sample is None:
+        return None
+    if feed.sample > train.rows():
+        raise LogError(f"feeds.{name}.sample: asks for {feed.sample} of {train.rows()} training rows; ask for fewer")
+    return Sample.of(train.row_ids(), feed.sample)
 
 
 def _refuse_lacking(plan: Plan, log: EncodedLog, chosen: Selection, name: str, reads_for: str) -> None:

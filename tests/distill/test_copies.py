@@ -11,7 +11,7 @@ from recdistill.distill.copies import expanded
 from recdistill.distill.member import Member, Same
 from recdistill.distill.signal import Logit, Scene
 from recdistill.spec.job import Job
-from recdistill.spec.members import Best, Ema, Previous, Snapshot
+from recdistill.spec.members import Best, Ema, Previous, Remote, Snapshot
 from tests.distill.test_distill import SPEC, batch
 
 STUDENT: dict[str, Any] = {"net": {"mlp": [4]}, "dim": 4, "serve": True}
@@ -102,18 +102,22 @@ def test_copies_share_with_the_first_of_their_own_kind_or_with_another_member() 
     assert [found[f"teacher_{k}"].trunk for k in range(3)] == [(4,)] * 3
     found = by_name(planned(TAUGHT, {"teacher": {**TEACHERS, "share": {"tables": {"user": "student"}}}}))
     assert all(found[f"teacher_{k}"].share.tables == {"user": "student"} for k in range(3))
-    share = {"tables": "teacher[-1]", "modules": {"net": "teacher[1]"}}
+    share = {"tables": "teacher[-1]", "modules": {"net": "teacher[1]", "net.out": "teacher[-1].net.out"}}
     found = by_name(planned([*TAUGHT, "bce(other.logit, y)"], {"other": {**STUDENT, "serve": False, "share": share}}))
-    assert found["other"].share.tables == "teacher_2" and found["other"].share.modules == {"net": "teacher_1"}
+    assert found["other"].share.tables == "teacher_2" and found["other"].share.borrowed == {
+        "net": ("teacher_1", "net"),
+        "net.out": ("teacher_2", "net.out"),
+    }
 
 
 @pytest.mark.parametrize(
     ("origin", "kind"),
-    [("ema", Ema), ("best", Best), ("previous", Previous), ("same", Same), ("snapshot", Snapshot)],
+    [("ema", Ema), ("best", Best), ("previous", Previous), ("same", Same), ("snapshot", Snapshot), ("remote", Remote)],
 )
 def test_copies_follow_their_own_twin_or_the_one_that_is_named(origin: str, kind: type) -> None:
     def follower(word: str, **more: Any) -> dict[str, Any]:
-        return {origin: {"of": word, "every": 2} if origin == "snapshot" else word, **more}
+        keys = {"snapshot": {"every": 2}, "remote": {"every": 2, "exchange": "runs/exchange", "name": "here"}}
+        return {origin: {"of": word, **keys[origin]} if origin in keys else word, **more}
 
     found = by_name(planned(TAUGHT, {"late": follower("teacher", copies=3)}))
     assert [found[f"late_{k}"].origin.of for k in range(3)] == [f"teacher_{k}" for k in range(3)]

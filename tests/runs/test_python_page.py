@@ -83,6 +83,7 @@ def test_every_form_of_a_member_and_a_phase_can_be_said() -> None:
     a = Member(api.mlp([8]), trunk=[8], dim=4, name="a")
     b = Member(api.mlp([8]), serve=True, dim=4, name="b", trunk=[8], share=tables(a) | trunk(a))
     copies = [a.ema(decay=0.9), a.best(average=2), a.snapshot(every=0.5), a.previous(), a.again(distort={"mask": 0.2})]
+    copies.append(a.remote("runs/exchange", "here", every=25))
     seen = [api.soft(b.logit, copy.logit) for copy in copies]
     first = Phase(Update(api.bce(a.logit, label), train=[a]), steps=2)
     second = Phase(
@@ -92,6 +93,7 @@ def test_every_form_of_a_member_and_a_phase_can_be_said() -> None:
     members = made["members"]
     assert members["b"]["share"] == {"tables": "a", "trunk": "a"}
     assert members["member_2"] == {"ema": {"of": "a", "decay": 0.9}} and members["member_6"]["same"] == "a"
+    assert members["member_7"]["remote"] == {"of": "a", "exchange": "runs/exchange", "name": "here", "every": 25}
     assert made["phases"][1]["carry"] == {"b": "a"} and made["phases"][1]["lr"] == "cosine(1, 0, over=0.9)"
     assert made["phases"][0]["updates"] == [{"terms": ["bce(a.logit, label)"], "train": ["a"]}]
     assert (serving + privileged - "user_id") == ("serving", "privileged", "-user_id")

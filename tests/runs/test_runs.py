@@ -96,7 +96,7 @@ def test_a_report_holds_what_the_contract_says(run: Path) -> None:
         "references", "tasks", "timings",
     }  # fmt: skip
     student = report["members"]["student"]["test"]
-    for metric in ("auc", "gauc_macro", "logloss", "normalized_entropy", "ece", "pcoc", "rows", "positives"):
+    for metric in ("auc", "gauc_macro", "logloss", "normalized_entropy", "ece", "pcoc", "rows", "positives", "churn"):
         assert set(student[metric]) == {"mean", "std", "per_seed"} and len(student[metric]["per_seed"]) == 2
     assert student["auc_ci"][0] < student["auc"]["mean"] < student["auc_ci"][1]
     assert set(report["controls"]) == {"plain", "shuffled"}

@@ -6,10 +6,14 @@
 3. Launched with a booster, the light net is far better than alone, mostly because it works on the booster's tables; at
    a heavy weight a hint that is not blocked drags the booster down.
 
+4. In the interval layout the nets have the first layer of each group in common and nothing else, so that each counts
+   statistics of its own.
+5. Two processes, with the tables spread over both, train as one does.
+
 All of it happens in one phase: the booster moves while the light net learns from it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,10 @@ from torch import Tensor
 
 from recdistill.errors import SpecError
 from recdistill.losses.catalog import LOSSES
+from recdistill.spec.load import assign
+from recdistill.training import checkpoint
 from tests.signatures.lab import SPLIT, Lab, mean_auc, same, splits
+from tests.training.pair import Pair, furthest, held, together, two_processes
 
 ROW = "online/rocket_launching"
 APART = {"members.booster.share": {}}
@@ -236,3 +243,106 @@ def test_the_block_protects_the_booster_over_seeds(tmp_path: Path) -> None:
     for wrong in (dragged, mean_auc(labs, "booster", backwards(1.0))):
         with pytest.raises(AssertionError):
             check_block_protects_the_booster(wrong, dragged)
+
+
+# 4: the interval layout
+
+
+FIRST_OF_GROUPS = {"net.stack.blocks.0.0": "net.stack.blocks.0.0", "net.stack.blocks.1.0": "net.stack.blocks.2.0"}
+STEPS = 16
+
+
+def interval(lab: Lab, modules: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The variant, or one in which the booster takes other modules of the light net."""
+    changes = {} if modules is None else {"members.booster.share": {"tables": "light", "modules": dict(modules)}}
+    return {**lab.raw["variants"]["interval"], **changes}
+
+
+WRONG_INTERVALS: dict[str, dict[str, str]] = {
+    "nothing": {},
+    "bottom": {"net.stack.blocks.0.0": "light"},
+    "with normalisation": {"net.stack.blocks.0": "light", "net.stack.blocks.2": "light.net.stack.blocks.1"},
+}
+
+
+def check_first_layers_of_groups_are_shared(lab: Lab, overrides: Mapping[str, Any]) -> None:
+    _, cast = lab.audit(overrides)
+    parts = {name: dict(cast.heads[name].named_parameters()) for name in ("light", "booster")}
+    found = {mine: theirs for mine, p in parts["light"].items() for theirs, q in parts["booster"].items() if p is q}
+    pairs = FIRST_OF_GROUPS.items()
+    assert found == {f"{mine}.{kind}": f"{theirs}.{kind}" for mine, theirs in pairs for kind in ("weight", "bias")}
+
+
+def check_each_net_counts_its_own_statistics(lab: Lab, overrides: Mapping[str, Any]) -> None:
+    trained = lab.fit(overrides)
+    light, booster = (trained.parameters(name) for name in ("light", "booster"))
+    for state in (light, booster):
+        counted = [int(value) for name, value in state.items() if name.endswith("num_batches_tracked")]
+        assert counted and {*counted} == {STEPS}, "the other net's rows are counted as well"
+    mine, theirs = "light.net.stack.blocks.1", "booster.net.stack.blocks.2"
+    assert np.array_equal(light[f"{mine}.0.weight"], booster[f"{theirs}.0.weight"])
+    for kind in ("running_mean", "running_var", "weight"):
+        assert not np.array_equal(light[f"{mine}.1.{kind}"], booster[f"{theirs}.1.{kind}"]), kind
+
+
+def check_hint_moves_of_the_booster_only_what_is_shared(lab: Lab, overrides: Mapping[str, Any]) -> None:
+    audits, _ = lab.audit(overrides)
+    hint = next(a for a in audits if a.words.startswith("l2("))
+    reached = {name for name, gradient in hint.dense.items() if name.startswith("booster.") and gradient.any()}
+    assert reached <= {f"booster.{part}.{kind}" for part in FIRST_OF_GROUPS.values() for kind in ("weight", "bias")}
+    assert {f"booster.{part}.weight" for part in FIRST_OF_GROUPS.values()} <= reached
+    assert hint.tables["light"].any()
+
+
+def test_the_first_layers_of_groups_are_shared_and_nothing_else(tmp_path: Path) -> None:
+    lab = small(tmp_path)
+    check_first_layers_of_groups_are_shared(lab, interval(lab))
+    for wrong in WRONG_INTERVALS.values():
+        with pytest.raises(AssertionError):
+            check_first_layers_of_groups_are_shared(lab, interval(lab, wrong))
+
+
+def test_each_net_counts_its_own_statistics(tmp_path: Path) -> None:
+    lab = small(tmp_path)
+    check_each_net_counts_its_own_statistics(lab, interval(lab))
+    for wrong in ("nothing", "with normalisation"):
+        with pytest.raises(AssertionError):
+            check_each_net_counts_its_own_statistics(lab, interval(lab, WRONG_INTERVALS[wrong]))
+
+
+def test_the_hint_moves_of_the_booster_only_what_is_shared(tmp_path: Path) -> None:
+    lab = small(tmp_path)
+    check_hint_moves_of_the_booster_only_what_is_shared(lab, interval(lab))
+    for wrong in (unblocked(0.03), backwards(0.03), interval(lab, WRONG_INTERVALS["nothing"])):
+        with pytest.raises(AssertionError):
+            check_hint_moves_of_the_booster_only_what_is_shared(lab, {**interval(lab), **wrong})
+
+
+# 5: processes
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    with two_processes() as running:
+        yield running
+
+
+SMOOTH = {"train.tables": {"sgd": {"lr": 1.0}}, "train.dense": {"sgd": {"lr": 0.1}}}
+
+
+def check_two_processes_train_as_one(lab: Lab, pair: Pair, folder: Path, overrides: Mapping[str, Any]) -> None:
+    """The job in one process beside the job, with changes, in two."""
+    one = checkpoint.read(lab.fit(SMOOTH).folder / "checkpoints" / "final")
+    job = assign(lab.raw, {**SMOOTH, **overrides}, "lab")
+    two = together(pair, folder, job, lab.job()[1].folder)
+    (bank,), (other,) = (found.values() for found in held(folder))
+    assert {*bank} | {*other} == {"user", "item", "context"} and bank and other and not {*bank} & {*other}
+    assert furthest(one, two)[0] < 2e-5
+
+
+def test_two_processes_with_sharded_tables_train_as_one(tmp_path: Path, pair: Pair) -> None:
+    lab = small(tmp_path)
+    check_two_processes_train_as_one(lab, pair, tmp_path / "right", {})
+    for number, wrong in enumerate((hint(0.015), unblocked(0.03))):
+        with pytest.raises(AssertionError):
+            check_two_processes_train_as_one(lab, pair, tmp_path / f"wrong_{number}", wrong)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -374,3 +375,101 @@ def test_a_pool_is_encoded_once_and_again_when_it_changes(
 def test_wrong_feeds_are_named(small: Small, feeds: dict[str, Any], feed: str, message: str) -> None:
     found = problems(small, {"student": STUDENT}, [{"steps": 1, "feed": feed, "terms": [BCE]}], feeds=feeds)
     assert any(message in problem for problem in found), found
+
+
+# Parts of the log
+
+
+def sharded(small: Small, feeds: dict[str, Any], **more: Any) -> Bench:
+    phases = [{"steps": 4, "feed": next(iter(feeds)), "terms": [BCE], **LAST}]
+    return Bench.of(small, {"student": STUDENT}, phases, feeds=feeds, **more)
+
+
+def ids_of(b: Bench, name: str) -> set[int]:
+    return {*b.engine.feeds[name].row_ids().tolist()}
+
+
+def test_shards_have_no_row_in_common_and_none_is_left_over(small: Small, group: None) -> None:
+    found = [ids_of(sharded(small, {"part": {"shard": [k, 3]}}), "part") for k in range(3)]
+    everything = sharded(small, {"part": {"shard": [0, 3]}}).engine.train
+    assert sum(map(len, found)) == len(set().union(*found)) == everything.rows()
+    assert all(0.28 < len(ids) / everything.rows() < 0.39 for ids in found)
+    half = ids_of(sharded(small, {"part": {"shard": [0, 6]}}), "part")
+    assert half < found[0]
+
+
+def test_a_shard_by_group_holds_whole_groups(small: Small, group: None) -> None:
+    frame = small.encoded.labels("train").select("row_id", "group").collect()
+    found = [ids_of(sharded(small, {"part": {"shard": [k, 2], "by": "group"}}), "part") for k in range(2)]
+    users = [{*frame.filter(pl.col("row_id").is_in(sorted(ids)))["group"]} for ids in found]
+    assert not users[0] & users[1] and all(users)
+    assert sum(map(len, found)) == len(frame)
+
+
+def test_a_shard_is_the_same_for_every_seed_and_its_epoch_holds_each_row_once(small: Small, group: None) -> None:
+    b = sharded(small, {"part": {"shard": [0, 2]}})
+    feed = b.engine.feeds["part"]
+    batches = [*feed.epoch(256, seed=3, epoch=1)]
+    seen = torch.cat([batch.row_id_B for batch in batches])
+    assert len(batches) == feed.steps(256) and len(seen) == feed.rows() == len(seen.unique())
+    assert torch.equal(seen.sort().values, feed.row_ids().sort().values)
+    training = Training(b.plan, b.job.train, Data.of(small.encoded), 5)
+    other = engine_of(training, Logs(small.encoded), ("train",), Path("/nowhere"), lambda _: None)
+    assert torch.equal(other.feeds["part"].row_ids(), feed.row_ids())
+
+
+def test_shards_are_thinned_as_the_log_is_and_can_be_mixed(small: Small, group: None) -> None:
+    whole = ids_of(sharded(small, {"part": {"shard": [0, 2]}}), "part")
+    b = sharded(small, {"part": {"shard": [0, 2]}}, train={"negative_keep_rate": 0.5})
+    assert ids_of(b, "part") < whole
+    feeds = {"mixed": {"mix": {"log": 1, "part": 3}}, "part": {"shard": [0, 2]}}
+    batch = next(iter(sharded(small, feeds).engine.feeds["mixed"].epoch(256, seed=0, epoch=0)))
+    assert {*batch.row_id_B[64:].tolist()} <= whole
+
+
+@pytest.mark.parametrize(
+    ("feed", "message"),
+    [
+        ({"shard": [2, 2]}, "feeds.part: of 2 shards the last is 1"),
+        ({"shard": [0, 1]}, "feeds.part.shard.1"),
+        ({"by": "group", "noise": 5}, "feeds.part: `by` says what a shard is made of; name the `shard`"),
+        ({"shard": [0, 2], "noise": 5}, "feeds.part: a feed names exactly one of"),
+    ],
+)
+def test_what_a_job_may_not_say_of_a_shard(small: Small, feed: dict[str, Any], message: str) -> None:
+    phases = [{"steps": 4, "feed": "part", "terms": [BCE]}]
+    assert any(message in each for each in problems(small, {"student": STUDENT}, phases, feeds={"part": feed}))
+
+
+def test_fewer_sampled_rows_are_among_more_and_every_seed_has_the_same(small: Small, group: None) -> None:
+    found = [ids_of(sharded(small, {"part": {"sample": count}}), "part") for count in (1, 5, 300)]
+    assert [len(ids) for ids in found] == [1, 5, 300] and found[0] < found[1] < found[2]
+    b = sharded(small, {"part": {"sample": 5}})
+    training = Training(b.plan, b.job.train, Data.of(small.encoded), 5)
+    other = engine_of(training, Logs(small.encoded), ("train",), Path("/nowhere"), lambda _: None)
+    assert {*other.feeds["part"].row_ids().tolist()} == found[1]
+    thinned = sharded(small, {"part": {"sample": 5}}, train={"negative_keep_rate": 0.5})
+    assert ids_of(thinned, "part") < {*thinned.engine.train.row_ids().tolist()}
+
+
+def test_a_sample_is_read_once_and_met_again_in_another_order(
+    small: Small, group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = sharded(small, {"part": {"sample": 50}}).engine.feeds["part"]
+    assert feed.steps(32) == 2 and feed.rows() == 50
+    first = [batch.row_id_B.tolist() for batch in feed.epoch(32, seed=0, epoch=0)]
+    assert [len(ids) for ids in first] == [32, 18]
+
+    def nothing(*_: Any) -> Any:
+        raise AssertionError("reads again")
+
+    monkeypatch.setattr(Reader, "_read", nothing)
+    second = [batch.row_id_B.tolist() for batch in feed.epoch(32, seed=0, epoch=1)]
+    assert sorted(chain(*first)) == sorted(chain(*second)) and first != second
+
+
+def test_more_rows_than_there_are_cannot_be_sampled(small: Small, group: None) -> None:
+    rows = small.encoded.rows["train"]
+    assert sharded(small, {"part": {"sample": rows}}).engine.feeds["part"].rows() == rows
+    with pytest.raises(LogError, match=f"asks for {rows + 1} of {rows} training rows"):
+        sharded(small, {"part": {"sample": rows + 1}})

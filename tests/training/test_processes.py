@@ -1,12 +1,8 @@
 """Two processes over gloo train as one does: the same gradients, whatever the layout of tables over processes."""
 
 import json
-import os
-import select
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +17,10 @@ from recdistill.training import checkpoint
 from recdistill.training.fit import fit
 from recdistill.training.reading import Data, Training
 from recdistill.training.sharding import owners, placements
-from tests.conftest import ROOT, Small
+from tests.conftest import Small
 from tests.training.bench import BCE, LAST, OTHER, STUDENT, Bench, described
 from tests.training.everything import Everything, everything_of
+from tests.training.pair import Pair, furthest, held, together, two_processes
 from tests.training.rich import POOL
 
 SMOOTH: dict[str, Any] = {
@@ -32,49 +29,16 @@ SMOOTH: dict[str, Any] = {
     "train.dense": {"sgd": {"lr": 0.1}},
     "train.checkpoint_every": 5,
 }
-PATIENCE = 90  # seconds after which a pair that waits for each other is given up
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[list[subprocess.Popen[str]]]:
-    """Two processes that stay for all jobs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-    running = []
-    for rank in ("0", "1"):
-        own = {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        command = [sys.executable, "-m", "tests.training.worker"]
-        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        running.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | common | own, text=True, **pipes))
-    yield running
-    for process in running:
-        process.kill()
-        process.communicate()
+def pair() -> Iterator[Pair]:
+    with two_processes() as running:
+        yield running
 
 
-def together(
-    pair: list[subprocess.Popen[str]], folder: Path, job: Mapping[str, Any], log: Path, feeds: Mapping[str, Path]
-) -> dict[str, Tensor]:
-    """The parameters after training in several processes."""
-    paths = {name: str(path) for name, path in feeds.items()}
-    told = json.dumps({"folder": str(folder), "job": job, "log": str(log), "feeds": paths})
-    for process in pair:
-        assert process.stdin is not None
-        process.stdin.write(told + "\n")
-        process.stdin.flush()
-    answers = []
-    for process in pair:
-        assert process.stdout is not None
-        ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
-        answers.append(json.loads(process.stdout.readline()) if ready else "waits for the other process")
-    assert answers == [""] * len(pair)
-    return checkpoint.read(folder / "checkpoints" / "final")
-
-
-def of_small(pair: Any, small: Small, folder: Path, overrides: dict[str, Any]) -> dict[str, Tensor]:
-    return together(pair, folder, assign(small.job, overrides, "test"), small.encoded.folder, {})
+def of_small(pair: Pair, small: Small, folder: Path, overrides: dict[str, Any]) -> dict[str, Tensor]:
+    return together(pair, folder, assign(small.job, overrides, "test"), small.encoded.folder)
 
 
 def alone(small: Small, folder: Path, overrides: dict[str, Any]) -> dict[str, Tensor]:
@@ -82,13 +46,7 @@ def alone(small: Small, folder: Path, overrides: dict[str, Any]) -> dict[str, Te
     return checkpoint.read(folder / "checkpoints" / "final")
 
 
-def furthest(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> tuple[float, str]:
-    """The largest difference, and where it is."""
-    assert one.keys() == two.keys()
-    return max((float((value - two[key]).abs().max()), key) for key, value in one.items() if value.numel())
-
-
-def test_two_processes_train_as_one_does(pair: Any, small: Small, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_does(pair: Pair, small: Small, tmp_path: Path) -> None:
     one, two = alone(small, tmp_path / "one", SMOOTH), of_small(pair, small, tmp_path / "two", SMOOTH)
     start = alone(small, tmp_path / "start", {**SMOOTH, "train.tables": {"sgd": {"lr": 1e-9}}})
     assert furthest(one, two)[0] < 2e-5
@@ -102,7 +60,7 @@ def test_two_processes_train_as_one_does(pair: Any, small: Small, tmp_path: Path
     assert not (tmp_path / "two" / "checkpoints" / "latest").exists()
 
 
-def test_terms_over_lists_and_row_wise_adagrad_as_well(pair: Any, small: Small, tmp_path: Path) -> None:
+def test_terms_over_lists_and_row_wise_adagrad_as_well(pair: Pair, small: Small, tmp_path: Path) -> None:
     overrides = {
         **SMOOTH,
         "phases.0.terms.2": "soft_list(student.logit, teacher.logit) * step(0, 0.5, at=4)",
@@ -123,7 +81,7 @@ def all_of_it(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Everyth
 PLAIN = {"train.tables": {"sgd": {"lr": 1.0}}, "train.dense": {"sgd": {"lr": 0.1}}, "train.checkpoint_every": 5}
 
 
-def both(pair: Any, job: Everything, folder: Path, changes: dict[str, Any]) -> list[dict[str, Tensor]]:
+def both(pair: Pair, job: Everything, folder: Path, changes: dict[str, Any]) -> list[dict[str, Tensor]]:
     """The parameters after training alone and in two processes."""
     job.fit(folder / "one", changes)
     given = assign(job.job, changes, "test")
@@ -131,7 +89,7 @@ def both(pair: Any, job: Everything, folder: Path, changes: dict[str, Any]) -> l
     return [checkpoint.read(folder / "one" / "checkpoints" / "final"), two]
 
 
-def test_everything_at_once_trains_as_in_one_process(pair: Any, all_of_it: Everything, tmp_path: Path) -> None:
+def test_everything_at_once_trains_as_in_one_process(pair: Pair, all_of_it: Everything, tmp_path: Path) -> None:
     """Memory, averages, best and previous copies, gates, a pool, generations; each to 2e-5 after 22 steps."""
     one, two = both(pair, all_of_it, tmp_path, PLAIN)
     assert furthest(one, two)[0] < 2e-5
@@ -144,14 +102,14 @@ def test_everything_at_once_trains_as_in_one_process(pair: Any, all_of_it: Every
         a, b = json.loads(first), json.loads(second)
         assert a["values"].keys() == b["values"].keys()
         assert [*a["values"].values()] == pytest.approx([*b["values"].values()], abs=1e-4)
-    held = [json.loads((tmp_path / "two" / f"held-{rank}.json").read_text()) for rank in (0, 1)]
-    for bank in held[0]:  # its tables really lie on both
-        assert held[0][bank] and held[1][bank] and not {*held[0][bank]} & {*held[1][bank]}
-    assert all(held[rank][name] == held[rank]["student"] for rank in (0, 1) for name in followers)
+    first, second = held(tmp_path / "two")
+    for bank in first:  # its tables really lie on both
+        assert first[bank] and second[bank] and not {*first[bank]} & {*second[bank]}
+    assert all(mine[name] == mine["student"] for mine in (first, second) for name in followers)
 
 
 def test_processes_with_other_numbers_of_parts_do_not_wait_for_each_other(
-    pair: Any, all_of_it: Everything, tmp_path: Path
+    pair: Pair, all_of_it: Everything, tmp_path: Path
 ) -> None:
     """Of 257 rows one has 129, in three parts, and the other 128, in two; what is remembered is exchanged once."""
     changes = {**PLAIN, "train.batch": 257, "train.micro_batch": 64, "phases.1.steps": 3}
@@ -159,14 +117,14 @@ def test_processes_with_other_numbers_of_parts_do_not_wait_for_each_other(
     assert furthest(one, two)[0] < 2e-5
 
 
-def test_what_has_no_gradient_is_not_moved_by_its_momentum(pair: Any, small: Small, tmp_path: Path) -> None:
+def test_what_has_no_gradient_is_not_moved_by_its_momentum(pair: Pair, small: Small, tmp_path: Path) -> None:
     """Adam would go on moving a teacher that is no longer taught, if it were given zeros."""
     terms = [BCE, "bce(teacher.logit, label) * step(1, 0, at=3)"]
     phases = [{"steps": 9, "terms": terms, **LAST}]
     job = described(small, {"student": STUDENT, "teacher": OTHER}, phases, train={"dense": {"adam": {"lr": 0.02}}})
-    two = together(pair, tmp_path / "two", job, small.encoded.folder, {})
+    two = together(pair, tmp_path / "two", job, small.encoded.folder)
     short = described(small, {"student": STUDENT, "teacher": OTHER}, [{**phases[0], "steps": 3}], train=job["train"])
-    stopped = together(pair, tmp_path / "three", short, small.encoded.folder, {})
+    stopped = together(pair, tmp_path / "three", short, small.encoded.folder)
     teacher = {key: value for key, value in two.items() if key.startswith(("teacher.", "tables.teacher"))}
     assert teacher and all(torch.equal(value, stopped[key]) for key, value in teacher.items())
     assert not torch.equal(two["student.net.out.weight"], stopped["student.net.out.weight"])
@@ -190,7 +148,7 @@ LONELY: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 @pytest.mark.parametrize("name", LONELY)
 def test_a_process_without_rows_takes_part_all_the_same(
-    pair: Any, small: Small, rich: Small, tmp_path: Path, name: str
+    pair: Pair, small: Small, rich: Small, tmp_path: Path, name: str
 ) -> None:
     """The last batch of an epoch has one row, which is that of the first process."""
     members, terms = LONELY[name]
@@ -199,8 +157,45 @@ def test_a_process_without_rows_takes_part_all_the_same(
     job = described(log, members, phases, train={"batch": log.encoded.rows["train"] - 1}, **more)
     parsed, spec = parse_job(job, "job")
     fit(Training(compile_job(parsed, spec), parsed.train, Data.of(log.encoded), 0), tmp_path / "one")
-    two = together(pair, tmp_path / "two", job, log.encoded.folder, {})
+    two = together(pair, tmp_path / "two", job, log.encoded.folder)
     assert furthest(checkpoint.read(tmp_path / "one" / "checkpoints" / "final"), two)[0] < 1e-6
+
+
+# Replicas that are several processes themselves
+
+
+def test_a_replica_of_two_processes_meets_others_as_one_of_a_single_process_does(
+    pair: Pair, small: Small, tmp_path: Path
+) -> None:
+    """What is left in the shared folder is whole, whoever has left it, and each process takes its rows of it."""
+
+    def job(name: str, shard: int) -> dict[str, Any]:
+        peer = {"remote": {"of": "student", "exchange": str(tmp_path / "exchange"), "name": name, "every": 2}}
+        terms = [BCE, "soft(student.logit, peer.logit)"]
+        phases = [{"steps": 6, "feed": "mine", "terms": terms, **LAST}]
+        return described(small, {"student": STUDENT, "peer": peer}, phases, feeds={"mine": {"shard": [shard, 2]}})
+
+    def in_one_process(name: str, shard: int) -> dict[str, Tensor]:
+        parsed, spec = parse_job(job(name, shard), "job")
+        fit(Training(compile_job(parsed, spec), parsed.train, Data.of(small.encoded), 0), tmp_path / name)
+        return checkpoint.read(tmp_path / name / "checkpoints" / "final")
+
+    def left(name: str) -> dict[str, Tensor]:
+        (meeting,) = (tmp_path / "exchange").iterdir()
+        return checkpoint.read(meeting / name / f"{6:09d}")
+
+    in_one_process("other", 1)
+    one = in_one_process("mine", 0)
+    kept = left("mine")
+    shutil.rmtree(next((tmp_path / "exchange").iterdir()) / "mine")
+    two = together(pair, tmp_path / "two", job("mine", 0), small.encoded.folder)
+    assert furthest(one, two)[0] < 2e-5
+    assert furthest(kept, left("mine"))[0] < 2e-5
+    other = left("other")
+    for key in (key for key in other if key.startswith("tables.")):
+        assert torch.equal(two[key.replace("student", "peer")], other[key]), key
+    found = json.loads((tmp_path / "two" / "fit.json").read_text())["exchange"]
+    assert found == {"peer": {"visits": 3, "alone": 0, "unusable": 0}}
 
 
 # Where tables lie
