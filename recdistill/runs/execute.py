@@ -165,7 +165,8 @@ def _conclude(
     doubts = [*budget_warnings(stopping), *exchange_warnings(fits)]
     results = replace(results, warnings=[*results.warnings, *doubts])
     timings = {name: [summary["seconds"] for summary in found] for name, found in fits.items()}
-    judged = job.label if job.ranking is not None else job.label[1:]
+    predicted = [job.label[k] for k in plans[0][1].student.labels]
+    judged = predicted if job.ranking is not None else predicted[1:]
     rows = {label: collect(folder, plans, data, seeds, label) for label in judged}
     tasks = {label: build(results) for label, results in rows.items() if _has_both_classes(results)}
     report = {**build(results), "tasks": tasks, "job": {**called, **describe(job, data)}, "artefact": artefact}
