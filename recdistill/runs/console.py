@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from recdistill.evaluation.report.html import metric_title
+from recdistill.evaluation.report.wording import metric_title
 from recdistill.spec.graph import METRIC_AT
 from recdistill.training.runlog import Event
 
