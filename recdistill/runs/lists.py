@@ -16,7 +16,7 @@ from recdistill.data.rosters import Pairs, known_pairs, last_of_log, last_rows
 from recdistill.errors import RunError
 from recdistill.export import artefact
 from recdistill.export.codes import CodeIndex, load_index, pack, write_index
-from recdistill.nets.catalog import Net
+from recdistill.distill.member import Member
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 
@@ -24,20 +24,20 @@ CHUNK = 8192  # raw rows at a time
 SCORES = 2**24  # scores of a block at a time
 
 
-def described(job: Job, spec: FeatureSpec, net: Net, inputs: list[dict[str, Any]]) -> dict[str, Any] | None:
+def described(job: Job, spec: FeatureSpec, student: Member, inputs: list[dict[str, Any]]) -> dict[str, Any] | None:
     """What an artefact's manifest says of users and items; None if the student has no such vectors.
 
     ``user`` and ``item`` hold the raw columns of each side, that of its ids first; ``codes`` is whether vectors are
     codes, so that their signs are what counts.
     """
-    if job.graph is None or not net.ranks:
+    if job.graph is None or not student.net.ranks:
         return None
     sides = {}
     for side, columns in job.graph.sides.items():
         mine = [entry["name"] for entry in inputs if {feed["column"] for feed in entry["feeds"]} <= {*columns}]
         key = spec.source(columns[0])
         sides[side] = [key, *(name for name in mine if name != key)]
-    return {**sides, "codes": net.name.startswith("binary_") and net.options.get("kind") != "real"}
+    return {**sides, "codes": student.net.name.startswith("binary_") and student.net.options.get("kind") != "real"}
 
 
 def items_of(job: Job, spec: FeatureSpec, log: str, columns: list[str]) -> pa.Table:
