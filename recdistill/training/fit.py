@@ -134,7 +134,8 @@ class _Fit:
     def _score(self, engine: Engine, log: EncodedLog, split: str) -> None:
         """Write what the members answer for a split, and how good their lists are."""
         score_split(engine, reader_for(self.training, log, (split,), self.folder), split, self.folder)
-        rankings = rankings_of(self.training.plan, log, split)
+        watched = engine.rankings if split == "valid" else None
+        rankings = watched or rankings_of(self.training.plan, log, split)
         if rankings is not None:
             rank_split(engine, rankings, [member.name for member in self.training.plan.ranked], split, self.folder)
 
