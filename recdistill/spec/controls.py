@@ -23,6 +23,7 @@ from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, names_of, pa
 
 MAIN = "main"
 OF_LABEL = ("corrected",)  # signals of a label and an answer, in this order; only the answer is a member's knowledge
+BY_TARGET = ("experts",)  # signals that look at what they are to become; where that is permuted, so is what they see
 PLAIN_WORDS = ("live", "probability")  # signals that are still one output of one member
 
 
@@ -225,7 +226,10 @@ def _with_shuffled_targets(term: ParsedTerm, job: Job, served: set[str]) -> Pars
     for factor in term.factors:
         if isinstance(factor, Call) and factor.args and _members_of(factor.args[0], job) & served:
             targets = [_shuffled_signal(a) if _members_of(a, job) else a for a in factor.args[1:]]
-            factor = Call(factor.function, (factor.args[0], *targets), factor.kwargs)
+            learner = factor.args[0]
+            if isinstance(learner, Call) and learner.function in BY_TARGET:
+                learner = _shuffled_answers(learner, job, served)
+            factor = Call(factor.function, (learner, *targets), factor.kwargs)
             rows = None if term.rows is None else _shuffled_answers(term.rows, job, served)
         factors.append(factor)
     return ParsedTerm(tuple(factors), rows)
@@ -242,7 +246,7 @@ def _shuffled_signal(signal: Argument) -> Argument:
 
 
 def _shuffled_answers(selector: Argument, job: Job, served: set[str]) -> Argument:
-    """A selector in which every answer of a member that does not serve is permuted."""
+    """A selector, or a signal, in which every answer of a member that does not serve is permuted."""
     if isinstance(selector, Call):
         args = tuple(_shuffled_answers(a, job, served) for a in selector.args)
         kwargs = {key: _shuffled_answers(value, job, served) for key, value in selector.kwargs.items()}
