@@ -24,17 +24,17 @@ class Wanted(Protocol):
 
     @property
     def net(self) -> Net:
-        """The member's net,"""
+        """The net of that member."""
         ...
 
     @property
     def outputs(self) -> int:
-        """how many values it answers,"""
+        """How many values it answers."""
         ...
 
     @property
     def inputs(self) -> tuple[Signal, ...]:
-        """and what it reads."""
+        """What it reads."""
         ...
 
     def of(self, member: str) -> Signal:
@@ -219,9 +219,7 @@ def gate(*signals: Signal, by: Signal) -> WantedGate:
     return WantedGate(by, signals)
 
 
-def experts(
-    signal: Signal, teacher: Signal, *, count: float = 4, temperature: float | Schedule = 1.0
-) -> WantedExperts:
+def experts(signal: Signal, teacher: Signal, *, count: float = 4, temperature: float | Schedule = 1.0) -> WantedExperts:
     """Learned maps of a signal to the width of a teacher's, among which a gate chooses by the teacher's (DE).
 
     Args:

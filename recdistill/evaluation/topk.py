@@ -96,6 +96,18 @@ class TopK:
         found = {name: float(value_V.mean()) if len(value_V) else math.nan for name, value_V in self.values.items()}
         return {**found, **self.coverage}
 
+    def with_nothing_for(self, user_W: Counts) -> "TopK":
+        """The same with further users, who find nothing.
+
+        Example:
+            >>> TopK(np.array([3]), {"hr@1": np.array([1.0])}).with_nothing_for(np.array([2])).means()["hr@1"]
+            0.5
+        """
+        user_V = np.concatenate([self.user_V, user_W])
+        order_V = np.argsort(user_V, kind="stable")
+        padded = {name: np.concatenate([value_V, np.zeros(len(user_W))]) for name, value_V in self.values.items()}
+        return TopK(user_V[order_V], {name: value_V[order_V] for name, value_V in padded.items()}, self.coverage)
+
 
 def full_ranking(
     score: Scores,

@@ -63,7 +63,7 @@ class Contract:
             if member.get("snapshot", {}).get("every", 0) > 1:  # a fraction is short enough
                 changes[f"members.{name}.snapshot.every"] = 2
             changes[f"members.{name}.warm_start"] = None
-            changes[f"members.{name}.dense"] = None
+            changes |= {f"members.{name}.dense": None, f"members.{name}.tables": None}
         raw = assign(raw, changes, str(path))
         job, spec = parse_job(raw, str(path), check=problems_of)
         encoded = encode(spec, str(log), folder / "encoded", where=job.where)
