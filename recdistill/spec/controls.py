@@ -90,11 +90,18 @@ def _plain(job: Job) -> Arm:
     changes: dict[str, Any] = {
         "members": members,
         "phases": phases,
-        "feeds": _with_rankings(job, {*served}, lambda _: None),
+        "feeds": _read_by(phases, _with_rankings(job, {*served}, lambda _: None)),
         "privileged": [],
         "controls": NoControls(none="it is a control itself"),
     }
     return Arm("plain", job.model_copy(update=changes))
+
+
+def _read_by(phases: list[PhaseSpec], feeds: dict[str, FeedSpec]) -> dict[str, FeedSpec]:
+    """The feeds that are left of use, so that jobs which differ in others have the same control."""
+    read = {move.feed for phase in phases for move in phase.moves}
+    read |= {part for name in read if name in feeds for part in feeds[name].mix}
+    return {name: feed for name, feed in feeds.items() if name in read}
 
 
 def _with_rankings(job: Job, served: set[str], change: Callable[[Ranked], Ranked | None]) -> dict[str, FeedSpec]:
