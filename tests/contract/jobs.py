@@ -54,6 +54,8 @@ class Contract:
             changes[f"phases.{i}"] = {**kept, "steps": steps, "stop": {"every": 2}}
         kept = {key: value for key, value in raw.get("train", {}).items() if key in ("keep_labels", "unknown")}
         changes["train"] = {**kept, **SMOOTH}
+        if raw.get("ranking", {}).get("sampled"):
+            changes["ranking.sampled"] = None  # users of the small log hold out several items
         for name, member in raw["members"].items():
             changes[f"members.{name}.dropout"] = 0.0
             net = member.get("net")
