@@ -129,7 +129,6 @@ class Engine:
         if stopped is None:
             self._begin(index, phase)
         self.cast.propagated.clear()
-        self._rank(phase)
         optimizers = [dense_optimizers(u.parts, self.cast, self.settings.dense) for u in phase.updates]
         first, per_epoch = 0, self.steps_of(phase)
         if stopped is not None:
@@ -137,6 +136,7 @@ class Engine:
             self._go_on(stopped, optimizers, watch)
         elif save is not None:
             save(self._stopped(0, optimizers, watch))
+        self.rank_candidates(phase)
         for step in range(first, last):
             now = Now(step, planned, tuple(watch.seen) if watch else (), step // per_epoch)
             self._set_rates(phase, now, optimizers)
@@ -177,7 +177,7 @@ class Engine:
             cursor.begin()
         self.cast.tables.set_learning_rate(1.0)
 
-    def _rank(self, phase: Phase) -> None:
+    def rank_candidates(self, phase: Phase) -> None:
         """The rankings that the candidates of a phase are drawn from, of members that it does not move."""
         for name in {update.feed for update in phase.updates}:
             feed = self.feeds[name]
