@@ -216,6 +216,7 @@ class MemberSpec(Strict):
         folds: each copy learns from no row of its own fold, so that `out_of_fold` can score every row unseen.
         fold: ``[k, n]``: it learns from no row of the fold k of n (what `folds` gives to each copy).
         serve: whether it is the student that is exported; ``{view: ...}`` if it serves with another view.
+        compare: whether it is judged beside its own controls, as the serving member is: a further student.
         dim: width of its embeddings, a multiple of 4.
         dims: columns whose embeddings have another width; a column that borrows a table has the width of its owner.
         pool: how a sequence becomes one vector, ``{column: {name: options}}``: ``mean`` (the default),
@@ -247,6 +248,7 @@ class MemberSpec(Strict):
     folds: bool = False
     fold: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=2)]] | None = None
     serve: Serves = False
+    compare: bool = False
     dim: Width = 16
     dims: dict[str, Width] = {}
     pool: dict[str, Annotated[dict[str, Any], BeforeValidator(_one_key)]] = {}
