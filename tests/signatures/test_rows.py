@@ -27,7 +27,7 @@ def signature(row: str) -> Path:
 
 def test_the_bibliography_has_62_rows_with_a_job_of_its_own_each() -> None:
     assert len(PAPERS) == len({paper.job for paper in PAPERS.values()}) == 62
-    assert {row.lower() for row in PAPERS} == {row.lower() for row in {*PAPERS, *SHOWN, *PENDING}}
+    assert {*SHOWN, *PENDING} <= PAPERS.keys()
 
 
 def test_a_row_is_done_or_pending_and_never_both() -> None:
