@@ -268,7 +268,12 @@ def test_the_report_notices_what_keeps_a_student_from_the_projection(tmp_path: P
     for wrong in (DECAY, OTHER_STEPS):
         with pytest.raises(AssertionError):
             check_report_tells_a_projection(lab.fit({**rows(12), **wrong}))
-    for other in (NOT_FROM_ZERO, HARD_LABELS, LABELS_MIXED_IN):  # no such student, so nothing is promised
+    for other in (
+        NOT_FROM_ZERO,
+        HARD_LABELS,
+        LABELS_MIXED_IN,
+        {"members.probe.net": {"mlp": [4]}},
+    ):  # no such student, so nothing is promised
         assert not reported(lab.fit({**rows(12), "phases.1.steps": 4, **other}))
 
 
