@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from recdistill.spec.strict import OneOrMany, Strict, refusal
-from recdistill.spec.train import DenseOptimizer
+from recdistill.spec.train import DenseOptimizer, TableOptimizer
 
 SERVING, PRIVILEGED = "serving", "privileged"
 WITHOUT = "-"  # before a column that a view leaves out
@@ -225,7 +225,7 @@ class MemberSpec(Strict):
         trunk: widths of first layers that other members may share.
         share: what it takes from other members.
         init: scale of its initial dense parameters; 0 begins at zero.
-        dense: its own optimizer where it differs from ``train.dense``.
+        dense, tables: its own optimizers where they differ from those of ``train``.
         warm_start: a member of another run to begin from.
     """
 
@@ -257,6 +257,7 @@ class MemberSpec(Strict):
     share: Sharing = Sharing()
     init: float = Field(1.0, ge=0)
     dense: DenseOptimizer | None = None
+    tables: TableOptimizer | None = None
     warm_start: FromRun | None = None
 
     @model_validator(mode="after")
