@@ -1,6 +1,7 @@
 """Whole runs through the command line: what they write, say and refuse."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -215,7 +216,7 @@ def test_two_runs_cannot_write_the_same_folder(job: Path, command: Command, tmp_
             "a serving member may read serving columns only",
         ),
         (["run", "JOB", "--set", "members.student.view=[user_id,dwell_ms]"], "but 'dwell_ms' is known after the event"),
-        (["methods", "P99"], "no job shows row 'P99'"),
+        (["methods", "P99"], "there is no row 'P99'"),
         (["verify", "."], "cannot be verified"),
         (["score", "RUN", "LOG", "OUT", "--member", "teachr"], "did you mean 'teacher'"),
         (["evaluate", "jobs", "--log", "LOG"], "is no complete run"),
@@ -322,6 +323,10 @@ def test_verify_compare_report_methods_and_encode_answer(
     assert "verdict" in command("report", run)[1]
     assert "P6" in command("methods")[1]
     assert "teacher" in command("methods", "P6")[1]
+    (tmp_path / "jobs").mkdir()
+    shutil.copy("jobs/applications/privileged_features.yaml", tmp_path / "jobs")
+    assert "1 of 62 rows have a job" in command("methods", "--jobs", tmp_path / "jobs")[1]
+    assert "pending" in command("methods", "U1", "--jobs", tmp_path / "jobs")[1]
     status, out, _ = command("encode", "feature_specs/marketplace.yaml", small.log, tmp_path / "encoded")
     assert status == 0 and "train" in out
 
