@@ -111,7 +111,6 @@ class Rankings:
         known: what each user has taken before, which is left out.
         candidate_I: the items that may be shown.
         sampled: the others of each held-out item, (draws, users, others), under the protocol of sampled candidates.
-        lost: events of the split whose user or item training has not known; they cannot be found.
     """
 
     spec: RankingSpec
@@ -119,32 +118,28 @@ class Rankings:
     known: Lists
     candidate_I: Bools
     sampled: tuple[Counts, Counts, Counts] | None = None
-    lost: int = 0
 
     @classmethod
-    def of(
-        cls, log: EncodedLog, graph: GraphSpec, spec: RankingSpec, split: str, before: tuple[str, ...]
-    ) -> "Rankings":
-        """The lists of a split, judged by what its users took in it.
+    def of(cls, spec: RankingSpec, wanted: Graph, known: Graph, taken: Graph | None = None) -> "Rankings":
+        """Lists that are judged by what users took, on graphs of the same tables.
 
         Args:
-            log: the encoded log.
-            graph: which events connect users and items.
             spec: cuts and protocol.
-            split: the split.
-            before: the splits whose items are known.
+            wanted: what each user takes.
+            known: what each user has taken before.
+            taken: what is never drawn as a user's sampled candidate; by default what is wanted and known.
 
         Raises:
             LogError: under the protocol of sampled candidates a user has several held-out items.
         """
-        wanted = events_of(log, graph, (split,))
-        relevant, known = lists_of(wanted), lists_of(events_of(log, graph, before))
+        relevant, before = lists_of(wanted), lists_of(known)
         candidate_I = np.ones(wanted.items, bool)
         candidate_I[:FIRST] = False
         drawn = None
         if spec.sampled is not None:
-            drawn = _sampled(relevant, lists_of(events_of(log, graph, ("train", "valid", "test"))), candidate_I, spec)
-        return cls(spec, relevant, known, candidate_I, drawn)
+            never = before.joined(relevant) if taken is None else lists_of(taken)
+            drawn = _sampled(relevant, never, candidate_I, spec)
+        return cls(spec, relevant, before, candidate_I, drawn)
 
     def judge(self, vectors: Vectors, at: Sequence[int] = ()) -> TopK:
         """How good a member's lists are, at the cuts of the job and others."""
