@@ -75,8 +75,8 @@ def warm_start(cast: Cast, member: Member, source: FromRun, fitted: FittedSpec, 
         if exact and member.net.whole:
             columns = [str(member.net.options[side]) for side in SIDES]
             tables = [layout["members"][source.member][column] for column in columns]
-            rows = [same_rows(fitted.columns[column], theirs.columns[column]) for column in columns]
-            _settle(cast, member, source, parameters, tables, rows)
+            beside = [same_rows(fitted.columns[column], theirs.columns[column]) for column in columns]
+            _settle(cast, member, source, parameters, tables, beside)
 
 
 def _settle(
