@@ -87,8 +87,8 @@ def test_a_frozen_graph_member_answers_as_in_its_own_run(
     """Its graph is not that of the job that it teaches in, whose users and items it has known only in part."""
     teacher = {"frozen": {"run": str(run), "member": "gcn"}}
     second = {
-        "members.gcn": teacher, "phases": [tastes.job["phases"][1]], "train.refit": True, "controls": {"none": "nothing to compare with"},
-        "graph.min_degree": [1, 4],
+        "members.gcn": teacher, "phases": [tastes.job["phases"][1]], "train.refit": True, "graph.min_degree": [1, 4],
+        "controls": {"none": "nothing to compare with"},
     }  # fmt: skip
     later = trained(tastes, tmp_path / "later", second)
     third = trained(tastes, tmp_path / "third", {**second, "members.gcn.frozen.run": str(later)})
