@@ -128,7 +128,6 @@ class Engine:
         self._remember(phase)
         if stopped is None:
             self._begin(index, phase)
-        self.cast.propagated.clear()
         optimizers = [dense_optimizers(u.parts, self.cast, self.settings.dense) for u in phase.updates]
         first, per_epoch = 0, self.steps_of(phase)
         if stopped is not None:
@@ -136,6 +135,7 @@ class Engine:
             self._go_on(stopped, optimizers, watch)
         elif save is not None:
             save(self._stopped(0, optimizers, watch))
+        self.cast.propagated.clear()  # by now all parameters are those that the phase begins or goes on with
         self.rank_candidates(phase)
         for step in range(first, last):
             now = Now(step, planned, tuple(watch.seen) if watch else (), step // per_epoch)
