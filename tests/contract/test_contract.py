@@ -43,7 +43,7 @@ IDS = [str(path.relative_to(path.parents[1]).with_suffix("")) for path in JOBS]
 
 
 def test_every_job_is_under_contract() -> None:
-    assert len(JOBS) == 30
+    assert len(JOBS) == 31
     assert len(set(IDS)) == len(IDS)
 
 
@@ -85,7 +85,8 @@ def test_trained_members_move_and_frozen_ones_do_not(contract: Contract) -> None
                 dense = {key for key in moved if key.startswith(f"{name}.")}
                 shared = plan.members[[m.name for m in plan.members].index(name)].share.trunk in phase.trained
                 moves = {name, cast.members[name].same} & trained_names(phase.trained, cast.members)
-                assert bool(dense) == (bool(moves) or shared), (i, name)
+                chosen = cast.members[name].net.chosen and name in phase.members  # when the phase begins
+                assert bool(dense) == (bool(moves) or shared or chosen), (i, name)
             tables = {key.split(".")[1] for key in moved if key.startswith("tables.")}
             assert tables - cast.banks_of(followers) == cast.banks_of(phase.trained), i
 
@@ -213,7 +214,10 @@ def pair() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def depends_on_who_meets(plan: Plan) -> set[str]:
-    """The members that learn from rows compared with each other within a process, directly or from such a member."""
+    """The members that learn from rows compared with each other within a process, directly or from such a member.
+
+    What is chosen by their answers depends on them as well.
+    """
     members = {member.name: member for member in plan.members}
     found: set[str] = set()
     for _ in plan.members:
@@ -221,6 +225,7 @@ def depends_on_who_meets(plan: Plan) -> set[str]:
             if term.exempt or behind(term.members, members) & found:
                 found |= behind(term.taught, members, live=True)
         found |= {name for name, member in members.items() if member.follows in found}
+        found |= {name for name, member in members.items() if member.net.chosen and behind({name}, members) & found}
     return found | {owner for name in found for owner in table_owners(members[name], members)}
 
 
