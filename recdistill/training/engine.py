@@ -233,8 +233,7 @@ class Engine:
         owned = self.cast.banks_of(name for name in update.trained if update.owns_tables(name))
         lookups = Lookups(self.cast, names, batch, owned, training=True, seed=self.seed, now=now)
         losses = self._backward(update, lookups, terms, now)
-        tables = self.settings.tables.step
-        lookups.push(tables.l2 / rows, tables.l2_rare / rows)
+        lookups.push(rows)
         for optimizer in optimizers:
             sum_gradients(optimizer)
             optimizer.step()
