@@ -350,6 +350,17 @@ def test_several_labels_are_trained_scored_and_served_together(job: Path, comman
     assert "auc" in report["tasks"]["click"]["members"]["student"]["test"]
 
 
+def test_a_label_that_the_student_does_not_predict_is_not_reported(job: Path, command: Command, tmp_path: Path) -> None:
+    terms = ["bce(student.logit, purchase)", "bce(teacher.logit, click)"]
+    labels = ["--set", "members.student.labels=purchase", "--set", "members.teacher.labels=click"]
+    words = ["--set", "label=[purchase,click]", "--set", f"phases.0.terms={terms}", *labels]
+    status, _, err = command("run", job, "--out", tmp_path / "a", *words)
+    assert status == 0, err
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert not report["tasks"] and "student" in report["members"] and "teacher" not in report["members"]
+    assert json.loads((tmp_path / "a" / "student" / "manifest.json").read_text())["outputs"] == ["purchase"]
+
+
 def test_a_warm_start_begins_with_the_other_runs_parameters(
     run: Path, job: Path, command: Command, tmp_path: Path
 ) -> None:
