@@ -199,7 +199,9 @@ def mean_behind(labs: Sequence[Lab], overrides: Mapping[str, Any], arm: str = "m
 
 
 def check_validation_ends_near_its_best(plain: float, half: float, most: float) -> None:
-    """MEASURED."""
+    """Over 20 logs .0479 behind its best alone (.0146 to .0895), .0072 pulled by a half (.0002 to .0117), .0025 by .9
+    (0 to .0130), which are shares of .15 and .05. A pull towards the last evaluation, whatever it was, leaves .50.
+    """
     assert plain > 0.02, "there is nothing to be held back"
     assert half < plain / 3
     assert most < plain / 8
