@@ -254,7 +254,8 @@ class Engine:
         parts = [(a, min(a + size, len(lookups.batch))) for a in range(0, max(len(lookups.batch), 1), size)]
         totals = self._totals(update, lookups, terms, now, parts) if len(parts) > 1 else {}
         losses: dict[str, Tensor] = {}
-        remembered = {memory.key: memory for term, _ in terms for memory in term.memories}
+        heard = [term for term in update.terms if not term.members & self.followers.silent]
+        remembered = {memory.key: memory for term in heard for memory in term.memories}  # whatever a term weighs
         seen: dict[str, list[tuple[Tensor, Tensor]]] = {key: [] for key in remembered}
         for part in parts:
             played = Play(self.cast, lookups, part, update.trained, self.seed, now, self.memories)
