@@ -176,7 +176,9 @@ def _wrong_members(job: Job) -> list[str]:
                 "into `view`"
             )
         if member.serve and member.labels and member.labels[0] != job.label[0]:
-            found.append(f"members.{name}.labels: a member that serves predicts the job's main label {job.label[0]!r} first")
+            found.append(
+                f"members.{name}.labels: a member that serves predicts the job's main label {job.label[0]!r} first"
+            )
         if member.serve and member.outputs is not None:
             found.append(f"members.{name}.outputs: a member that serves answers a logit for each label; remove it")
         if member.fold is not None and member.fold[0] >= member.fold[1]:
