@@ -68,7 +68,7 @@ def export_student(
     batches = raw_batches(spec, raw_log, job.where, "test", required(inputs), EVALUATION_BATCH)
     first = next(batches)
     student, described = _built(member, plan, log, job, training)
-    described |= {"inputs": inputs, "seed": seed, "lists": lists.described(job, spec, member.net, inputs)}
+    described |= {"inputs": inputs, "seed": seed, "lists": lists.described(job, spec, member, inputs)}
     items = lists.items_of(job, spec, raw_log, described["lists"]["item"]) if described["lists"] else None
     artefact.write(student, out, manifest=described, golden=first, withheld=withheld(job, spec), items=items)
     loaded, manifest = artefact.load(out)

@@ -10,9 +10,9 @@ from recdistill.data.batch import Batch
 from recdistill.distill.member import Phase
 from recdistill.distill.schedule import Now
 from recdistill.training.cast import Cast
-from recdistill.training.engine import term_value
 from recdistill.training.memory import memory_for
 from recdistill.training.play import Lookups, Play
+from recdistill.training.value import term_value
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from recdistill.data.candidates import CandidateFeed
 from recdistill.data.reader import Reader
 from recdistill.distill.member import Phase, Update
 from recdistill.distill.schedule import Now
-from recdistill.distill.signal import Scene
-from recdistill.distill.term import Term, reduce
+from recdistill.distill.term import Term
 from recdistill.errors import TrainingError
 from recdistill.spec.phases import LOG
 from recdistill.spec.train import TrainSpec
@@ -40,6 +39,7 @@ from recdistill.training.rankings import Rankings, top_places, vectors_of
 from recdistill.training.resume import Stopped, capture, restore
 from recdistill.training.runlog import Event, Listener, silent
 from recdistill.training.sharding import device
+from recdistill.training.value import divisor, term_value
 from recdistill.training.watch import Watch
 
 Scores = dict[str, NDArray[np.float32]]
@@ -233,8 +233,7 @@ class Engine:
         owned = self.cast.banks_of(name for name in update.trained if update.owns_tables(name))
         lookups = Lookups(self.cast, names, batch, owned, training=True, seed=self.seed, now=now)
         losses = self._backward(update, lookups, terms, now)
-        tables = self.settings.tables.step
-        lookups.push(tables.l2 / rows, tables.l2_rare / rows)
+        lookups.push(rows)
         for optimizer in optimizers:
             sum_gradients(optimizer)
             optimizer.step()
@@ -379,22 +378,6 @@ class Engine:
                     "lower its learning rates, or look for extreme values in its columns"
                 )
         return scores, np.concatenate(row_ids), {name: np.concatenate(parts) for name, parts in labels.items()}
-
-
-def divisor(term: Term, scene: Scene) -> Tensor:
-    """What the sum of a term is divided by, as far as these rows go."""
-    if term.over == "batch":
-        return scene.batch.weight_B.sum()
-    _, weight = term.losses(scene)
-    return weight.sum()
-
-
-def term_value(term: Term, scene: Scene, total: Tensor | None = None) -> Tensor:
-    """The scalar of a term: the weighted sum over its rows or lists by the global weight of what it is divided by."""
-    loss, weight = term.losses(scene)
-    if total is None:
-        total = add_up((scene.batch.weight_B if term.over == "batch" else weight).sum())
-    return reduce(loss, weight, total)
 
 
 def sum_gradients(optimizer: torch.optim.Optimizer) -> None:

@@ -16,8 +16,9 @@ from recdistill.data.scores import Scored, read_scores, write_scores
 from recdistill.evaluation import auc
 from recdistill.evaluation.report import figures, html
 from recdistill.evaluation.report.build import Results, build
-from recdistill.evaluation.report.html import discreet, render
+from recdistill.evaluation.report.html import render
 from recdistill.evaluation.report.metrics import metrics_of
+from recdistill.evaluation.report.wording import discreet
 
 ROWS = 600
 SKILL = {"teacher": 1.6, "student": 1.1, "plain": 0.3, "shuffled": 0.3, "helper": 1.0, "critic": 0.9}

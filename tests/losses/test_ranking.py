@@ -1,18 +1,15 @@
 """What single losses over candidates and vectors promise beyond what holds for all of them."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recdistill.errors import ShapeError, TrainingError
-from recdistill.losses.embedding import experts
+from recdistill.errors import TrainingError
 from recdistill.losses.ranking import bpr, sampled_softmax
 from recdistill.losses.ranking_distillation import cd, rd, rrd, soft_sides, unkd
 from recdistill.losses.response import soft
 from tests.losses.cases import candidates
-from tests.oracles import ranking as oracle
 
 
 @pytest.mark.parametrize(
@@ -104,15 +101,3 @@ def test_cd_at_unit_temperature_is_the_mean_of_soft_over_candidates() -> None:
     student, teacher = data["student"][3:], data["teacher"][3:]
     by_row = soft(student.flatten(), teacher.flatten()).view(student.shape).mean(1)
     assert torch.allclose(cd(student, teacher), by_row)
-
-
-def test_a_mixture_of_experts_equals_its_equation() -> None:
-    generator = torch.Generator().manual_seed(0)
-    expert, teacher, gate = (
-        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((4, 3, 5), (4, 5), (4, 3))
-    )
-    assert np.allclose(experts(expert, teacher, gate), oracle.experts(expert.numpy(), teacher.numpy(), gate.numpy()))
-    assert torch.autograd.gradcheck(experts, tuple(t.clone().requires_grad_() for t in (expert, teacher, gate)))
-    for wrong in ((expert[0], teacher, gate), (expert, teacher[:, :1], gate), (expert, teacher, gate[:1])):
-        with pytest.raises(ShapeError, match="experts: needs"):
-            experts(*wrong)

@@ -21,6 +21,7 @@ INPUTS = Inputs(
     )
 )
 LOGITS = Inputs(tuple(Field(f"input {i}", i, 1, embedded=False) for i in range(3)))
+VECTORS = Inputs((Field("input 0", 0, 4, embedded=False), Field("input 1", 4, 6, embedded=False)))
 GRAPH = Inputs(
     (
         *(Field(name, 4 * i, 4, embedded=True) for i, name in enumerate(("user", "item"))),
@@ -28,7 +29,7 @@ GRAPH = Inputs(
     )
 )
 SIDES = {"user": "user", "item": "item"}
-READS = {"average": LOGITS, "blend": LOGITS, "light_gcn": GRAPH, "cross_gcn": GRAPH}
+READS = {"average": LOGITS, "blend": LOGITS, "light_gcn": GRAPH, "cross_gcn": GRAPH, "mixture_of_experts": VECTORS}
 OPTIONS = {
     "mlp": {"layers": [6, 5]},
     "deepfm": {"mlp": [6, 5]},
@@ -42,6 +43,7 @@ OPTIONS = {
     "grouped": {"mlp": [6, 5], "groups": [1], "width": 4},
     "average": {},
     "blend": {},
+    "mixture_of_experts": {},
 }
 NORMED = ("mlp", "deepfm", "dcn_v2", "two_tower")
 
@@ -154,7 +156,7 @@ def test_stochastic_codes_are_drawn_in_training_alone(name: str) -> None:
     assert len(first[:, :4].abs().unique()) == 1  # a scale and no more
 
 
-@pytest.mark.parametrize("name", ["average", "blend"])
+@pytest.mark.parametrize("name", ["average", "blend", "mixture_of_experts"])
 def test_what_puts_answers_together_reads_no_columns(name: str) -> None:
     with pytest.raises(TrainingError, match="and nothing else"):
         Net(name).build(INPUTS, 1)

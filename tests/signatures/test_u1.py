@@ -9,7 +9,6 @@
 The teacher is linear in columns of numbers, here the outcome of one gradient step, so that its direction is known well.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recdistill.data.thinning import Sample
-from recdistill.distill import words
-from recdistill.evaluation.alignment import Alignment
 from recdistill.losses.catalog import LOSSES
 from recdistill.training.engine import Engine
-from tests.signatures.lab import SPLIT, Lab, Outcome, pairs_of_fields, splits
+from tests.signatures.lab import SPLIT, Lab, Outcome, splits
 from tests.signatures.traces import stepping
 
 ROW = "understanding/linear_probe"
