@@ -156,7 +156,7 @@ def test_stochastic_codes_are_drawn_in_training_alone(name: str) -> None:
     assert len(first[:, :4].abs().unique()) == 1  # a scale and no more
 
 
-@pytest.mark.parametrize("name", ["average", "blend", "mixture_of_experts"])
+@pytest.mark.parametrize("name", ["average", "blend"])
 def test_what_puts_answers_together_reads_no_columns(name: str) -> None:
     with pytest.raises(TrainingError, match="and nothing else"):
         Net(name).build(INPUTS, 1)
