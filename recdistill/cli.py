@@ -173,7 +173,8 @@ def evaluate(
 
     found = evaluate_run(run_folder, log)
     shown: dict[str, Any] = {**found, "controls": {}, "references": {}}
-    shown["members"] = {**found["members"], "artefact": found["artefact"]}
+    if "artefact" in found:
+        shown["members"] = {**found["members"], "artefact": found["artefact"]}
     out.print(result_table(shown, title=f"{log}: {found['rows']} rows"))
     if json_out is not None:
         write_json(json_out, found)

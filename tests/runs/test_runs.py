@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from recdistill import cli
+from recdistill.distill.compile import compile_job
 from recdistill.runs.folder import RunFolder
 from recdistill.spec.load import dump_yaml, load_job
 from tests.conftest import Small
@@ -111,9 +112,10 @@ def test_a_report_holds_what_the_contract_says(run: Path) -> None:
 
 
 def test_the_resolved_job_is_a_job_again_with_all_defaults(run: Path) -> None:
-    job, _ = load_job(run / "job.yaml")
+    job, spec = load_job(run / "job.yaml")
     assert dump_yaml(job) == (run / "job.yaml").read_text()
-    assert job.train.stop.monitor == "logloss"
+    assert job.train.stop.monitor is None
+    assert compile_job(job, spec).phases[0].stop.monitor == "logloss"  # what nothing else says
 
 
 def test_the_artefact_is_that_of_the_seed_best_on_validation(run: Path) -> None:
@@ -289,6 +291,7 @@ def test_evaluate_gives_the_reported_metrics_on_the_test_rows(
     assert status == 0 and "artefact" in out
     found = json.loads((tmp_path / "found.json").read_text())
     report = json.loads((run / "report.json").read_text())
+    assert found["metric"] == report["metric"] == "auc"
     for member in ("student", "teacher"):
         again, before = (r["members"][member]["test"]["auc"]["per_seed"] for r in (found, report))
         assert again == pytest.approx(before, abs=1e-6)
@@ -345,6 +348,17 @@ def test_several_labels_are_trained_scored_and_served_together(job: Path, comman
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     assert set(report["tasks"]) == {"click"}
     assert "auc" in report["tasks"]["click"]["members"]["student"]["test"]
+
+
+def test_a_label_that_the_student_does_not_predict_is_not_reported(job: Path, command: Command, tmp_path: Path) -> None:
+    terms = ["bce(student.logit, purchase)", "bce(teacher.logit, click)"]
+    labels = ["--set", "members.student.labels=purchase", "--set", "members.teacher.labels=click"]
+    words = ["--set", "label=[purchase,click]", "--set", f"phases.0.terms={terms}", *labels]
+    status, _, err = command("run", job, "--out", tmp_path / "a", *words)
+    assert status == 0, err
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert not report["tasks"] and "student" in report["members"] and "teacher" not in report["members"]
+    assert json.loads((tmp_path / "a" / "student" / "manifest.json").read_text())["outputs"] == ["purchase"]
 
 
 def test_a_warm_start_begins_with_the_other_runs_parameters(
