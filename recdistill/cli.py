@@ -240,7 +240,7 @@ def methods(
     row: Annotated[str | None, typer.Argument(help="One row of the bibliography, for example P6.")] = None,
     folder: Annotated[Path, typer.Option("--jobs", help="Where the jobs lie.")] = Path("jobs"),
 ) -> None:
-    """List the bibliography: row, paper, job, one line on each."""
+    """List the bibliography: row, paper, job (or that it is pending), one line on each."""
     from recdistill.runs.methods import show
 
     show(folder, row, out)

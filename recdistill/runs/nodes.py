@@ -5,7 +5,7 @@ from recdistill.data.graph import Graph
 from recdistill.data.nodes import Nodes
 from recdistill.distill.compile import Plan
 from recdistill.runs.folder import RunFolder
-from recdistill.training.rankings import Rankings, events_of
+from recdistill.training.rankings import Rankings, events_of, lost_of
 from recdistill.training.reading import nodes_of
 
 KNOWN = "known.safetensors"
@@ -47,4 +47,5 @@ def kept_rankings(folder: RunFolder, plan: Plan, log: EncodedLog) -> Rankings | 
     if plan.graph is None or plan.ranking is None:
         return None
     known = Graph.load(folder.root / "nodes" / KNOWN)
-    return Rankings.of(plan.ranking, events_of(log, plan.graph, ("test",)), known)
+    lost_W = lost_of(log, plan.graph, "test")
+    return Rankings.of(plan.ranking, events_of(log, plan.graph, ("test",)), known, lost_W=lost_W)

@@ -1,6 +1,7 @@
 """Whole runs through the command line: what they write, say and refuse."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -217,7 +218,7 @@ def test_two_runs_cannot_write_the_same_folder(job: Path, command: Command, tmp_
             "a serving member may read serving columns only",
         ),
         (["run", "JOB", "--set", "members.student.view=[user_id,dwell_ms]"], "but 'dwell_ms' is known after the event"),
-        (["methods", "P99"], "no job shows row 'P99'"),
+        (["methods", "P99"], "there is no row 'P99'"),
         (["verify", "."], "cannot be verified"),
         (["score", "RUN", "LOG", "OUT", "--member", "teachr"], "did you mean 'teacher'"),
         (["evaluate", "jobs", "--log", "LOG"], "is no complete run"),
@@ -325,6 +326,10 @@ def test_verify_compare_report_methods_and_encode_answer(
     assert "verdict" in command("report", run)[1]
     assert "P6" in command("methods")[1]
     assert "teacher" in command("methods", "P6")[1]
+    (tmp_path / "jobs").mkdir()
+    shutil.copy("jobs/applications/privileged_features.yaml", tmp_path / "jobs")
+    assert "1 of 62 rows have a job" in command("methods", "--jobs", tmp_path / "jobs")[1]
+    assert "pending" in command("methods", "U1", "--jobs", tmp_path / "jobs")[1]
     status, out, _ = command("encode", "feature_specs/marketplace.yaml", small.log, tmp_path / "encoded")
     assert status == 0 and "train" in out
 
@@ -343,6 +348,17 @@ def test_several_labels_are_trained_scored_and_served_together(job: Path, comman
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     assert set(report["tasks"]) == {"click"}
     assert "auc" in report["tasks"]["click"]["members"]["student"]["test"]
+
+
+def test_a_label_that_the_student_does_not_predict_is_not_reported(job: Path, command: Command, tmp_path: Path) -> None:
+    terms = ["bce(student.logit, purchase)", "bce(teacher.logit, click)"]
+    labels = ["--set", "members.student.labels=purchase", "--set", "members.teacher.labels=click"]
+    words = ["--set", "label=[purchase,click]", "--set", f"phases.0.terms={terms}", *labels]
+    status, _, err = command("run", job, "--out", tmp_path / "a", *words)
+    assert status == 0, err
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert not report["tasks"] and "student" in report["members"] and "teacher" not in report["members"]
+    assert json.loads((tmp_path / "a" / "student" / "manifest.json").read_text())["outputs"] == ["purchase"]
 
 
 def test_a_warm_start_begins_with_the_other_runs_parameters(
