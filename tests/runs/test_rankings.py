@@ -98,3 +98,12 @@ def test_compare_puts_metrics_of_lists_side_by_side(
     (other / "report.json").write_text(json.dumps({**report, "metric": "auc"}))
     status, _, err = command("compare", ranked, other)
     assert status == 2 and "different metrics" in err
+
+
+def test_what_a_job_about_lists_says_is_shown(ranked: Path, command: Command, tmp_path: Path) -> None:
+    status, out, err = command("report", ranked)
+    assert status == 0 and "Recall@5" in out and "verdict" in out, err
+    assert command("plan", ranked / "job.yaml")[0] == 0
+    status, _, err = command("export", ranked, "--member", "gcn", "--out", tmp_path / "gcn")
+    assert status == 2 and "so that it makes no artefact" in err and not (tmp_path / "gcn").exists()
+    assert (ranked / "report.html").read_text().count("Recall@5") > 1
