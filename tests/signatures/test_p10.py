@@ -75,7 +75,7 @@ def recalls(labs: list[Lab], overrides: Mapping[str, Any] | None = None, arm: st
 
 @pytest.mark.slow
 def test_codes_learn_from_the_lists_of_a_convolution(tmp_path: Path) -> None:
-    """One seed, and shorter: after 200 epochs it is .377 with the teacher, .279 without, and .120 with permuted lists."""
+    """One seed, and shorter: after 200 epochs .377 with the teacher, .279 without, and .120 with permuted lists."""
     lab = [preferences(tmp_path, 0)]
     taught, alone, permuted = (recalls(lab, SHORT, arm) for arm in ("main", "plain", "shuffled_signal"))
     check_the_teacher_teaches(taught, alone, permuted)
