@@ -283,7 +283,7 @@ def test_two_views_pull_each_other(tmp_path: Path) -> None:
 
 
 def gains(folder: Path, seed: int, overrides: Mapping[str, Any] | None = None) -> float:
-    """How much better the last targets follow the true probabilities than the answers of that epoch, as correlations."""
+    """How much closer the last targets go with the true probabilities than the answers do, as correlations."""
     world = fields(seed, (4000, 100, 100), labelled=0.25)
     lab = crowd(folder, seed, (4000, 100, 100), labelled=0.25, epochs=10, batch=256)
     found = pulls_of(lab, overrides or {}, seed=seed)[-16:]
@@ -299,7 +299,7 @@ NEWEST = {"phases.0.terms.1": PULL.format("memory(probability(student.logit), de
 
 
 def check_averages_know_more(gain: float) -> None:
-    """Over 20 logs .0324 (sd .0091, .0054 to .0492), half of which is asked for; the newest answer alone gains -.0015."""
+    """Over 20 logs .0324 (sd .0091, .0054 to .0492), half of which is asked for; of the newest answer alone -.0015."""
     assert gain > 0.016
 
 
