@@ -72,8 +72,8 @@ class Binariser(nn.Module):
     """From real numbers w to a relaxed code ``tanh(w)`` and the code that is scored with.
 
     Args:
-        kind: ``stochastic`` draws the bits in training, ``cut`` takes signs throughout; ``after`` trains numbers as they
-            are and takes their signs when it is done; ``real`` never takes any.
+        kind: ``stochastic`` draws the bits in training, ``cut`` takes signs throughout; ``after`` trains real numbers
+            and takes their signs when it is done; ``real`` never takes any.
     """
 
     def __init__(self, kind: str = "stochastic") -> None:

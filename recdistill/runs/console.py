@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from recdistill.evaluation.report.html import metric_title
+from recdistill.evaluation.report.wording import metric_title
 from recdistill.spec.graph import METRIC_AT
 from recdistill.training.runlog import Event
 
@@ -81,7 +81,7 @@ def result_table(report: Mapping[str, Any], title: str = "test split") -> Table:
     """Members, controls and references on the test split."""
     table = Table(title=f"{title}, mean over {len(report['seeds'])} seeds", title_justify="left")
     table.add_column("system")
-    main = report["metric"]
+    main = report.get("metric") or "auc"
     table.add_column(f"{metric_title(main)} [95 % interval]", justify="right")
     systems = [(name, entry) for name, entry in report["members"].items()]
     systems += [(f"{name} (control)", entry) for name, entry in report["controls"].items()]
@@ -115,6 +115,10 @@ def conclusions(report: Mapping[str, Any]) -> list[str]:
     for name, entry in report["references"].items():
         lines.append(f"distance to {name}: {student - entry['test']['auc']:+.4f} AUC")
     lines.append(f"verdict: {report['verdict']}")
+    for name, found in (report.get("students") or {}).items():
+        over = [c for c in found["comparisons"] if c["a"] == name]
+        differences = ", ".join(f"{c['delta']:+.4f} [{c['ci'][0]:+.4f}, {c['ci'][1]:+.4f}] to {c['b']}" for c in over)
+        lines.append(f"further student {name}: {differences}; {found['verdict']}")
     lines += [f"warning ({w['cause']}): {w['message']}" for w in report["warnings"]]
     return lines
 

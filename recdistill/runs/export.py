@@ -68,7 +68,7 @@ def export_student(
     batches = raw_batches(spec, raw_log, job.where, "test", required(inputs), EVALUATION_BATCH)
     first = next(batches)
     student, described = _built(member, plan, log, job, training)
-    described |= {"inputs": inputs, "seed": seed, "lists": lists.described(job, spec, member.net, inputs)}
+    described |= {"inputs": inputs, "seed": seed, "lists": lists.described(job, spec, member, inputs)}
     items = lists.items_of(job, spec, raw_log, described["lists"]["item"]) if described["lists"] else None
     artefact.write(student, out, manifest=described, golden=first, withheld=withheld(job, spec), items=items)
     loaded, manifest = artefact.load(out)
@@ -78,13 +78,14 @@ def export_student(
         raise ExportError(
             f"{out}: logits differ from training by up to {parity:.3g}; this is a defect, please report it"
         )
+    codes = lists.write_codes(out)
     checked = artefact.verify(out)
     if not checked["ok"]:
         failed = {name: entry["detail"] for name, entry in checked["checks"].items() if not entry["ok"]}
         raise ExportError(f"{out}: fails its verification: {failed}")
     return {
         "seed": seed,
-        "codes": lists.write_codes(out),
+        "codes": codes,
         "bytes": (out / "student.pt").stat().st_size,
         "parameters": manifest["parameters"],
         "parity_max_abs": parity,

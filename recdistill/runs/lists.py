@@ -6,39 +6,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from recdistill.data.log import raw_batches, scan
-from recdistill.errors import LogError, RunError
+from recdistill.data.log import raw_batches
+from recdistill.data.rosters import Pairs, known_pairs, last_of_log, last_rows
+from recdistill.distill.member import Member
+from recdistill.errors import RunError
 from recdistill.export import artefact
 from recdistill.export.codes import CodeIndex, load_index, pack, write_index
-from recdistill.nets.catalog import Net
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
-from recdistill.spec.strict import nearest
 
 CHUNK = 8192  # raw rows at a time
 SCORES = 2**24  # scores of a block at a time
 
 
-def described(job: Job, spec: FeatureSpec, net: Net, inputs: list[dict[str, Any]]) -> dict[str, Any] | None:
+def described(job: Job, spec: FeatureSpec, student: Member, inputs: list[dict[str, Any]]) -> dict[str, Any] | None:
     """What an artefact's manifest says of users and items; None if the student has no such vectors.
 
     ``user`` and ``item`` hold the raw columns of each side, that of its ids first; ``codes`` is whether vectors are
     codes, so that their signs are what counts.
     """
-    if job.graph is None or not net.ranks:
+    if job.graph is None or not student.net.ranks:
         return None
     sides = {}
     for side, columns in job.graph.sides.items():
         mine = [entry["name"] for entry in inputs if {feed["column"] for feed in entry["feeds"]} <= {*columns}]
         key = spec.source(columns[0])
         sides[side] = [key, *(name for name in mine if name != key)]
-    return {**sides, "codes": net.name.startswith("binary_") and net.options.get("kind") != "real"}
+    return {**sides, "codes": student.net.name.startswith("binary_") and student.net.options.get("kind") != "real"}
 
 
 def items_of(job: Job, spec: FeatureSpec, log: str, columns: list[str]) -> pa.Table:
@@ -49,8 +48,7 @@ def items_of(job: Job, spec: FeatureSpec, log: str, columns: list[str]) -> pa.Ta
     """
     splits = ("train", "valid") if job.train.refit else ("train",)
     parts = [part for split in splits for part in raw_batches(spec, log, job.where, split, columns, CHUNK)]
-    frame = pl.DataFrame(pl.from_arrow(pa.concat_tables(parts)))
-    return frame.drop_nulls(columns[0]).unique(columns[0], keep="last").sort(columns[0]).to_arrow()
+    return last_rows(pa.concat_tables(parts), columns[0])
 
 
 def write_codes(folder: Path) -> dict[str, Any] | None:
@@ -88,8 +86,8 @@ def write_top(
     lists = manifest.get("lists")
     if lists is None:
         raise RunError(f"{folder}: its student has one score a row; lists need one that ranks, such as two_tower")
-    users = _last(log, lists["user"])
-    shown = pq.read_table(folder / "items.parquet") if items is None else _last(items, lists["item"])
+    users = last_of_log(log, lists["user"])
+    shown = pq.read_table(folder / "items.parquet") if items is None else last_of_log(items, lists["item"])
     left_out = _known(known, lists, users, shown)
     query_UD, _ = artefact.vectors(student, manifest, users, CHUNK)
     if items is None and lists["codes"]:
@@ -103,9 +101,6 @@ def write_top(
             score_UK, place_UK = _by_products(query_UD, item_ND, count, left_out)
     _write(out, lists, users, shown, (score_UK, place_UK))
     return len(users)
-
-
-Pairs = tuple[Tensor, Tensor]  # where the list of each user starts and the last one ends, (U + 1,), and places of items
 
 
 def _by_codes(index: Any, query_UD: Tensor, count: int, left_out: Pairs) -> tuple[Tensor, Tensor]:
@@ -129,35 +124,12 @@ def _by_products(query_UD: Tensor, item_ND: Tensor, count: int, left_out: Pairs)
     return torch.cat([score for score, _ in found]), torch.cat([place for _, place in found])
 
 
-def _last(log: str, columns: list[str]) -> pa.Table:
-    """The last row of each value of the first of some columns; of the others only that one must be there."""
-    frame = scan(log)
-    names = frame.collect_schema().names()
-    if columns[0] not in names:
-        raise LogError(f"{log}: lacks {columns[0]!r}, by which lists are made; {nearest(columns[0], names)}")
-    present = [name for name in columns if name in names]
-    rows = frame.select(present).drop_nulls(columns[0]).unique(columns[0], keep="last", maintain_order=True)
-    return rows.collect(engine="streaming").to_arrow()
-
-
 def _known(log: str | None, lists: Mapping[str, Any], users: pa.Table, items: pa.Table) -> Pairs:
     """The places of the items that each user is known to have taken."""
-    nothing = torch.zeros(len(users) + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     if log is None:
-        return nothing
+        return torch.zeros(len(users) + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     user, item = lists["user"][0], lists["item"][0]
-    frame = scan(log)
-    if lacking := [name for name in (user, item) if name not in frame.collect_schema()]:
-        raise LogError(f"{log}: lacks {lacking[0]!r}, so that nobody can say which items are known; add it")
-    who, what = (
-        pl.DataFrame(pl.from_arrow(table.select([name]))).with_row_index(place).lazy()
-        for table, name, place in ((users, user, "user place"), (items, item, "item place"))
-    )
-    pairs = frame.select(user, item).unique().join(who, on=user).join(what, on=item)
-    found = pairs.select("user place", "item place").sort("user place", "item place").collect(engine="streaming")
-    user_E, place_E = (torch.from_numpy(found[name].to_numpy().astype("int64")) for name in found.columns)
-    counts = torch.bincount(user_E, minlength=len(users))
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]), place_E
+    return known_pairs(log, users[user], items[item], user, item)
 
 
 def _write(out: Path, lists: Mapping[str, Any], users: pa.Table, items: pa.Table, found: tuple[Tensor, Tensor]) -> None:

@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from recdistill.spec.columns import Binary
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.graph import METRIC_AT, GraphSpec, RankingSpec
-from recdistill.spec.members import ORIGINS, PRIVILEGED, SERVING, WITHOUT, MemberSpec, ServingView
+from recdistill.spec.idle import without_effect
+from recdistill.spec.members import PRIVILEGED, SERVING, WITHOUT, MemberSpec, ServingView
 from recdistill.spec.phases import LOG, FeedSpec, PhaseSpec
 from recdistill.spec.strict import Strict, nearest
 from recdistill.spec.terms import ParsedTerm, TermSyntaxError, names_in, parse_signal, parse_term
@@ -113,6 +114,12 @@ class Job(Strict):
         return next(name for name, member in self.members.items() if member.serve)
 
     @property
+    def students(self) -> list[str]:
+        """The members that are judged beside their controls, the serving one first."""
+        further = [name for name, member in self.members.items() if member.compare and name != self.student]
+        return [self.student, *further]
+
+    @property
     def signals(self) -> dict[str, str]:
         """Every signal that a member reads, by its place in the job."""
         found: dict[str, str] = {}
@@ -164,7 +171,7 @@ def _wrong_members(job: Job) -> list[str]:
         if not WORD.match(name):
             found.append(f"members.{name}: a member's name is a word of letters, digits and _")
         found += _wrong_sharing(job, name)
-        found += _wrong_origin(job, name)
+        found += [*_wrong_origin(job, name), *without_effect(name, job.members[name])]
         found += [
             f"members.{name}.labels: no label {label!r} in the job; {nearest(label, job.label)}"
             for label in member.labels
@@ -176,7 +183,9 @@ def _wrong_members(job: Job) -> list[str]:
                 "into `view`"
             )
         if member.serve and member.labels and member.labels[0] != job.label[0]:
-            found.append(f"members.{name}.labels: a member that serves predicts the job's main label {job.label[0]!r} first")
+            found.append(f"members.{name}.labels: a serving member predicts {job.label[0]!r}, the main label, first")
+        if member.compare and (member.copies > 1 or member.outputs is not None or member.scores is not None):
+            found.append(f"members.{name}.compare: a further student is one net of its own that predicts labels")
         if member.serve and member.outputs is not None:
             found.append(f"members.{name}.outputs: a member that serves answers a logit for each label; remove it")
         if member.fold is not None and member.fold[0] >= member.fold[1]:
@@ -191,7 +200,7 @@ def _wrong_origin(job: Job, name: str) -> list[str]:
     member = job.members[name]
     if member.of is None:
         return []
-    key = next(k for k in ORIGINS if getattr(member, k) is not None)
+    key = member.origin
     other = without_index(member.of)
     if other not in job.members:
         return [f"members.{name}.{key}: no member {other!r}; {nearest(other, job.members)}"]
@@ -329,7 +338,7 @@ def _wrong_views(job: Job, spec: FeatureSpec) -> list[str]:
         views = [("view", member.view)] if isinstance(member.view, list) else []
         views += [("serve.view", member.serve.view)] if isinstance(member.serve, ServingView) else []
         for key, view in views:
-            place, serves = f"members.{name}.{key}", bool(member.serve) and view == member.columns
+            place, serves = f"members.{name}.{key}", (bool(member.serve) or member.compare) and view == member.columns
             found += [f"{place}: {problem}" for word in view if (problem := _wrong_word(job, spec, serves, word))]
             if PRIVILEGED in view and not job.privileged:
                 found.append(f"{place}: 'privileged' is empty; name privileged columns in the job")

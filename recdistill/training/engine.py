@@ -23,8 +23,7 @@ from recdistill.data.candidates import CandidateFeed
 from recdistill.data.reader import Reader
 from recdistill.distill.member import Phase, Update
 from recdistill.distill.schedule import Now
-from recdistill.distill.signal import Scene
-from recdistill.distill.term import Term, reduce
+from recdistill.distill.term import Term
 from recdistill.errors import TrainingError
 from recdistill.spec.phases import LOG
 from recdistill.spec.train import TrainSpec
@@ -40,6 +39,7 @@ from recdistill.training.rankings import Rankings, top_places, vectors_of
 from recdistill.training.resume import Stopped, capture, restore
 from recdistill.training.runlog import Event, Listener, silent
 from recdistill.training.sharding import device
+from recdistill.training.value import divisor, term_value
 from recdistill.training.watch import Watch
 
 Scores = dict[str, NDArray[np.float32]]
@@ -128,8 +128,6 @@ class Engine:
         self._remember(phase)
         if stopped is None:
             self._begin(index, phase)
-        self.cast.propagated.clear()
-        self._rank(phase)
         optimizers = [dense_optimizers(u.parts, self.cast, self.settings.dense) for u in phase.updates]
         first, per_epoch = 0, self.steps_of(phase)
         if stopped is not None:
@@ -137,6 +135,8 @@ class Engine:
             self._go_on(stopped, optimizers, watch)
         elif save is not None:
             save(self._stopped(0, optimizers, watch))
+        self.cast.propagated.clear()  # by now all parameters are those that the phase begins or goes on with
+        self.rank_candidates(phase)
         for step in range(first, last):
             now = Now(step, planned, tuple(watch.seen) if watch else (), step // per_epoch)
             self._set_rates(phase, now, optimizers)
@@ -177,7 +177,7 @@ class Engine:
             cursor.begin()
         self.cast.tables.set_learning_rate(1.0)
 
-    def _rank(self, phase: Phase) -> None:
+    def rank_candidates(self, phase: Phase) -> None:
         """The rankings that the candidates of a phase are drawn from, of members that it does not move."""
         for name in {update.feed for update in phase.updates}:
             feed = self.feeds[name]
@@ -233,8 +233,7 @@ class Engine:
         owned = self.cast.banks_of(name for name in update.trained if update.owns_tables(name))
         lookups = Lookups(self.cast, names, batch, owned, training=True, seed=self.seed, now=now)
         losses = self._backward(update, lookups, terms, now)
-        tables = self.settings.tables.step
-        lookups.push(tables.l2 / rows, tables.l2_rare / rows)
+        lookups.push(rows)
         for optimizer in optimizers:
             sum_gradients(optimizer)
             optimizer.step()
@@ -380,22 +379,6 @@ class Engine:
                     "lower its learning rates, or look for extreme values in its columns"
                 )
         return scores, np.concatenate(row_ids), {name: np.concatenate(parts) for name, parts in labels.items()}
-
-
-def divisor(term: Term, scene: Scene) -> Tensor:
-    """What the sum of a term is divided by, as far as these rows go."""
-    if term.over == "batch":
-        return scene.batch.weight_B.sum()
-    _, weight = term.losses(scene)
-    return weight.sum()
-
-
-def term_value(term: Term, scene: Scene, total: Tensor | None = None) -> Tensor:
-    """The scalar of a term: the weighted sum over its rows or lists by the global weight of what it is divided by."""
-    loss, weight = term.losses(scene)
-    if total is None:
-        total = add_up((scene.batch.weight_B if term.over == "batch" else weight).sum())
-    return reduce(loss, weight, total)
 
 
 def sum_gradients(optimizer: torch.optim.Optimizer) -> None:

@@ -16,8 +16,9 @@ from recdistill.data.scores import Scored, read_scores, write_scores
 from recdistill.evaluation import auc
 from recdistill.evaluation.report import figures, html
 from recdistill.evaluation.report.build import Results, build
-from recdistill.evaluation.report.html import discreet, render
+from recdistill.evaluation.report.html import render
 from recdistill.evaluation.report.metrics import metrics_of
+from recdistill.evaluation.report.wording import discreet
 
 ROWS = 600
 SKILL = {"teacher": 1.6, "student": 1.1, "plain": 0.3, "shuffled": 0.3, "helper": 1.0, "critic": 0.9}
@@ -384,12 +385,12 @@ def test_without_groups_there_are_no_grouped_columns(tmp_path):
 @pytest.mark.parametrize(
     ("value", "ci", "gap", "words"),
     [
-        (None, [None, None], -0.02, "No gap to recover: teacher is not above plain (−0.0200 AUC)."),
+        (None, [None, None], -0.02, "No gap to recover: teacher is not above plain (−0.0200 in AUC)."),
         (
             0.4,
             [None, None],
             0.02,
-            "40 % of teacher's lead over plain (0.0200 AUC) is recovered. The lead is too uncertain",
+            "40 % of teacher's lead over plain (0.0200 in AUC) is recovered. The lead is too uncertain",
         ),
         (0.4, [0.2, 0.7], 0.02, "95 % interval 20 to 70 %."),
     ],

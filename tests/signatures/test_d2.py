@@ -207,9 +207,9 @@ def test_the_teacher_stands_still(tmp_path: Path) -> None:
 # 3: what the views know
 
 
-def knowledge(folder: Path, seed: int, heard: Answer | None = None) -> NDArray[np.float64]:
+def knowledge(folder: Path, seed: int, heard: Answer | None = None, *, rows: int = 8000) -> NDArray[np.float64]:
     """The correlation with the true probability: of one view, of the mean of all, and of the teacher without a mask."""
-    made = world(seed, (8000, 100, 100))
+    made = world(seed, (rows, 100, 100))
     lab = crowd(folder / str(seed), made, epochs=(6, 1), batch=256)
     found, outcome = lessons(lab, {}, seed=seed)
     true_N = made.probability_N[np.concatenate([lesson.row_id_B for lesson in found])]
@@ -235,7 +235,7 @@ def check_mean_of_views_knows_more(found: NDArray[np.float64]) -> None:
 
 
 def test_the_mean_of_views_knows_more(tmp_path: Path) -> None:
-    found = knowledge(tmp_path, 0)
+    found = knowledge(tmp_path, 0, rows=4000)
     check_mean_of_views_knows_more(found)
     with pytest.raises(AssertionError):
         check_mean_of_views_knows_more(found[[0, 0, 2]])

@@ -23,10 +23,10 @@ from recdistill.distill.term import Term
 from recdistill.export.build import serving_student
 from recdistill.nets.inputs import Outputs
 from recdistill.training import checkpoint
-from recdistill.training.engine import term_value
 from recdistill.training.fit import build_cast
 from recdistill.training.reading import reader_of
 from recdistill.training.sharding import process_group
+from recdistill.training.value import term_value
 from tests.signatures.lab import SPLIT, Lab, clicks, pairs_of_fields
 
 ROW = "ensemble/multi_headed"

@@ -299,7 +299,7 @@ NEWEST = {"phases.0.terms.1": PULL.format("memory(probability(student.logit), de
 
 
 def check_averages_know_more(gain: float) -> None:
-    """Over 20 logs .0324 (sd .0091, .0054 to .0492), half of which is asked for; of the newest answer alone -.0015."""
+    """Over 20 logs .0324 (sd .0091, .0054 to .0492), half of it is asked for; the newest answer alone gains -.0015."""
     assert gain > 0.016
 
 

@@ -5,7 +5,6 @@ missing or null is left out or said in a sentence: a page with a hole is better 
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +20,13 @@ from recdistill.data.scores import Scored, read_scores
 from recdistill.errors import RecdistillError
 from recdistill.evaluation.report import figures
 from recdistill.evaluation.report.figures import Figure, Point, Strip, System, Trace
+from recdistill.evaluation.report.wording import NBSP, between, discreet, metric_title, num, p_value, percent, size
 
 JUDGED = "test"
-NBSP = "\N{NO-BREAK SPACE}"
 LOOKS = {"student": ("student", "circle"), "teacher": ("teacher", "diamond"), "plain": ("plain", "square")}
 OTHERS = [
     (f"other-{i + 1}", marker) for i, marker in enumerate(("triangle", "square", "diamond", "circle", "triangle"))
 ]
-PLACE = re.compile(r"https?://\S*|(?<![\w.<])(?:[A-Za-z][\w+.-]+://|~?/|[A-Za-z]:\\|\\\\)[^\s'\",;:()]*[^\s'\",;:().]")
 Parsed = TypeVar("Parsed")
 
 
@@ -81,80 +79,6 @@ def _environment() -> Environment:
     }
     environment.filters |= filters
     return environment
-
-
-def num(value: object, digits: int = 4, *, signed: bool = False) -> str:
-    """A number with a true minus sign; a dash where it is not known.
-
-    Example:
-        >>> num(0.04321, signed=True), num(-2, 0), num(12345, 0), num(None)
-        ('+0.0432', '−2', '12,345', '–')
-    """
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return "–"
-    return f"{value:{'+' if signed else ''},.{digits}f}".replace("-", "−")
-
-
-def percent(value: object, digits: int = 0) -> str:
-    """A share as a percentage."""
-    text = num(value * 100 if isinstance(value, int | float) else None, digits)
-    return text if text == "–" else f"{text}{NBSP}%"
-
-
-def metric_title(metric: object) -> str:
-    """What a metric is called; without a name it is the AUC.
-
-    Example:
-        >>> metric_title("recall@20"), metric_title(None)
-        ('Recall@20', 'AUC')
-    """
-    name, _, cut = str(metric or "auc").partition("@")
-    called = {"recall": "Recall", "hr": "Hit rate", "coverage": "Coverage"}.get(name, name.upper())
-    return f"{called}@{cut}" if cut else called
-
-
-def p_value(value: object) -> str:
-    """A p-value as an equation: ``= 0.012``, or ``< 0.001``."""
-    return "< 0.001" if isinstance(value, int | float) and value < 0.001 else f"= {num(value, 3)}"
-
-
-def size(value: object) -> str:
-    """Bytes in the unit that reads best."""
-    if not isinstance(value, int | float):
-        return "–"
-    power = min(3, int(math.log(max(value, 1), 1024)))
-    return f"{num(value / 1024**power, 1 if power else 0)} {('bytes', 'KiB', 'MiB', 'GiB')[power]}"
-
-
-def between(ends: object, digits: int = 4, *, signed: bool = False, scale: float = 1) -> str:
-    """An interval in words; empty where an end is not known."""
-    if not isinstance(ends, Sequence) or len(figures.known(ends)) != 2:
-        return ""
-    return " to ".join(num(end * scale, digits, signed=signed) for end in ends)
-
-
-def discreet(value: Any) -> Any:
-    """The value without places of this machine: of an absolute path or an address only the last part remains.
-
-    Example:
-        >>> discreet({"run": "/srv/ann/runs/p6", "note": "see /etc/hosts and jobs/a.yaml"})
-        {'run': '…/p6', 'note': 'see …/hosts and jobs/a.yaml'}
-    """
-    if isinstance(value, dict):
-        return {discreet(key): discreet(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [discreet(entry) for entry in value]
-    if not isinstance(value, str):
-        return value
-    # A value that is a path as a whole may hold spaces; inside a sentence a path ends at the first one.
-    if PLACE.match(value) and ": " not in value:
-        return _last_part(value)
-    return PLACE.sub(lambda found: _last_part(found[0]), value)
-
-
-def _last_part(path: str) -> str:
-    """The last part of a path or address; links of the web are no places of this machine."""
-    return path if path.startswith(("http://", "https://")) else "…/" + re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def recipe(job: object) -> str:
