@@ -43,7 +43,7 @@ IDS = [str(path.relative_to(path.parents[1]).with_suffix("")) for path in JOBS]
 
 
 def test_every_job_is_under_contract() -> None:
-    assert len(JOBS) == 29
+    assert len(JOBS) == 32
     assert len(set(IDS)) == len(IDS)
 
 
