@@ -9,12 +9,9 @@ from recdistill.errors import TrainingError
 from recdistill.nets.inputs import Inputs, Outputs
 from recdistill.nets.towers import Stack
 
-NEAR = 1e-7  # shares are kept this far from 1
-
-
 def log_odds(log_share_BK: Tensor) -> Tensor:
     """``log p - log(1 - p)`` of each class from its log share, (B, K)."""
-    below_BK = log_share_BK.clamp(max=-NEAR)
+    below_BK = log_share_BK.clamp(max=-1e-7)  # a share of exactly 1 has infinite odds
     return below_BK - torch.log(-torch.expm1(below_BK))
 
 

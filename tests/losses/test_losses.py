@@ -23,6 +23,7 @@ LISTS = torch.tensor([0, 1, 0, 2, 1, 0, 2])
 CASES = {
     "bce": (oracle.bce, {}),
     "soft": (lambda s, t: oracle.soft(s, t, 3.0), {"temperature": 3.0}),
+    "categorical": (oracle.categorical, {}),
     "l2": (oracle.l2, {}),
     "soft_list": (lambda s, t: oracle.soft_list(s, t, LISTS.numpy(), 3.0), {"temperature": 3.0, "list_B": LISTS}),
     "softened": (lambda s, t: oracle.softened(s, t, 3.0, 0.2), {"temperature": 3.0, "base": 0.2}),
@@ -34,7 +35,7 @@ CASES = {
 PER_ROW = [name for name in CASES if scope_of(LOSSES[name]) == "row" and name != "relative_order"]
 PER_LIST = [name for name in CASES if scope_of(LOSSES[name]) == "list"]
 WITHOUT_TARGET = ("score_gap",)
-LAYERS = ("relative_order",)
+LAYERS = ("relative_order", "categorical")
 
 
 def value_of(name: str, learner: Tensor, target: Tensor, **options: Any) -> Tensor:
@@ -48,7 +49,7 @@ def inputs(name: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tenso
     learner, target = (torch.randn(shape, generator=generator, dtype=dtype) * 3 for _ in range(2))
     if name == "pairwise":
         return learner, (target > 0).to(dtype)
-    return learner, torch.sigmoid(target) if name == "bce" else target
+    return learner, torch.sigmoid(target) if name in ("bce", "categorical") else target
 
 
 def test_every_loss_has_an_oracle() -> None:
@@ -135,7 +136,10 @@ def test_a_loss_is_finite_at_extremes(name: str, dtype: torch.dtype) -> None:
     learner = torch.tensor([-80.0, -1e-3, 0.0, 80.0], dtype=dtype)
     target = torch.tensor([1.0, 0.0, 0.5, 0.0], dtype=dtype) if name == "bce" else learner.flip(0)
     target = (target > 0).to(dtype) if name == "pairwise" else target
-    learner, target = (x.unsqueeze(1) if name in LAYERS else x for x in (learner, target))
+    if name == "categorical":
+        learner, target = learner.repeat(3, 1).T.contiguous().roll(1, 1), (target > 0).to(dtype).repeat(3, 1).T
+    elif name in LAYERS:
+        learner, target = learner.unsqueeze(1), target.unsqueeze(1)
     learner.requires_grad_()
     options = CASES[name][1] | ({"list_B": torch.tensor([0, 0, 1, 1])} if name in PER_LIST else {})
     found = value_of(name, learner, target, **options)
@@ -151,6 +155,12 @@ def test_shapes_that_would_broadcast_are_refused(name: str) -> None:
     for wrong in (target.unsqueeze(1), target[:1]) if name not in WITHOUT_TARGET else ():
         with pytest.raises(ShapeError, match=name):
             value_of(name, learner, wrong, **CASES[name][1])
+
+
+def test_categorical_refuses_a_lone_logit_and_two_of_them() -> None:
+    for shape in ((4,), (4, 1), (4, 2)):
+        with pytest.raises(ShapeError, match="a lone logit takes bce"):
+            LOSSES["categorical"](torch.zeros(shape), torch.zeros(shape))
 
 
 def test_soft_refuses_layers_and_temperatures_that_are_not_positive() -> None:
