@@ -16,13 +16,15 @@ from recdistill.data.simulate_columns import (
     Floats,
     binary_trace,
     clock,
+    distinct_keys,
+    effect,
     in_order,
     needs_clock,
     post_event_columns,
     serving_columns,
 )
 from recdistill.errors import LogError
-from recdistill.spec.columns import History
+from recdistill.spec.columns import Binary, History
 from recdistill.spec.features import FeatureSpec, SplitByColumn, SplitByHash
 
 SHARES = {"train": 0.8, "valid": 0.1, "test": 0.1}
@@ -65,21 +67,24 @@ def simulate_spec(
     time = clock(spec, rows)
     if needs_clock(spec):
         raw[str(spec.time)] = time
+    keys = distinct_keys(spec, rows, rng)
+    raw |= {spec.source(name): pl.Series(code) for name, code in keys.items()}
     for name, column in in_order(spec.serving):
-        new, effect = serving_columns(name, column, raw, time, rng)
+        new, found = serving_columns(name, column, raw, time, rng)
         raw |= new
-        utility += effect / np.sqrt(len(spec.serving))
+        utility += (effect(name, keys[name]) if name in keys else found) / np.sqrt(len(spec.serving))
     mood = rng.normal(0, 0.7, rows)
     want = 1.5 * utility + mood
     for name, column in in_order(spec.post_event):
-        raw |= post_event_columns(name, column, raw, want, time, rng)
+        if not (isinstance(column, Binary) and column.always):  # what every row has is not written
+            raw |= post_event_columns(name, column, raw, want, time, rng)
     raw |= _roles(spec, time, rng, raw)
     raw |= _of_histories(spec, want, rng, raw)
     for name, value in (where or {}).items():
         raw[name] = pl.Series([value[0] if isinstance(value, list) else value] * rows)
     if labelled < 1:
         early = np.arange(rows) < rows * SHARES["train"]
-        for name in label:
+        for name in (name for name in label if spec.source(name) in raw):
             keep = ~early | (rng.random(rows) < labelled)
             raw[spec.source(name)] = raw[spec.source(name)].set(pl.Series(~keep), None)
     frame = pl.DataFrame([series.alias(name) for name, series in raw.items()])

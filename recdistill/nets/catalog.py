@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from recdistill.nets.binary import BinaryTwoTower
 from recdistill.nets.exclusive import Exclusive
+from recdistill.nets.experts import Experts
 from recdistill.nets.grouped import Grouped
 from recdistill.nets.inputs import Inputs, Outputs
 from recdistill.nets.interactions import DcnV2, DeepFM
@@ -31,6 +32,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "exclusive": Exclusive,
     "average": Average,
     "blend": Blend,
+    "mixture_of_experts": Experts,
 }
 
 

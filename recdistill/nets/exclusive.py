@@ -9,6 +9,7 @@ from recdistill.errors import TrainingError
 from recdistill.nets.inputs import Inputs, Outputs
 from recdistill.nets.towers import Stack
 
+
 def log_odds(log_share_BK: Tensor) -> Tensor:
     """``log p - log(1 - p)`` of each class from its log share, (B, K)."""
     below_BK = log_share_BK.clamp(max=-1e-7)  # a share of exactly 1 has infinite odds

@@ -22,10 +22,8 @@ from recdistill.spec.phases import FeedSpec, PhaseSpec
 from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, names_of, parse_signal, parse_term
 
 MAIN = "main"
-OF_LABEL = (
-    "corrected",
-    "hedged",
-)  # signals of a label and an answer, in this order; only the answer is a member's knowledge
+OF_LABEL = ("corrected", "hedged")  # signals of a label and an answer, in this order; only the answer is knowledge
+BY_TARGET = ("experts",)  # signals that look at what they are to become; where that is permuted, so is what they see
 PLAIN_WORDS = ("live", "probability")  # signals that are still one output of one member
 
 
@@ -92,11 +90,18 @@ def _plain(job: Job) -> Arm:
     changes: dict[str, Any] = {
         "members": members,
         "phases": phases,
-        "feeds": _with_rankings(job, {*served}, lambda _: None),
+        "feeds": _read_by(phases, _with_rankings(job, {*served}, lambda _: None)),
         "privileged": [],
         "controls": NoControls(none="it is a control itself"),
     }
     return Arm("plain", job.model_copy(update=changes))
+
+
+def _read_by(phases: list[PhaseSpec], feeds: dict[str, FeedSpec]) -> dict[str, FeedSpec]:
+    """The feeds that are left of use, so that jobs which differ in others have the same control."""
+    read = {move.feed for phase in phases for move in phase.moves}
+    read |= {part for name in read if name in feeds for part in feeds[name].mix}
+    return {name: feed for name, feed in feeds.items() if name in read}
 
 
 def _with_rankings(job: Job, served: set[str], change: Callable[[Ranked], Ranked | None]) -> dict[str, FeedSpec]:
@@ -249,7 +254,10 @@ def _with_shuffled_targets(term: ParsedTerm, job: Job, served: set[str]) -> Pars
     for factor in term.factors:
         if isinstance(factor, Call) and factor.args and _members_of(factor.args[0], job) & served:
             targets = [_shuffled_signal(a) if _members_of(a, job) else a for a in factor.args[1:]]
-            factor = Call(factor.function, (factor.args[0], *targets), factor.kwargs)
+            learner = factor.args[0]
+            if isinstance(learner, Call) and learner.function in BY_TARGET:
+                learner = _shuffled_answers(learner, job, served)
+            factor = Call(factor.function, (learner, *targets), factor.kwargs)
             rows = None if term.rows is None else _shuffled_answers(term.rows, job, served)
         factors.append(factor)
     return ParsedTerm(tuple(factors), rows)
@@ -266,7 +274,7 @@ def _shuffled_signal(signal: Argument) -> Argument:
 
 
 def _shuffled_answers(selector: Argument, job: Job, served: set[str]) -> Argument:
-    """A selector in which every answer of a member that does not serve is permuted."""
+    """A selector, or a signal, in which every answer of a member that does not serve is permuted."""
     if isinstance(selector, Call):
         args = tuple(_shuffled_answers(a, job, served) for a in selector.args)
         kwargs = {key: _shuffled_answers(value, job, served) for key, value in selector.kwargs.items()}

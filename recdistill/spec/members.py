@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from recdistill.spec.strict import OneOrMany, Strict, refusal
-from recdistill.spec.train import DenseOptimizer
+from recdistill.spec.train import DenseOptimizer, TableOptimizer
 
 SERVING, PRIVILEGED = "serving", "privileged"
 WITHOUT = "-"  # before a column that a view leaves out
@@ -225,7 +225,7 @@ class MemberSpec(Strict):
         trunk: widths of first layers that other members may share.
         share: what it takes from other members.
         init: scale of its initial dense parameters; 0 begins at zero.
-        dense: its own optimizer where it differs from ``train.dense``.
+        dense, tables: its own optimizers where they differ from those of ``train``.
         warm_start: a member of another run to begin from.
     """
 
@@ -257,6 +257,7 @@ class MemberSpec(Strict):
     share: Sharing = Sharing()
     init: float = Field(1.0, ge=0)
     dense: DenseOptimizer | None = None
+    tables: TableOptimizer | None = None
     warm_start: FromRun | None = None
 
     @model_validator(mode="after")
@@ -269,6 +270,11 @@ class MemberSpec(Strict):
         if self.net is not None and named not in ([], ["frozen"]):
             raise refusal(f"takes its net from {named[0]}; remove `net`")
         return self
+
+    @property
+    def origin(self) -> str | None:
+        """The key that says where its parameters come from; None if it is trained from the start."""
+        return next((key for key in ORIGINS if getattr(self, key) is not None), None)
 
     @property
     def of(self) -> str | None:

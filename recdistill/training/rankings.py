@@ -3,14 +3,14 @@
 # Shapes: U user rows, I item rows, D width, K places, C rows at a time.
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from recdistill.data.batch import Batch
-from recdistill.data.edges import build_graph
+from recdistill.data.edges import build_graph, lost_events
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.graph import Graph, Positives
 from recdistill.data.transforms.rows import FIRST
@@ -24,6 +24,7 @@ from recdistill.training.play import play
 
 CHUNK = 8192  # rows that are answered for at a time
 SCORES = 2**24  # scores of a block at a time
+DENSER = 32  # how many times more scores a matrix product makes in the time of scattered ones
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,17 @@ class Vectors:
         return (self.user_UD[torch.from_numpy(user_B)] @ self.item_ID.t()).numpy()
 
     def pair_scores(self, user_B: Counts, item_BN: Counts) -> Floats:
-        """The scores of some items for each of some users, (B, N)."""
-        user_BD, item_BND = self.user_UD[torch.from_numpy(user_B)], self.item_ID[torch.from_numpy(item_BN)]
-        return torch.einsum("bd,bnd->bn", user_BD, item_BND).numpy()
+        """The scores of some items for each of some users, (B, N).
+
+        A matrix product reads each vector once, where gathering copies one for every pair; so unless few of very many
+        items are wanted, all of them are scored.
+        """
+        user_BD, place_BN = self.user_UD[torch.from_numpy(user_B)], torch.from_numpy(item_BN)
+        if len(self.item_ID) > DENSER * item_BN.shape[1]:
+            return torch.einsum("bd,bnd->bn", user_BD, self.item_ID[place_BN]).numpy()
+        block = max(1, SCORES // len(self.item_ID))
+        parts = zip(user_BD.split(block), place_BN.split(block), strict=True)
+        return torch.cat([(some_CD @ self.item_ID.t()).gather(1, place_CN) for some_CD, place_CN in parts]).numpy()
 
 
 def vectors_of(cast: Cast, name: str, *, seed: int) -> Vectors:
@@ -111,7 +120,7 @@ class Rankings:
         known: what each user has taken before, which is left out.
         candidate_I: the items that may be shown.
         sampled: the others of each held-out item, (draws, users, others), under the protocol of sampled candidates.
-        lost: events of the split whose user or item training has not known; they cannot be found.
+        lost_W: under that protocol, the users whose held-out item training has not known: they find nothing.
     """
 
     spec: RankingSpec
@@ -119,44 +128,55 @@ class Rankings:
     known: Lists
     candidate_I: Bools
     sampled: tuple[Counts, Counts, Counts] | None = None
-    lost: int = 0
+    lost_W: Counts = field(default_factory=lambda: np.empty(0, np.int64))
 
     @classmethod
     def of(
-        cls, log: EncodedLog, graph: GraphSpec, spec: RankingSpec, split: str, before: tuple[str, ...]
+        cls,
+        spec: RankingSpec,
+        wanted: Graph,
+        known: Graph,
+        taken: Graph | None = None,
+        lost_W: Counts | None = None,
     ) -> "Rankings":
-        """The lists of a split, judged by what its users took in it.
+        """Lists that are judged by what users took, on graphs of the same tables.
 
         Args:
-            log: the encoded log.
-            graph: which events connect users and items.
             spec: cuts and protocol.
-            split: the split.
-            before: the splits whose items are known.
+            wanted: what each user takes.
+            known: what each user has taken before.
+            taken: what is never drawn as a user's sampled candidate; by default what is wanted and known.
+            lost_W: the user of each event that is wanted, but whose item training has not known.
 
         Raises:
             LogError: under the protocol of sampled candidates a user has several held-out items.
         """
-        wanted = events_of(log, graph, (split,))
-        relevant, known = lists_of(wanted), lists_of(events_of(log, graph, before))
+        relevant, before = lists_of(wanted), lists_of(known)
         candidate_I = np.ones(wanted.items, bool)
         candidate_I[:FIRST] = False
         drawn = None
         if spec.sampled is not None:
-            drawn = _sampled(relevant, lists_of(events_of(log, graph, ("train", "valid", "test"))), candidate_I, spec)
-        return cls(spec, relevant, known, candidate_I, drawn)
+            never = before.joined(relevant) if taken is None else lists_of(taken)
+            drawn = _sampled(relevant, never, candidate_I, spec)
+        lost_W = np.empty(0, np.int64) if lost_W is None or spec.sampled is None else lost_W
+        return cls(spec, relevant, before, candidate_I, drawn, lost_W)
 
     def judge(self, vectors: Vectors, at: Sequence[int] = ()) -> TopK:
         """How good a member's lists are, at the cuts of the job and others."""
         cuts = [*self.spec.at, *at]
         if self.sampled is not None:
-            return sampled_ranking(vectors.pair_scores, *self.sampled, at=cuts)
+            return sampled_ranking(vectors.pair_scores, *self.sampled, at=cuts).with_nothing_for(self.lost_W)
         return full_ranking(vectors.scores, self.relevant, self.known, candidate_I=self.candidate_I, at=cuts)
 
 
 def events_of(log: EncodedLog, graph: GraphSpec, splits: tuple[str, ...]) -> Graph:
     """The edges of some splits, whatever their degrees."""
     return build_graph(log, graph.user, graph.item, where=graph.where, before=None, splits=splits)
+
+
+def lost_of(log: EncodedLog, graph: GraphSpec, split: str) -> Counts:
+    """The users of the events of a split whose items training has not known, one an event."""
+    return lost_events(log, graph.user, graph.item, graph.where, (split,)).numpy()
 
 
 def lists_of(graph: Graph) -> Lists:

@@ -162,7 +162,7 @@ def test_filtered_columns_hold_the_value_that_rows_must_have(tmp_path):
 
 def test_a_row_id_that_cannot_tell_rows_apart_is_refused(tmp_path):
     for values in (
-        {"row_id": ["user", "city"]},
+        {"row_id": ["user", "member"]},
         {"row_id": ["at"], "split": {"column": "at", "train": [0, 7], "valid": [8, 8], "test": [9, 9]}},
         {"row_id": ["member"], "time": None},
     ):
@@ -171,7 +171,7 @@ def test_a_row_id_that_cannot_tell_rows_apart_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("row_id", [[], ["impression"], ["user", "impression"], ["at"]])
+@pytest.mark.parametrize("row_id", [[], ["impression"], ["user", "impression"], ["at"], ["user", "city"]])
 def test_a_row_id_that_can_is_simulated(tmp_path, row_id):
     assert sum(encoded(tmp_path, spec(row_id=row_id)).rows.values()) == 500
 

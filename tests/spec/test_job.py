@@ -71,7 +71,7 @@ INVALID = {
     "unknown control": ({"controls": ["noise"]}, "'plain' or 'shuffled'"),
     "no controls without a reason": ({"controls": {"none": "because"}}, "at least 10 characters"),
     "tiny simulation": ({"log": {"simulate": "marketplace", "rows": 10}}, "greater than or equal to 100"),
-    "unknown simulation": ({"log": {"simulate": "market"}}, "'marketplace' or 'spec'"),
+    "unknown simulation": ({"log": {"simulate": "market"}}, "'marketplace', 'preferences' or 'spec'"),
     "unknown twin": (
         {"log": {"simulate": "marketplace", "privileged": "fake"}},
         "'real', 'noise', 'serving' or 'label'",
@@ -123,6 +123,10 @@ WRONG = {
     "shares a trunk that is none": (
         {"members__teacher__share__trunk": "student"},
         ["members.teacher.share.trunk: 'student' has no trunk; give it `trunk: [width, ...]`"],
+    ),
+    "serves another label first": (
+        {"label": ["buy", "click"], "members__student__labels": ["click", "buy"]},
+        ["members.student.labels: a serving member predicts 'buy', the main label, first"],
     ),
     "label twice": ({"label": ["buy", "buy"]}, ["label: ['buy', 'buy'] names something twice"]),
     "privileged twice": ({"privileged": ["click", "click"]}, ["privileged: ['click', 'click'] names something twice"]),
