@@ -20,8 +20,9 @@ from recdistill.nets.exclusive import log_odds
 Known = tuple[tuple[int, ...], ...]  # of each teacher the places of its classes among all
 
 BY = ("logit", "cross_entropy")
-ROUNDS = 50
+ROUNDS, HALVINGS = 50, 30
 FLAT = 1e-10  # a gradient below which a row is solved
+RIDGE = 1e-10  # keeps the curvature of saturated rows from being singular
 
 
 @dataclass(frozen=True)
@@ -95,36 +96,58 @@ def least_squares(said: Sequence[Tensor], known: Known) -> Tensor:
 def cross_entropy(said: Sequence[Tensor], known: Known) -> Tensor:
     """The scores u of all classes that minimise ``sum_i CE(p_i, softmax of u over L_i)``, by Newton's method, (B, K).
 
-    The problem is convex. Where a step of Newton's does not lower the loss of a row, one along a bound of the curvature
-    does.
+    The problem is convex. A step that does not lower the loss of a row enough is halved for that row; rows that are
+    solved rest.
 
     Args:
         said: log shares of each teacher's classes, (B, L).
         known: the places of its classes.
     """
     wanted_BK = gathered([said_BL.exp() for said_BL in said], known)
-    bound_KK = 2 * torch.linalg.pinv(links(known))
-    constant_KK = torch.full_like(bound_KK, 1 / len(bound_KK))
-
-    def loss(score_BK: Tensor) -> Tensor:
-        total_B = sum(torch.logsumexp(score_BK[:, list(places)], 1) for places in known)
-        return total_B - (wanted_BK * score_BK).sum(1)
-
     score_BK = least_squares(said, known)
     for _ in range(ROUNDS):
-        shares = [score_BK[:, list(places)].softmax(1) for places in known]
-        slope_BK = gathered(shares, known) - wanted_BK
-        if bool((slope_BK.abs() < FLAT).all()):
+        slope_BK = _shares(score_BK, known) - wanted_BK
+        rows = torch.nonzero(slope_BK.abs().amax(1) > FLAT).flatten()
+        if not len(rows):
             break
-        curve_BKK = torch.diag_embed(gathered(shares, known)) + constant_KK
-        for share_BL, places in zip(shares, known, strict=True):
-            alone_BK = gathered([share_BL], (places,))
-            alone_BK = F.pad(alone_BK, (0, score_BK.shape[1] - alone_BK.shape[1]))
-            curve_BKK = curve_BKK - alone_BK.unsqueeze(2) * alone_BK.unsqueeze(1)
-        newton_BK = score_BK - torch.linalg.solve_ex(curve_BKK, slope_BK)[0]
-        lower_B1 = (loss(newton_BK) < loss(score_BK)).unsqueeze(1)
-        score_BK = torch.where(lower_B1, newton_BK, score_BK - slope_BK @ bound_KK)
+        score_RK, slope_RK, wanted_RK = score_BK[rows], slope_BK[rows], wanted_BK[rows]
+        step_RK: Tensor = torch.linalg.solve_ex(_curvature(score_RK, known), slope_RK)[0]
+        score_BK[rows] = score_RK - _length(score_RK, step_RK, slope_RK, wanted_RK, known).unsqueeze(1) * step_RK
     return score_BK
+
+
+def _shares(score_BK: Tensor, known: Known) -> Tensor:
+    """The sum over the teachers of each class's share among those that the teacher knows, (B, K)."""
+    return gathered([score_BK[:, list(places)].softmax(1) for places in known], known)
+
+
+def _curvature(score_BK: Tensor, known: Known) -> Tensor:
+    """The second derivative of the loss, (B, K, K); along constants, which change nothing, it is 1 instead of 0."""
+    classes = score_BK.shape[1]
+    found_BKK = torch.diag_embed(_shares(score_BK, known) + RIDGE) + 1 / classes
+    for places in known:
+        alone_BK = torch.zeros_like(score_BK)
+        alone_BK[:, list(places)] = score_BK[:, list(places)].softmax(1)
+        found_BKK = found_BKK - alone_BK.unsqueeze(2) * alone_BK.unsqueeze(1)
+    return found_BKK
+
+
+def _length(score_BK: Tensor, step_BK: Tensor, slope_BK: Tensor, wanted_BK: Tensor, known: Known) -> Tensor:
+    """How much of a step is taken in each row: 1, or so many halves of it that the loss falls, (B,)."""
+
+    def loss(score_BK: Tensor) -> Tensor:
+        parts = torch.stack([torch.logsumexp(score_BK[:, list(places)], 1) for places in known])
+        return parts.sum(0) - (wanted_BK * score_BK).sum(1)
+
+    before_B, gain_B = loss(score_BK), (slope_BK * step_BK).sum(1)
+    length_B = torch.ones_like(gain_B)
+    for _ in range(HALVINGS):
+        rises_B = loss(score_BK - length_B.unsqueeze(1) * step_BK) > before_B - 1e-4 * length_B * gain_B
+        rises_B &= gain_B > FLAT  # what is nearly solved differs by rounding alone
+        if not bool(rises_B.any()):
+            break
+        length_B = torch.where(rises_B, length_B / 2, length_B)
+    return length_B
 
 
 def unify(*signals: Signal, by: str = "logit") -> Unified:

@@ -60,7 +60,7 @@ def categorical(logits_BK: Tensor, share_BK: Tensor) -> Tensor:
         >>> categorical(torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 0.0]]))
         tensor([1.0986])
 
-    Source: P3, Vongkulbhisal, Vinayavekhin and Visentini-Scarzanella, 2019: a softmax, also one restricted to some classes.
+    Source: P3, Vongkulbhisal, Vinayavekhin and Visentini-Scarzanella, 2019: a softmax, also restricted to some classes.
     Departure: from log-odds instead of scores, so that the sigmoid of a logit remains a probability.
     """
     same_shape(logits_BK, share_BK, "categorical")
