@@ -247,7 +247,7 @@ def unkd(student: Tensor, teacher: Tensor, group: Tensor, *, list_B: Tensor | No
 
 
 def _check_top(loss: str, top: int, score_BM: Tensor, *, behind: bool = False) -> None:
-    if top < 1 or (behind and score_BM.shape[1] <= top):
+    if top < 1 or (behind and len(score_BM) and score_BM.shape[1] <= top):
         need = (
             f"at least one more than {top} candidates, to estimate ranks from" if behind else "a number of at least 1"
         )

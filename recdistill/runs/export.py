@@ -78,13 +78,14 @@ def export_student(
         raise ExportError(
             f"{out}: logits differ from training by up to {parity:.3g}; this is a defect, please report it"
         )
+    codes = lists.write_codes(out)
     checked = artefact.verify(out)
     if not checked["ok"]:
         failed = {name: entry["detail"] for name, entry in checked["checks"].items() if not entry["ok"]}
         raise ExportError(f"{out}: fails its verification: {failed}")
     return {
         "seed": seed,
-        "codes": lists.write_codes(out),
+        "codes": codes,
         "bytes": (out / "student.pt").stat().st_size,
         "parameters": manifest["parameters"],
         "parity_max_abs": parity,

@@ -22,7 +22,7 @@ from recdistill.spec.phases import FeedSpec, PhaseSpec
 from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, names_of, parse_signal, parse_term
 
 MAIN = "main"
-OF_LABEL = ("corrected",)  # signals of a label and an answer, in this order; only the answer is a member's knowledge
+OF_LABEL = ("corrected", "hedged")  # signals of a label and an answer, in this order; only the answer is knowledge
 BY_TARGET = ("experts",)  # signals that look at what they are to become; where that is permuted, so is what they see
 PLAIN_WORDS = ("live", "probability")  # signals that are still one output of one member
 

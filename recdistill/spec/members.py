@@ -272,6 +272,11 @@ class MemberSpec(Strict):
         return self
 
     @property
+    def origin(self) -> str | None:
+        """The key that says where its parameters come from; None if it is trained from the start."""
+        return next((key for key in ORIGINS if getattr(self, key) is not None), None)
+
+    @property
     def of(self) -> str | None:
         """The member of the job that it follows, is a second name of, or is made from."""
         origin = self.following or self.edit

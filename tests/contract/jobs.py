@@ -62,6 +62,8 @@ class Contract:
             for kind, options in net.items() if isinstance(net, dict) else ():
                 if isinstance(options, dict) and "dropout" in options:
                     changes[f"members.{name}.net.{kind}.dropout"] = 0.0
+                if kind.startswith("binary_"):
+                    changes[f"members.{name}.net.{kind}.kind"] = "cut"  # bits are drawn apart in parts and processes
             if member.get("snapshot", {}).get("every", 0) > 1:  # a fraction is short enough
                 changes[f"members.{name}.snapshot.every"] = 2
             changes[f"members.{name}.warm_start"] = None

@@ -118,5 +118,5 @@ def test_towers_learn_through_their_codes() -> None:
 
 
 def test_unknown_kinds_are_refused() -> None:
-    with pytest.raises(TrainingError, match="expected one of stochastic, cut, real"):
+    with pytest.raises(TrainingError, match="expected one of stochastic, cut, after, real"):
         Binariser("ternary")

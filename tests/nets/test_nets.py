@@ -22,12 +22,24 @@ INPUTS = Inputs(
 )
 LOGITS = Inputs(tuple(Field(f"input {i}", i, 1, embedded=False) for i in range(3)))
 VECTORS = Inputs((Field("input 0", 0, 4, embedded=False), Field("input 1", 4, 6, embedded=False)))
-READS = {"average": LOGITS, "blend": LOGITS, "mixture_of_experts": VECTORS}
+GRAPH = Inputs(
+    (
+        *(Field(name, 4 * i, 4, embedded=True) for i, name in enumerate(("user", "item"))),
+        *(Field(f"{name} in the graph", 8 + 4 * i, 4, embedded=False) for i, name in enumerate(("user", "item"))),
+    )
+)
+SIDES = {"user": "user", "item": "item"}
+READS = {"average": LOGITS, "blend": LOGITS, "light_gcn": GRAPH, "cross_gcn": GRAPH, "mixture_of_experts": VECTORS}
 OPTIONS = {
     "mlp": {"layers": [6, 5]},
     "deepfm": {"mlp": [6, 5]},
     "dcn_v2": {"mlp": [6, 5], "cross_layers": 2},
     "two_tower": {"mlp": [6], "item": ["item"], "dim": 3},
+    "binary_two_tower": {"mlp": [6], "item": ["item"], "bits": 8},
+    "mf": SIDES,
+    "binary_mf": SIDES,
+    "light_gcn": SIDES,
+    "cross_gcn": SIDES,
     "grouped": {"mlp": [6, 5], "groups": [1], "width": 4},
     "average": {},
     "blend": {},
@@ -54,7 +66,7 @@ def test_a_net_answers_one_logit_per_row_and_label(name: str, count: int) -> Non
     assert out.embed_BE.shape == (count, inputs.width)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [name for name in NETS if not Net(name).whole])  # others cannot serve
 @pytest.mark.parametrize("norm", ["none", "layer", "batch"])
 def test_a_scripted_net_equals_the_eager_one(name: str, norm: str) -> None:
     inputs = READS.get(name, INPUTS)
@@ -107,6 +119,9 @@ def test_item_vectors_can_be_computed_before_any_user_is_known() -> None:
         ("grouped", {"mlp": [4], "groups": [2, 2], "width": 3}, 5, "have 4 labels, but the member has 5"),
         ("average", {"of": "odds"}, 1, "of is 'odds'"),
         ("average", {}, 2, "reads the logits of other members, 2 of each"),
+        *((name, SIDES, 2, f"{name}: has one inner product") for name in ("mf", "binary_mf", "light_gcn", "cross_gcn")),
+        ("mf", {"user": "user", "item": "price"}, 1, "needs the embedded columns 'user' and 'price' of one width"),
+        ("binary_two_tower", {"mlp": [4], "item": ["item"], "kind": "signs"}, 1, "kind is 'signs'; expected one of"),
         ("blend", {}, 2, "answers one label, but 2 are asked for"),
         ("blend", {"step": 0}, 1, r"a step in \(0, 1\]"),
     ],
@@ -116,7 +131,32 @@ def test_what_a_net_cannot_do_is_said(name: str, options: dict, labels: int, mes
         Net(name, options).build(READS.get(name, INPUTS), labels)
 
 
-@pytest.mark.parametrize("name", READS)
+@pytest.mark.parametrize("name", [name for name in NETS if Net(name).ranks])
+def test_a_net_that_ranks_ends_in_the_two_vectors_that_it_multiplies(name: str) -> None:
+    inputs = READS.get(name, INPUTS)
+    net = Net(name, OPTIONS[name]).build(inputs, 1).eval()
+    x = rows(5, inputs)
+    out = net(x)
+    products = (out.hidden[-2] * out.hidden[-1]).sum(1)
+    assert torch.allclose(out.logits_BK[:, 0] - products, (out.logits_BK[:, 0] - products)[:1].expand(5), atol=1e-6)
+    assert products.std() > 0.1
+    if inputs is GRAPH:  # the propagated vectors score, those of the tables are there to be penalised
+        assert torch.equal(torch.cat(out.hidden, 1), x)
+
+
+@pytest.mark.parametrize("name", ["binary_two_tower", "binary_mf"])
+def test_stochastic_codes_are_drawn_in_training_alone(name: str) -> None:
+    net = Net(name, OPTIONS[name]).build(INPUTS, 1)
+    x = rows(50)
+    first, second = (torch.cat(net.train()(x).hidden[-2:], 1) for _ in range(2))
+    assert not torch.equal(first, second)
+    served = net.eval()(x)
+    assert torch.equal(served.hidden[-1], net(x).hidden[-1])
+    assert torch.equal(served.hidden[-1], torch.where(served.hidden[1] >= 0, 1.0, -1.0))
+    assert len(first[:, :4].abs().unique()) == 1  # a scale and no more
+
+
+@pytest.mark.parametrize("name", ["average", "blend"])
 def test_what_puts_answers_together_reads_no_columns(name: str) -> None:
     with pytest.raises(TrainingError, match="and nothing else"):
         Net(name).build(INPUTS, 1)

@@ -1,6 +1,7 @@
 """Whole runs through the command line: what they write, say and refuse."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from recdistill import cli
+from recdistill.distill.compile import compile_job
 from recdistill.runs.folder import RunFolder
 from recdistill.spec.load import dump_yaml, load_job
 from tests.conftest import Small
@@ -110,9 +112,10 @@ def test_a_report_holds_what_the_contract_says(run: Path) -> None:
 
 
 def test_the_resolved_job_is_a_job_again_with_all_defaults(run: Path) -> None:
-    job, _ = load_job(run / "job.yaml")
+    job, spec = load_job(run / "job.yaml")
     assert dump_yaml(job) == (run / "job.yaml").read_text()
-    assert job.train.stop.monitor == "logloss"
+    assert job.train.stop.monitor is None
+    assert compile_job(job, spec).phases[0].stop.monitor == "logloss"  # what nothing else says
 
 
 def test_the_artefact_is_that_of_the_seed_best_on_validation(run: Path) -> None:
@@ -215,7 +218,7 @@ def test_two_runs_cannot_write_the_same_folder(job: Path, command: Command, tmp_
             "a serving member may read serving columns only",
         ),
         (["run", "JOB", "--set", "members.student.view=[user_id,dwell_ms]"], "but 'dwell_ms' is known after the event"),
-        (["methods", "P99"], "no job shows row 'P99'"),
+        (["methods", "P99"], "there is no row 'P99'"),
         (["verify", "."], "cannot be verified"),
         (["score", "RUN", "LOG", "OUT", "--member", "teachr"], "did you mean 'teacher'"),
         (["evaluate", "jobs", "--log", "LOG"], "is no complete run"),
@@ -288,6 +291,7 @@ def test_evaluate_gives_the_reported_metrics_on_the_test_rows(
     assert status == 0 and "artefact" in out
     found = json.loads((tmp_path / "found.json").read_text())
     report = json.loads((run / "report.json").read_text())
+    assert found["metric"] == report["metric"] == "auc"
     for member in ("student", "teacher"):
         again, before = (r["members"][member]["test"]["auc"]["per_seed"] for r in (found, report))
         assert again == pytest.approx(before, abs=1e-6)
@@ -322,6 +326,10 @@ def test_verify_compare_report_methods_and_encode_answer(
     assert "verdict" in command("report", run)[1]
     assert "P6" in command("methods")[1]
     assert "teacher" in command("methods", "P6")[1]
+    (tmp_path / "jobs").mkdir()
+    shutil.copy("jobs/applications/privileged_features.yaml", tmp_path / "jobs")
+    assert "1 of 62 rows have a job" in command("methods", "--jobs", tmp_path / "jobs")[1]
+    assert "pending" in command("methods", "U1", "--jobs", tmp_path / "jobs")[1]
     status, out, _ = command("encode", "feature_specs/marketplace.yaml", small.log, tmp_path / "encoded")
     assert status == 0 and "train" in out
 
