@@ -56,4 +56,4 @@ def test_vectors_scores_and_a_step_are_those_of_the_equations(tmp_path: Path) ->
         assert [float(loss.detach()) for loss in found.values()] == [pytest.approx(value, abs=1e-5)]
         moved_ND = torch.cat(rows) - first_ND
         assert moved_ND.abs().max() > 5e-4
-        assert torch.allclose(moved_ND, -SMOOTH["tables"]["sgd"]["lr"] * gradient_ND, atol=2e-7)
+        assert torch.allclose(moved_ND, -SMOOTH["tables"]["sgd"]["lr"] * gradient_ND, atol=1e-6)
