@@ -157,10 +157,23 @@ def _keyed(log: EncodedLog, name: str) -> Single:
     return column
 
 
+def lost_events(log: EncodedLog, user: str, item: str, where: Mapping[str, Any], splits: tuple[str, ...]) -> Tensor:
+    """The users of events that would be edges if training had known their items, int64, one an event."""
+    found = _events(log, user, item, where, None, splits, lost=True).collect(engine="streaming")
+    return torch.from_numpy(found["user"].to_numpy().astype("int64"))
+
+
 def _events(
-    log: EncodedLog, user: str, item: str, where: Mapping[str, Any], before: Any, splits: tuple[str, ...]
+    log: EncodedLog,
+    user: str,
+    item: str,
+    where: Mapping[str, Any],
+    before: Any,
+    splits: tuple[str, ...],
+    *,
+    lost: bool = False,
 ) -> pl.LazyFrame:
-    """User and item row of each event that is an edge, Int32, as often as it occurs."""
+    """User and item row of each event that is an edge, Int32, as often as it occurs; or of those whose item is lost."""
     if before is not None and log.spec.time is None:
         raise LogError("graph: before needs a time; add `time: <column>` to the spec")
     if unknown := [split for split in splits if not log.files(split, "labels")]:
@@ -180,7 +193,7 @@ def _events(
             if names:
                 frame = labels if view == "labels" else encoded[view]
                 frames.append(frame.select(pl.col(n).alias(f"{view}/{n}") for n in names))
-        known = [pl.col("user") >= FIRST, pl.col("item") >= FIRST]
+        known = [pl.col("user") >= FIRST, (pl.col("item") < FIRST) if lost else (pl.col("item") >= FIRST)]
         joined = pl.concat(frames, how="horizontal") if len(frames) > 1 else frames[0]
         parts.append(joined.filter(pl.all_horizontal(*known, *conditions)).select("user", "item"))
     return pl.concat(parts)

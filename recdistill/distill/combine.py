@@ -13,7 +13,7 @@ from torch.autograd import Function
 from recdistill.data.transforms.hashing import splitmix64_tensor, text_hash
 from recdistill.distill.batchwise import quota, scrambled, smoothed
 from recdistill.distill.labels import LABELS
-from recdistill.distill.learned import adapt, gate
+from recdistill.distill.learned import adapt, experts, gate
 from recdistill.distill.ranked import hardest, is_ranked, permuted, untaken
 from recdistill.distill.signal import (
     CERTAIN,
@@ -392,4 +392,5 @@ SIGNALS: dict[str, Callable[..., object]] = {
     "pad": pad,
     "adapt": adapt,
     "gate": gate,
+    "experts": experts,
 }

@@ -185,6 +185,7 @@ def _member(c: Compiler, name: str, member: MemberSpec) -> Member | None:
         share=member.share,
         init=member.init,
         dense=member.dense,
+        tables=member.tables,
         warm_start=member.warm_start,
     )
 
@@ -241,6 +242,7 @@ def _edited(c: Compiler, name: str, described: MemberSpec, source: Member) -> Me
         net=Net(source.net.name, {**source.net.options, key: widths}),
         serve=bool(described.serve),
         dense=described.dense,
+        tables=described.tables,
         share=Sharing(),
         edited=(source.name, tuple(edits)),
     )

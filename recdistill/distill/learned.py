@@ -1,26 +1,41 @@
-"""Signals that learn: an adapter between widths, a gate between teachers.
+"""Signals that learn: an adapter between widths, a gate between teachers, experts from one vector to another.
 
 What has parameters is a member. These signals stand for small members of their own, which are optimised, saved and left
 out of the artefact like all others; equal words in a job stand for the same one.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from recdistill.distill.signal import Live, OfMember, Scene, Signal
+from recdistill.distill.schedule import Now, Schedule, fixed
+from recdistill.distill.signal import Live, OfMember, Scene, Signal, draw
 from recdistill.errors import TrainingError
+from recdistill.nets.catalog import Net
 
 
+@runtime_checkable
 class Wanted(Protocol):
     """A signal that needs a member of its own, which is still to be named."""
 
     kind: str
-    outputs: int
-    layers: tuple[int, ...]
-    inputs: tuple[Signal, ...]
+
+    @property
+    def net(self) -> Net:
+        """The net of that member."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """How many values it answers."""
+        ...
+
+    @property
+    def inputs(self) -> tuple[Signal, ...]:
+        """What it reads."""
+        ...
 
     def of(self, member: str) -> Signal:
         """The signal, once the member has a name."""
@@ -76,6 +91,36 @@ class Gated:
 
 
 @dataclass(frozen=True)
+class Expert(OfMember):
+    """A mixture of experts on a signal, of the width of the teacher by whose vector a gate chooses among them.
+
+    The choice is a softmax of the gate's logits with Gumbel noise, drawn by row id, seed and step: the lower the
+    temperature, the more one expert answers alone, and becomes responsible for a part of the vectors.
+    """
+
+    member: str
+    signal: Signal
+    temperature: Schedule
+
+    @property
+    def members(self) -> frozenset[str]:
+        """The experts, and those of the signal."""
+        return self.signal.members | {self.member}
+
+    def __str__(self) -> str:
+        return f"experts({self.signal}) by {self.member}"
+
+    def value(self, scene: Scene) -> Tensor:
+        """The mixture, (B, T)."""
+        found = scene.outputs[self.member]
+        log_share_BE, answers_BET = found.logits_BK, torch.stack(found.hidden, 1)
+        uniform_BE = draw(scene, scene.batch.row_id_B, self.member, log_share_BE.shape[1]).clamp(min=2.0**-54)
+        noise_BE = -torch.log(-torch.log(uniform_BE)).to(log_share_BE.dtype)
+        weight_BE = torch.softmax((log_share_BE + noise_BE) / self.temperature.weight(scene.now), 1)
+        return torch.einsum("be,bet->bt", weight_BE, answers_BET)
+
+
+@dataclass(frozen=True)
 class WantedAdapter:
     """An adapter without a name."""
 
@@ -83,6 +128,11 @@ class WantedAdapter:
     outputs: int
     layers: tuple[int, ...]
     kind: str = "adapter"
+
+    @property
+    def net(self) -> Net:
+        """Linear, or with one hidden layer."""
+        return Net("mlp", {"layers": list(self.layers)})
 
     @property
     def inputs(self) -> tuple[Signal, ...]:
@@ -101,7 +151,11 @@ class WantedGate:
     by: Signal
     signals: tuple[Signal, ...]
     kind: str = "gate"
-    layers: tuple[int, ...] = ()
+
+    @property
+    def net(self) -> Net:
+        """Linear."""
+        return Net("mlp", {"layers": []})
 
     @property
     def outputs(self) -> int:
@@ -116,6 +170,31 @@ class WantedGate:
     def of(self, member: str) -> Gated:
         """The signal, once the gate has a name."""
         return Gated(member, self.by, self.signals)
+
+
+@dataclass(frozen=True)
+class WantedExperts:
+    """Experts without a name."""
+
+    signal: Signal
+    teacher: Signal
+    outputs: int
+    temperature: Schedule
+    kind: str = "experts"
+
+    @property
+    def net(self) -> Net:
+        """The experts and their gate."""
+        return Net("mixture_of_experts")
+
+    @property
+    def inputs(self) -> tuple[Signal, ...]:
+        """What they read."""
+        return (Live(self.signal), self.teacher)
+
+    def of(self, member: str) -> Expert:
+        """The signal, once the experts have a name."""
+        return Expert(member, self.signal, self.temperature)
 
 
 def adapt(signal: Signal, *, width: float, hidden: float = 0) -> WantedAdapter:
@@ -138,3 +217,26 @@ def gate(*signals: Signal, by: Signal) -> WantedGate:
     if len(signals) < 2:
         raise TrainingError(f"gate: weighs signals against each other, so it takes at least two; found {len(signals)}")
     return WantedGate(by, signals)
+
+
+def experts(signal: Signal, teacher: Signal, *, count: float = 4, temperature: float | Schedule = 1.0) -> WantedExperts:
+    """Learned maps of a signal to the width of a teacher's, among which a gate chooses by the teacher's (DE).
+
+    Args:
+        signal: what is mapped, usually a user's or an item's vector of the student.
+        teacher: that of the teacher, which is also the target.
+        count: how many experts.
+        temperature: of the choice; let it fall, for example ``ramp(1, 0.1, over=0.999)``.
+
+    Raises:
+        TrainingError: the count is no positive whole number, or the temperature is not positive.
+
+    Source: DE, Kang et al., 2020, section 3.1.
+    Departure: noise is drawn by row, and the temperature falls as the job says.
+    """
+    cooling = temperature if isinstance(temperature, Schedule) else fixed(temperature)
+    if count < 1 or count != int(count):
+        raise TrainingError(f"experts: count is a positive whole number, found {count}")
+    if not cooling.metrics and min(cooling.weight(now) for now in (Now(0), Now(10**9))) <= 0:
+        raise TrainingError(f"experts: temperature stays above 0, found {cooling.words}")
+    return WantedExperts(signal, teacher, int(count), cooling)

@@ -10,7 +10,7 @@ from recdistill.distill.term import Term
 from recdistill.edits.towers import Edit
 from recdistill.nets.catalog import Net
 from recdistill.spec.members import Best, Distortion, Ema, FromRun, Previous, Recorded, Remote, Sharing, Snapshot
-from recdistill.spec.train import DenseOptimizer, StopRule
+from recdistill.spec.train import DenseOptimizer, StopRule, TableOptimizer
 
 RECORDED = "recorded"  # in place of a net: of the member only its scores are left
 Following = Ema | Best | Snapshot | Previous | Remote
@@ -50,7 +50,7 @@ class Member:
         trunk: widths of its first layers, its own or borrowed.
         share: what it takes from other members.
         init: scale of its initial dense parameters.
-        dense: its optimizer, where it differs from the job's.
+        dense, tables: its optimizers, where they differ from the job's.
         warm_start: where its parameters come from, though it is trained.
         edited: the member whose net it is made from, and the edits.
         implied: whether it stands behind a signal instead of in the job.
@@ -76,6 +76,7 @@ class Member:
     share: Sharing = field(default_factory=Sharing)
     init: float = 1.0
     dense: DenseOptimizer | None = None
+    tables: TableOptimizer | None = None
     warm_start: FromRun | None = None
     edited: tuple[str, tuple[Edit, ...]] | None = None
     implied: bool = False

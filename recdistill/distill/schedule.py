@@ -81,6 +81,11 @@ class Schedule:
     metrics: tuple[Metric, ...] = ()
 
 
+def fixed(value: float) -> Schedule:
+    """A weight that does not change."""
+    return Schedule(lambda _: value, str(value))
+
+
 def step(before: float, after: float, *, at: float) -> Schedule:
     """``before`` until the step ``at``, ``after`` from then on.
 

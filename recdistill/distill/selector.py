@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recdistill.data.transforms.hashing import text_hash
-from recdistill.distill.schedule import Now, Schedule
+from recdistill.distill.schedule import Now, Schedule, fixed
 from recdistill.distill.signal import Column, Scenario, Scene, Signal, draw
 from recdistill.errors import TrainingError
 from recdistill.losses.supervised import bce
@@ -279,11 +279,6 @@ def smallest(
         if not 0 < share.weight(now) <= 1:
             raise TrainingError(f"smallest: keeps a share in (0, 1] of the rows, found {share.weight(now)}")
     return Smallest(loss, share, within)
-
-
-def fixed(value: float) -> Schedule:
-    """A weight that does not change."""
-    return Schedule(lambda _: value, str(value))
 
 
 def sampled(rate: float) -> Sampled:

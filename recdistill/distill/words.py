@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import torch
 
 from recdistill.distill.combine import SIGNALS
-from recdistill.distill.learned import WantedAdapter, WantedGate
+from recdistill.distill.learned import Wanted
 from recdistill.distill.member import Member
 from recdistill.distill.ranked import MARKS, Mark, Scores, is_ranked
 from recdistill.distill.schedule import METRICS, SCHEDULES, Metric, Schedule
@@ -302,7 +302,7 @@ def _signal(c: Compiler, argument: Argument, place: str) -> Signal | None:
             c.problems.append(f"{place}: unknown signal {argument.function!r}; {nearest(argument.function, SIGNALS)}")
             return None
         made = _made(c, SIGNALS[argument.function], argument, place)
-        if isinstance(made, WantedAdapter | WantedGate):
+        if isinstance(made, Wanted):
             return made.of(_implied(c, made, str(argument)).name)
         combined: Signal | None = made
         return combined
@@ -315,13 +315,12 @@ def _signal(c: Compiler, argument: Argument, place: str) -> Signal | None:
     return _column(c, argument, place)
 
 
-def _implied(c: Compiler, wanted: WantedAdapter | WantedGate, words: str) -> Member:
+def _implied(c: Compiler, wanted: Wanted, words: str) -> Member:
     """The member that stands behind a signal; the same words stand for the same one."""
     if words not in c.implied:
         taken = {*c.job.members, *(member.name for member in c.implied.values())}
         name = next(n for n in (f"{wanted.kind}{k}" for k in itertools.count()) if n not in taken)
-        net = Net("mlp", {"layers": list(wanted.layers)})
-        c.implied[words] = Member(name, net, (), inputs=wanted.inputs, outputs=wanted.outputs, implied=True)
+        c.implied[words] = Member(name, wanted.net, (), inputs=wanted.inputs, outputs=wanted.outputs, implied=True)
     return c.implied[words]
 
 

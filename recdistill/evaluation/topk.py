@@ -96,6 +96,18 @@ class TopK:
         found = {name: float(value_V.mean()) if len(value_V) else math.nan for name, value_V in self.values.items()}
         return {**found, **self.coverage}
 
+    def with_nothing_for(self, user_W: Counts) -> "TopK":
+        """The same with further users, who find nothing.
+
+        Example:
+            >>> TopK(np.array([3]), {"hr@1": np.array([1.0])}).with_nothing_for(np.array([2])).means()["hr@1"]
+            0.5
+        """
+        user_V = np.concatenate([self.user_V, user_W])
+        order_V = np.argsort(user_V, kind="stable")
+        padded = {name: np.concatenate([value_V, np.zeros(len(user_W))]) for name, value_V in self.values.items()}
+        return TopK(user_V[order_V], {name: value_V[order_V] for name, value_V in padded.items()}, self.coverage)
+
 
 def full_ranking(
     score: Scores,
@@ -202,19 +214,20 @@ def sampled_ranking(
             f"sampled_ranking: expected one held-out item and (draws, {len(user_V)}, N) candidates, found "
             f"{len(held_out_V)} and {candidates_DVN.shape}; draw candidates for these users"
         )
+    draws_of, _, count = candidates_DVN.shape
     parts = []
     for start in range(0, len(user_V), batch):
         some = slice(start, start + batch)
         user_B, item_B1 = user_V[some], held_out_V[some, None]
-        draws = []
-        for candidates_VN in candidates_DVN:
-            item_BN = np.concatenate([item_B1, candidates_VN[some]], 1)
-            score_BN = _checked(score(user_B, item_BN), item_BN.shape)
-            mine_B1, others_BN = score_BN[:, :1], score_BN[:, 1:]
+        item_BM = np.concatenate([item_B1, *candidates_DVN[:, some]], 1)  # of all draws, so that each user is met once
+        score_BM = _checked(score(user_B, item_BM), item_BM.shape)
+        mine_B1, draws = score_BM[:, :1], []
+        for end in range(1 + count, 2 + draws_of * count, count):
+            others_BN, item_BN = score_BM[:, end - count : end], item_BM[:, end - count : end]
             above_B, same_BN = (others_BN > mine_B1).sum(1), others_BN == mine_B1
             if ties == "row":
                 above_B, tied_B = (
-                    above_B + (same_BN & (item_BN[:, 1:] < item_B1)).sum(1),
+                    above_B + (same_BN & (item_BN < item_B1)).sum(1),
                     np.ones(len(user_B), np.int64),
                 )
             else:

@@ -55,10 +55,11 @@ def by_teacher(student_BM: Tensor, teacher_BM: Tensor) -> tuple[Tensor, Tensor]:
     Candidates that the teacher scores alike keep their order.
     """
     is_absent_BM = teacher_BM.isnan()
-    order_BM = torch.argsort(teacher_BM.masked_fill(is_absent_BM, -torch.inf), dim=1, descending=True, stable=True)
-    # A real score of minus infinity must not mix with what is absent, which goes last.
-    last_BM = torch.argsort(is_absent_BM.gather(1, order_BM).to(torch.uint8), dim=1, stable=True)
-    order_BM = order_BM.gather(1, last_BM)
+    low_BM = teacher_BM.masked_fill(is_absent_BM, -torch.inf)
+    order_BM = torch.argsort(low_BM, dim=1, descending=True, stable=True)
+    if bool((teacher_BM == -torch.inf).any()):  # real scores that mix with what is absent, which goes last
+        last_BM = torch.argsort(is_absent_BM.gather(1, order_BM).to(torch.uint8), dim=1, stable=True)
+        order_BM = order_BM.gather(1, last_BM)
     is_present_BM = ~is_absent_BM.gather(1, order_BM)
     return student_BM.gather(1, order_BM).masked_fill(~is_present_BM, 0.0), is_present_BM
 

@@ -1,6 +1,6 @@
 """Losses on the vectors and codes of users and items."""
 
-# Shapes: B rows, D width of a vector, R bits of a code, E experts.
+# Shapes: B rows, D width of a vector, R bits of a code.
 
 from torch import Tensor
 
@@ -60,37 +60,3 @@ def half_square(vector_BD: Tensor) -> Tensor:
     if vector_BD.dim() != 2:
         raise ShapeError(f"half_square: takes vectors (B, D), found {tuple(vector_BD.shape)}; flatten them")
     return 0.5 * vector_BD.square().sum(1)
-
-
-def experts(expert_BED: Tensor, teacher_BD: Tensor, gate_BE: Tensor) -> Tensor:
-    """Squared distance of the teacher's vector from a mixture of experts on the student's.
-
-    ``|| t - sum_e g_e x_e ||^2``.
-
-    Args:
-        expert_BED: the answers of the learner's experts, (B, E, D).
-        teacher_BD: the teacher's vectors, (B, D).
-        gate_BE: the weight of each expert, (B, E). The gate learns only if it is handed over live.
-
-    Returns:
-        Loss per row, (B,), summed over the width.
-
-    Raises:
-        ShapeError: the shapes do not fit.
-
-    Example:
-        >>> import torch
-        >>> expert = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
-        >>> experts(expert, torch.tensor([[1.0, 1.0]]), torch.tensor([[0.5, 0.5]]))
-        tensor([0.2500])
-
-    Source: DE, Kang et al., 2020, equation 3.
-    Departure: none; experts and gate are members' parameters, so they live elsewhere.
-    """
-    rows, count, width = expert_BED.shape if expert_BED.dim() == 3 else (-1, -1, -1)
-    if teacher_BD.shape != (rows, width) or gate_BE.shape != (rows, count):
-        raise ShapeError(
-            f"experts: needs (B, E, D), (B, D) and (B, E), found {tuple(expert_BED.shape)}, {tuple(teacher_BD.shape)} "
-            f"and {tuple(gate_BE.shape)}; give each expert the teacher's width and a weight"
-        )
-    return (teacher_BD - (gate_BE.unsqueeze(2) * expert_BED).sum(1)).square().sum(1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.nets.binary import BinaryTwoTower
+from recdistill.nets.experts import Experts
 from recdistill.nets.grouped import Grouped
 from recdistill.nets.inputs import Inputs, Outputs
 from recdistill.nets.interactions import DcnV2, DeepFM
@@ -29,6 +30,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "grouped": Grouped,
     "average": Average,
     "blend": Blend,
+    "mixture_of_experts": Experts,
 }
 
 

@@ -1,4 +1,4 @@
-"""Experts: small nets from a student's vector to a teacher's, and a gate that chooses among them by the teacher's."""
+"""Experts: small nets from a student's vector to a teacher's, and a gate that tells by the teacher's who answers."""
 
 # Shapes: B rows, S width of the student, T width of the teacher, E experts.
 
@@ -6,52 +6,39 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.errors import TrainingError
+from recdistill.nets.inputs import Inputs, Outputs
 
 
 class Experts(nn.Module):
-    """What the loss `experts` compares: the answers of all experts and how much each weighs.
-
-    The gate reads the teacher's vector. It chooses softly by the Gumbel-softmax of its logits, more and more sharply as
-    the temperature falls, so that each expert becomes responsible for a part of the vectors.
+    """What stands behind the signal ``experts``: the answer of each expert, and a gate over them.
 
     Args:
-        student: S.
-        teacher: T.
-        count: E.
+        inputs: two fields, the student's vector and behind it the teacher's, which the gate alone reads.
+        labels: E, as many as the gate has values.
 
-    Source: DE, Kang et al., 2020, section 3.1.
-    Departure: none.
+    Raises:
+        TrainingError: there are not two fields.
+
+    Source: DE, Kang et al., 2020, section 3.1: one hidden layer, half as wide as both vectors together.
     """
 
-    def __init__(self, student: int, teacher: int, *, count: int = 5) -> None:
+    def __init__(self, inputs: Inputs, labels: int) -> None:
         super().__init__()
-        if count < 1:
-            raise TrainingError(f"experts: count must be at least 1, found {count}")
-        middle = (student + teacher) // 2
+        if len(inputs.fields) != 2:
+            names = [field.name for field in inputs.fields]
+            raise TrainingError(f"experts: read a student's vector and a teacher's, found {names}; name both, alone")
+        self.student, self.teacher = (field.width for field in inputs.fields)
+        middle = (self.student + self.teacher) // 2
         self.experts = nn.ModuleList(
-            nn.Sequential(nn.Linear(student, middle), nn.ReLU(), nn.Linear(middle, teacher)) for _ in range(count)
+            nn.Sequential(nn.Linear(self.student, middle), nn.ReLU(), nn.Linear(middle, self.teacher))
+            for _ in range(labels)
         )
-        self.gate = nn.Linear(teacher, count)
+        self.gate = nn.Linear(self.teacher, labels)
 
-    def forward(
-        self, student_BS: Tensor, teacher_BT: Tensor, uniform_BE: Tensor | None = None, temperature: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """The answers of the experts, (B, E, T), and their weights, (B, E), which add up to 1.
-
-        Args:
-            student_BS: the student's vectors.
-            teacher_BT: the teacher's vectors, which the gate reads.
-            uniform_BE: numbers in [0, 1) for the Gumbel noise; without them PyTorch's generator is used. None is drawn
-                in eval mode.
-            temperature: of the choice, > 0.
-        """
+    def forward(self, embed_BE: Tensor) -> Outputs:
+        """The logarithm of each expert's share, (B, E); the hidden taps are their answers, each (B, T)."""
+        student_BS, teacher_BT = embed_BE[:, : self.student], embed_BE[:, self.student :]
         answers: list[Tensor] = []
         for expert in self.experts:
             answers.append(expert(student_BS))
-        logit_BE = torch.log_softmax(self.gate(teacher_BT), 1)
-        if self.training:
-            drawn = torch.rand_like(logit_BE) if uniform_BE is None else uniform_BE.to(logit_BE.dtype)
-            tiny = torch.finfo(logit_BE.dtype).tiny
-            exponential_BE = (-torch.log(drawn.clamp(min=tiny))).clamp(min=tiny)
-            logit_BE = logit_BE - torch.log(exponential_BE)
-        return torch.stack(answers, 1), torch.softmax(logit_BE / temperature, 1)
+        return Outputs(torch.log_softmax(self.gate(teacher_BT), 1), answers, embed_BE, [])

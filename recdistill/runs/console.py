@@ -115,6 +115,10 @@ def conclusions(report: Mapping[str, Any]) -> list[str]:
     for name, entry in report["references"].items():
         lines.append(f"distance to {name}: {student - entry['test']['auc']:+.4f} AUC")
     lines.append(f"verdict: {report['verdict']}")
+    for name, found in (report.get("students") or {}).items():
+        over = [c for c in found["comparisons"] if c["a"] == name]
+        differences = ", ".join(f"{c['delta']:+.4f} [{c['ci'][0]:+.4f}, {c['ci'][1]:+.4f}] to {c['b']}" for c in over)
+        lines.append(f"further student {name}: {differences}; {found['verdict']}")
     lines += [f"warning ({w['cause']}): {w['message']}" for w in report["warnings"]]
     return lines
 

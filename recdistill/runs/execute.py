@@ -15,13 +15,13 @@ from recdistill.data.encoded import EncodedLog
 from recdistill.data.scores import Scored, read_scores
 from recdistill.distill.compile import Plan, compile_job, problems_of
 from recdistill.errors import RunError
-from recdistill.evaluation.leaks import too_good
 from recdistill.evaluation.lists import read_lists
 from recdistill.evaluation.report.build import Results, build
 from recdistill.evaluation.report.html import render
 from recdistill.evaluation.report.measures import OfLists
 from recdistill.evaluation.topk import TopK
 from recdistill.runs.console import Reporter
+from recdistill.runs.doubts import budget_warnings, column_warnings, exchange_warnings
 from recdistill.runs.export import export_student
 from recdistill.runs.folder import (
     RunFolder,
@@ -169,7 +169,14 @@ def _conclude(
     judged = predicted if job.ranking is not None else predicted[1:]
     rows = {label: collect(folder, plans, data, seeds, label) for label in judged}
     tasks = {label: build(results) for label, results in rows.items() if _has_both_classes(results)}
-    report = {**build(results), "tasks": tasks, "job": {**called, **describe(job, data)}, "artefact": artefact}
+    students = {name: build(collect(folder, plans, data, seeds, student=name)) for name in job.students[1:]}
+    report = {
+        **build(results),
+        "tasks": tasks,
+        "students": students,
+        "job": {**called, **describe(job, data)},
+        "artefact": artefact,
+    }
     report |= {"timings": timings, "findings": over_seeds([summary.get("findings", {}) for summary in fits[MAIN]])}
     write_text(folder.root / "report.html", render(report, folder.root))
     write_json(folder.report, report)
@@ -254,7 +261,13 @@ def made_before(job: Job) -> dict[str, str]:
 
 
 def collect(
-    folder: RunFolder, plans: Sequence[tuple[Arm, Plan]], data: Data, seeds: list[int], label: str | None = None
+    folder: RunFolder,
+    plans: Sequence[tuple[Arm, Plan]],
+    data: Data,
+    seeds: list[int],
+    label: str | None = None,
+    *,
+    student: str | None = None,
 ) -> Results:
     """What all trainings have answered, and warnings about the data.
 
@@ -264,9 +277,11 @@ def collect(
         data: the encoded logs.
         seeds: the seeds.
         label: a label whose rows are looked at; by default the lists of a job about lists, or the main label.
+        student: the member that is judged beside its controls, by default the serving one.
     """
+    student = student or plans[0][1].student.name
     if label is None and plans[0][1].ranking is not None:
-        return _collect_lists(folder, plans, plans[0][1].ranking.metric, seeds)
+        return _collect_lists(folder, plans, plans[0][1].ranking.metric, seeds, student)
     label = None if label == plans[0][1].columns[0] else label
 
     def scores(arm: str, member: str) -> dict[str, list[Scored]]:
@@ -275,34 +290,41 @@ def collect(
         }
         return {split: [read_scores(path, label) for path in paths] for split, paths in parts.items()}
 
-    main, *controls = plans
+    main, *controls = _judging(plans, student)
     number = 0 if label is None else main[1].columns.index(label)
     return Results(
-        student=main[1].student.name,
+        student=student,
         seeds=seeds,
         members={m.name: scores(MAIN, m.name) for m in main[1].scored if number in m.labels},
-        controls={arm.name: scores(arm.name, plan.student.name) for arm, plan in controls},
+        controls={arm.control: scores(arm.name, student) for arm, _ in controls},
         references=references(data.final.log, main[1].columns[0]) if label is None else {},
         warnings=column_warnings(data.tuning.log, main[0].job, label or main[1].columns[0]),
-        second_names=[m.name for m in main[1].scored if m.same == main[1].student.name],
+        second_names=[m.name for m in main[1].scored if m.same == student],
     )
 
 
-def _collect_lists(folder: RunFolder, plans: Sequence[tuple[Arm, Plan]], metric: str, seeds: list[int]) -> Results:
+def _collect_lists(
+    folder: RunFolder, plans: Sequence[tuple[Arm, Plan]], metric: str, seeds: list[int], student: str
+) -> Results:
     """How good the lists of all trainings are."""
 
     def lists(arm: str, member: str) -> dict[str, list[TopK]]:
         places = {split: f"rankings/{member}.{split}.parquet" for split in SPLITS}
         return {split: [read_lists(folder.training(arm, s) / place) for s in seeds] for split, place in places.items()}
 
-    main, *controls = plans
+    main, *controls = _judging(plans, student)
     return Results(
-        student=main[1].student.name,
+        student=student,
         seeds=seeds,
         members={m.name: lists(MAIN, m.name) for m in main[1].ranked},
-        controls={arm.name: lists(arm.name, plan.student.name) for arm, plan in controls},
+        controls={arm.control: lists(arm.name, student) for arm, _ in controls},
         measure=OfLists(metric),
     )
+
+
+def _judging(plans: Sequence[tuple[Arm, Plan]], student: str) -> list[tuple[Arm, Plan]]:
+    """The job, and its controls as far as they are of this student."""
+    return [(arm, plan) for arm, plan in plans if arm.of in (None, student)]
 
 
 def _has_both_classes(results: Results) -> bool:
@@ -321,53 +343,6 @@ def references(log: EncodedLog, label: str) -> dict[str, dict[str, Scored]]:
             score_N = frame[f"reference:{name}"].to_numpy()
             found[name][split] = Scored(frame["row_id"].to_numpy()[known_N], label_N[known_N], score_N[known_N])
     return found
-
-
-def column_warnings(log: EncodedLog, job: Job, label: str) -> list[dict[str, str]]:
-    """Warnings about single columns that nearly are the label, on the validation rows."""
-    label_N = log.labels("valid").select(label).collect().to_series().to_numpy()
-    made = []
-    for view, names in (("serving", list(log.spec.serving)), ("post_event", job.privileged)):
-        numbers = [name for name in names if log.fitted.columns[name].kind == "float"]
-        frame = log.view("valid", view).select(numbers).collect()
-        for name, area in too_good(label_N, {n: frame[n].to_numpy() for n in numbers}).items():
-            cause = "serving_leak" if view == "serving" else "label_in_disguise"
-            what = (
-                "is it really known when a request is answered?"
-                if view == "serving"
-                else "a teacher that sees it learns the label itself, and its scores are hard labels"
-            )
-            made.append({"cause": cause, "message": f"{name} alone ranks {label} with AUC {area:.3f}; {what}"})
-    return made
-
-
-def budget_warnings(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
-    """Warnings about trainings that were still improving when their steps ran out."""
-    made = []
-    for name, found in fits.items():
-        cut = sum(summary["kept"][-1] == summary["planned"][-1] for summary in found)
-        if cut > len(found) / 2:
-            what = f"{name}: in {cut} of {len(found)} trainings the last evaluation was the best; allow more epochs"
-            made.append(
-                {"cause": "still_improving", "message": f"{what}, or the comparison is of unfinished trainings"}
-            )
-    return made
-
-
-def exchange_warnings(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
-    """Warnings about shared folders in which others were missing, or have left what could not be used."""
-    made = []
-    for arm, summaries in fits.items():
-        for name in dict.fromkeys(name for summary in summaries for name in summary.get("exchange", {})):
-            found = [met[name] for summary in summaries if name in (met := summary.get("exchange", {}))]
-            visits, alone, unusable = (sum(each[key] for each in found) for key in ("visits", "alone", "unusable"))
-            if alone or not visits:
-                what = f"{arm}: on {alone} of {visits} visits {name} found nobody else in the shared folder"
-                made.append({"cause": "missing_peers", "message": f"{what}; start all processes at the same time"})
-            if unusable:
-                what = f"{arm}: {unusable} checkpoints that others have left for {name} could not be used"
-                made.append({"cause": "unusable_peers", "message": f"{what}; look for processes that were stopped"})
-    return made
 
 
 def over_seeds(findings: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from recdistill.data.log import raw_batches
 from recdistill.data.rosters import Pairs, known_pairs, last_of_log, last_rows
+from recdistill.distill.member import Member
 from recdistill.errors import RunError
 from recdistill.export import artefact
 from recdistill.export.codes import CodeIndex, load_index, pack, write_index
-from recdistill.distill.member import Member
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 

@@ -1,6 +1,6 @@
 """The jobs that a result is compared with, derived from the job itself.
 
-``plain`` drops every member that does not serve, with every term that compares anything with a member's output, and
+``plain`` drops every member that is no student, with every term that compares anything with a member's output, and
 every phase left empty. What is left trains the student from labels at full weight and on all rows: schedules that made
 room for a teacher, selectors that asked one, and what corrected a label are dropped as well.
 ``shuffled`` keeps the whole job but takes the knowledge out of it: privileged columns are permuted jointly over the
@@ -11,7 +11,7 @@ is the teacher's knowledge; the difference to ``plain`` may be mere smoothing.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from recdistill.errors import SpecError
@@ -23,6 +23,7 @@ from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, names_of, pa
 
 MAIN = "main"
 OF_LABEL = ("corrected",)  # signals of a label and an answer, in this order; only the answer is a member's knowledge
+BY_TARGET = ("experts",)  # signals that look at what they are to become; where that is permuted, so is what they see
 PLAIN_WORDS = ("live", "probability")  # signals that are still one output of one member
 
 
@@ -31,14 +32,21 @@ class Arm:
     """One of the jobs of a run.
 
     Attributes:
-        name: ``main``, ``plain``, ``shuffled`` or ``shuffled_signal``.
+        name: ``main``, ``plain``, ``shuffled`` or ``shuffled_signal``; ``plain_NAME`` of a further student.
         job: what is trained.
         shuffle_privileged: whether its privileged columns are permuted over the rows.
+        of: the only student that it is a control of, if there are several.
     """
 
     name: str
     job: Job
     shuffle_privileged: bool = False
+    of: str | None = None
+
+    @property
+    def control(self) -> str:
+        """Which control it is, whoever the student."""
+        return self.name if self.of is None else self.name.removesuffix(f"_{self.of}")
 
 
 def arms(job: Job) -> list[Arm]:
@@ -49,8 +57,22 @@ def arms(job: Job) -> list[Arm]:
     """
     if isinstance(job.controls, NoControls):
         return [Arm(MAIN, job)]
-    made = {"plain": _plain, "shuffled": _shuffled}
-    return [Arm(MAIN, job), *(made[name](job) for name in job.controls)]
+    found = [Arm(MAIN, job)]
+    for name in job.controls:
+        found += [_shuffled(job)] if name == "shuffled" else [_plain_of(job, student) for student in job.students]
+    return found
+
+
+def _plain_of(job: Job, student: str) -> Arm:
+    """The control of one of several students, in which it serves."""
+    if job.students == [student]:
+        return _plain(job)
+    members = dict(job.members)
+    for name in job.students:
+        serve = job.members[name].serve or name == student
+        members[name] = members[name].model_copy(update={"serve": serve and name == student, "compare": False})
+    made = _plain(job.model_copy(update={"members": members}))
+    return replace(made, name="plain" if student == job.student else f"plain_{student}", of=student)
 
 
 def _plain(job: Job) -> Arm:
@@ -68,11 +90,18 @@ def _plain(job: Job) -> Arm:
     changes: dict[str, Any] = {
         "members": members,
         "phases": phases,
-        "feeds": _with_rankings(job, {*served}, lambda _: None),
+        "feeds": _read_by(phases, _with_rankings(job, {*served}, lambda _: None)),
         "privileged": [],
         "controls": NoControls(none="it is a control itself"),
     }
     return Arm("plain", job.model_copy(update=changes))
+
+
+def _read_by(phases: list[PhaseSpec], feeds: dict[str, FeedSpec]) -> dict[str, FeedSpec]:
+    """The feeds that are left of use, so that jobs which differ in others have the same control."""
+    read = {move.feed for phase in phases for move in phase.moves}
+    read |= {part for name in read if name in feeds for part in feeds[name].mix}
+    return {name: feed for name, feed in feeds.items() if name in read}
 
 
 def _with_rankings(job: Job, served: set[str], change: Callable[[Ranked], Ranked | None]) -> dict[str, FeedSpec]:
@@ -87,11 +116,11 @@ def _with_rankings(job: Job, served: set[str], change: Callable[[Ranked], Ranked
 
 
 def served_with(job: Job) -> list[str]:
-    """The student, and the members without which it could not answer: those whose outputs it reads, or whom it follows.
+    """The students, and the members without which they could not answer: whose outputs they read, or whom they follow.
 
     In the order of the job.
     """
-    found, waiting = {job.student}, [job.student]
+    found, waiting = {*job.students}, job.students
     while waiting:
         member = job.members[waiting.pop()]
         names = {name for text in member.inputs for name in _members_of(parse_signal(text), job)}
@@ -225,7 +254,10 @@ def _with_shuffled_targets(term: ParsedTerm, job: Job, served: set[str]) -> Pars
     for factor in term.factors:
         if isinstance(factor, Call) and factor.args and _members_of(factor.args[0], job) & served:
             targets = [_shuffled_signal(a) if _members_of(a, job) else a for a in factor.args[1:]]
-            factor = Call(factor.function, (factor.args[0], *targets), factor.kwargs)
+            learner = factor.args[0]
+            if isinstance(learner, Call) and learner.function in BY_TARGET:
+                learner = _shuffled_answers(learner, job, served)
+            factor = Call(factor.function, (learner, *targets), factor.kwargs)
             rows = None if term.rows is None else _shuffled_answers(term.rows, job, served)
         factors.append(factor)
     return ParsedTerm(tuple(factors), rows)
@@ -242,7 +274,7 @@ def _shuffled_signal(signal: Argument) -> Argument:
 
 
 def _shuffled_answers(selector: Argument, job: Job, served: set[str]) -> Argument:
-    """A selector in which every answer of a member that does not serve is permuted."""
+    """A selector, or a signal, in which every answer of a member that does not serve is permuted."""
     if isinstance(selector, Call):
         args = tuple(_shuffled_answers(a, job, served) for a in selector.args)
         kwargs = {key: _shuffled_answers(value, job, served) for key, value in selector.kwargs.items()}

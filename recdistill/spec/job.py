@@ -113,6 +113,12 @@ class Job(Strict):
         return next(name for name, member in self.members.items() if member.serve)
 
     @property
+    def students(self) -> list[str]:
+        """The members that are judged beside their controls, the serving one first."""
+        further = [name for name, member in self.members.items() if member.compare and name != self.student]
+        return [self.student, *further]
+
+    @property
     def signals(self) -> dict[str, str]:
         """Every signal that a member reads, by its place in the job."""
         found: dict[str, str] = {}
@@ -177,6 +183,8 @@ def _wrong_members(job: Job) -> list[str]:
             )
         if member.serve and member.labels and member.labels[0] != job.label[0]:
             found.append(f"members.{name}.labels: a serving member predicts {job.label[0]!r}, the main label, first")
+        if member.compare and (member.copies > 1 or member.outputs is not None or member.scores is not None):
+            found.append(f"members.{name}.compare: a further student is one net of its own that predicts labels")
         if member.serve and member.outputs is not None:
             found.append(f"members.{name}.outputs: a member that serves answers a logit for each label; remove it")
         if member.fold is not None and member.fold[0] >= member.fold[1]:
@@ -329,7 +337,7 @@ def _wrong_views(job: Job, spec: FeatureSpec) -> list[str]:
         views = [("view", member.view)] if isinstance(member.view, list) else []
         views += [("serve.view", member.serve.view)] if isinstance(member.serve, ServingView) else []
         for key, view in views:
-            place, serves = f"members.{name}.{key}", bool(member.serve) and view == member.columns
+            place, serves = f"members.{name}.{key}", (bool(member.serve) or member.compare) and view == member.columns
             found += [f"{place}: {problem}" for word in view if (problem := _wrong_word(job, spec, serves, word))]
             if PRIVILEGED in view and not job.privileged:
                 found.append(f"{place}: 'privileged' is empty; name privileged columns in the job")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from recdistill.spec.strict import OneOrMany, Strict, refusal
-from recdistill.spec.train import DenseOptimizer
+from recdistill.spec.train import DenseOptimizer, TableOptimizer
 
 SERVING, PRIVILEGED = "serving", "privileged"
 WITHOUT = "-"  # before a column that a view leaves out
@@ -216,6 +216,7 @@ class MemberSpec(Strict):
         folds: each copy learns from no row of its own fold, so that `out_of_fold` can score every row unseen.
         fold: ``[k, n]``: it learns from no row of the fold k of n (what `folds` gives to each copy).
         serve: whether it is the student that is exported; ``{view: ...}`` if it serves with another view.
+        compare: whether it is judged beside its own controls, as the serving member is: a further student.
         dim: width of its embeddings, a multiple of 4.
         dims: columns whose embeddings have another width; a column that borrows a table has the width of its owner.
         pool: how a sequence becomes one vector, ``{column: {name: options}}``: ``mean`` (the default),
@@ -224,7 +225,7 @@ class MemberSpec(Strict):
         trunk: widths of first layers that other members may share.
         share: what it takes from other members.
         init: scale of its initial dense parameters; 0 begins at zero.
-        dense: its own optimizer where it differs from ``train.dense``.
+        dense, tables: its own optimizers where they differ from those of ``train``.
         warm_start: a member of another run to begin from.
     """
 
@@ -247,6 +248,7 @@ class MemberSpec(Strict):
     folds: bool = False
     fold: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=2)]] | None = None
     serve: Serves = False
+    compare: bool = False
     dim: Width = 16
     dims: dict[str, Width] = {}
     pool: dict[str, Annotated[dict[str, Any], BeforeValidator(_one_key)]] = {}
@@ -255,6 +257,7 @@ class MemberSpec(Strict):
     share: Sharing = Sharing()
     init: float = Field(1.0, ge=0)
     dense: DenseOptimizer | None = None
+    tables: TableOptimizer | None = None
     warm_start: FromRun | None = None
 
     @model_validator(mode="after")

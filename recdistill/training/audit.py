@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from recdistill.data.batch import Batch
-from recdistill.distill.member import Phase
+from recdistill.distill.member import Phase, Update
 from recdistill.distill.schedule import Now
 from recdistill.training.cast import Cast
 from recdistill.training.memory import memory_for
@@ -38,7 +38,7 @@ class Audit:
 
 def audit(
     cast: Cast,
-    phase: Phase,
+    phase: Phase | Update,
     batch: Batch,
     *,
     step: int = 0,
@@ -46,7 +46,7 @@ def audit(
     seen: Sequence[Mapping[str, float]] = (),
     seed: int = 0,
 ) -> list[Audit]:
-    """The gradients of every term of a phase on a batch, at a step and after what evaluations of the phase have seen.
+    """The gradients of every term of a phase, or of one update, at a step and after what evaluations have seen.
 
     Parameters and tables stay as they are.
 
@@ -57,7 +57,8 @@ def audit(
     everyone = frozenset(names)
     now = Now(step, planned, tuple(seen))
     lookups = Lookups(cast, sorted(phase.members), batch, cast.banks_of(names), training=True, seed=seed, now=now)
-    memories = {key: memory_for(memory, batch.row_id_B) for key, memory in phase.memories.items()}
+    remembered = {memory.key: memory for term in phase.terms for memory in term.memories}
+    memories = {key: memory_for(memory, batch.row_id_B) for key, memory in remembered.items()}
     scene = Play(cast, lookups, (0, len(batch)), everyone, seed, now, memories).scene
     parameters = {f"{name}.{key}": p for name in names for key, p in cast.heads[name].named_parameters()}
     leaves = lookups.leaves

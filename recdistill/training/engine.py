@@ -129,7 +129,6 @@ class Engine:
         if stopped is None:
             self._begin(index, phase)
         self.cast.propagated.clear()
-        self._rank(phase)
         optimizers = [dense_optimizers(u.parts, self.cast, self.settings.dense) for u in phase.updates]
         first, per_epoch = 0, self.steps_of(phase)
         if stopped is not None:
@@ -137,6 +136,7 @@ class Engine:
             self._go_on(stopped, optimizers, watch)
         elif save is not None:
             save(self._stopped(0, optimizers, watch))
+        self.rank_candidates(phase)
         for step in range(first, last):
             now = Now(step, planned, tuple(watch.seen) if watch else (), step // per_epoch)
             self._set_rates(phase, now, optimizers)
@@ -177,7 +177,7 @@ class Engine:
             cursor.begin()
         self.cast.tables.set_learning_rate(1.0)
 
-    def _rank(self, phase: Phase) -> None:
+    def rank_candidates(self, phase: Phase) -> None:
         """The rankings that the candidates of a phase are drawn from, of members that it does not move."""
         for name in {update.feed for update in phase.updates}:
             feed = self.feeds[name]
@@ -233,8 +233,7 @@ class Engine:
         owned = self.cast.banks_of(name for name in update.trained if update.owns_tables(name))
         lookups = Lookups(self.cast, names, batch, owned, training=True, seed=self.seed, now=now)
         losses = self._backward(update, lookups, terms, now)
-        tables = self.settings.tables.step
-        lookups.push(tables.l2 / rows, tables.l2_rare / rows)
+        lookups.push(rows)
         for optimizer in optimizers:
             sum_gradients(optimizer)
             optimizer.step()

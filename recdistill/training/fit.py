@@ -134,7 +134,8 @@ class _Fit:
     def _score(self, engine: Engine, log: EncodedLog, split: str) -> None:
         """Write what the members answer for a split, and how good their lists are."""
         score_split(engine, reader_for(self.training, log, (split,), self.folder), split, self.folder)
-        rankings = rankings_of(self.training.plan, log, split)
+        watched = engine.rankings if split == "valid" else None
+        rankings = watched or rankings_of(self.training.plan, log, split)
         if rankings is not None:
             rank_split(engine, rankings, [member.name for member in self.training.plan.ranked], split, self.folder)
 
@@ -173,11 +174,12 @@ def build_cast(
 ) -> Cast:
     """The members of a plan with initial parameters; with ``warm`` those of another run for whom the job says so."""
     layout = lay_out(plan.members, log.spec, log.fitted.tables)
-    rarity = rarity_by_table(log) if settings.tables.step.l2_rare else {}
+    own = {member.name: member.tables for member in plan.members if member.tables is not None}
+    rarity = rarity_by_table(log) if any(o.step.l2_rare for o in (settings.tables, *own.values())) else {}
     by_name = {member.name: member for member in plan.members}
     follows = {to: of for phase in plan.phases for to, of in phase.carry}
     follows |= {n: original for n, m in by_name.items() if (original := _original(m, by_name).name) != n}
-    tables = Tables(layout, settings.tables, std=settings.table_std, seed=seed, rarity=rarity, follows=follows)
+    tables = Tables(layout, settings.tables, std=settings.table_std, seed=seed, rarity=rarity, follows=follows, own=own)
     recorded = {}
     for member in plan.members:
         if isinstance(member.origin, Recorded):

@@ -123,11 +123,16 @@ class Lookups:
         first = sum(len(self.views[each]) for each in before)
         return lookup.part(first + rows[0], first + rows[1])
 
-    def push(self, l2: float, l2_rare: float) -> None:
-        """Send the collected gradients into the tables, which step at once."""
+    def push(self, rows: int) -> None:
+        """Send the collected gradients into the tables, which step at once.
+
+        Args:
+            rows: of the batch over all processes, by which penalties are divided.
+        """
         for bank, lookup in self.found.items():
             if bank in self.owned:
-                lookup.push(l2, l2_rare)
+                step = self.cast.tables.steps[bank]
+                lookup.push(step.l2 / rows, step.l2_rare / rows)
 
     @property
     def leaves(self) -> dict[str, Tensor]:

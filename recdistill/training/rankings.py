@@ -3,14 +3,14 @@
 # Shapes: U user rows, I item rows, D width, K places, C rows at a time.
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from recdistill.data.batch import Batch
-from recdistill.data.edges import build_graph
+from recdistill.data.edges import build_graph, lost_events
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.graph import Graph, Positives
 from recdistill.data.transforms.rows import FIRST
@@ -24,6 +24,7 @@ from recdistill.training.play import play
 
 CHUNK = 8192  # rows that are answered for at a time
 SCORES = 2**24  # scores of a block at a time
+DENSER = 32  # how many times more scores a matrix product makes in the time of scattered ones
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,17 @@ class Vectors:
         return (self.user_UD[torch.from_numpy(user_B)] @ self.item_ID.t()).numpy()
 
     def pair_scores(self, user_B: Counts, item_BN: Counts) -> Floats:
-        """The scores of some items for each of some users, (B, N)."""
-        user_BD, item_BND = self.user_UD[torch.from_numpy(user_B)], self.item_ID[torch.from_numpy(item_BN)]
-        return torch.einsum("bd,bnd->bn", user_BD, item_BND).numpy()
+        """The scores of some items for each of some users, (B, N).
+
+        A matrix product reads each vector once, where gathering copies one for every pair; so unless few of very many
+        items are wanted, all of them are scored.
+        """
+        user_BD, place_BN = self.user_UD[torch.from_numpy(user_B)], torch.from_numpy(item_BN)
+        if len(self.item_ID) > DENSER * item_BN.shape[1]:
+            return torch.einsum("bd,bnd->bn", user_BD, self.item_ID[place_BN]).numpy()
+        block = max(1, SCORES // len(self.item_ID))
+        parts = zip(user_BD.split(block), place_BN.split(block), strict=True)
+        return torch.cat([(some_CD @ self.item_ID.t()).gather(1, place_CN) for some_CD, place_CN in parts]).numpy()
 
 
 def vectors_of(cast: Cast, name: str, *, seed: int) -> Vectors:
@@ -111,7 +120,7 @@ class Rankings:
         known: what each user has taken before, which is left out.
         candidate_I: the items that may be shown.
         sampled: the others of each held-out item, (draws, users, others), under the protocol of sampled candidates.
-        lost: events of the split whose user or item training has not known; they cannot be found.
+        lost_W: under that protocol, the users whose held-out item training has not known: they find nothing.
     """
 
     spec: RankingSpec
@@ -119,7 +128,7 @@ class Rankings:
     known: Lists
     candidate_I: Bools
     sampled: tuple[Counts, Counts, Counts] | None = None
-    lost: int = 0
+    lost_W: Counts = field(default_factory=lambda: np.empty(0, np.int64))
 
     @classmethod
     def of(
@@ -141,16 +150,17 @@ class Rankings:
         relevant, known = lists_of(wanted), lists_of(events_of(log, graph, before))
         candidate_I = np.ones(wanted.items, bool)
         candidate_I[:FIRST] = False
-        drawn = None
+        drawn, lost_W = None, np.empty(0, np.int64)
         if spec.sampled is not None:
+            lost_W = lost_events(log, graph.user, graph.item, graph.where, (split,)).numpy()
             drawn = _sampled(relevant, lists_of(events_of(log, graph, ("train", "valid", "test"))), candidate_I, spec)
-        return cls(spec, relevant, known, candidate_I, drawn)
+        return cls(spec, relevant, known, candidate_I, drawn, lost_W)
 
     def judge(self, vectors: Vectors, at: Sequence[int] = ()) -> TopK:
         """How good a member's lists are, at the cuts of the job and others."""
         cuts = [*self.spec.at, *at]
         if self.sampled is not None:
-            return sampled_ranking(vectors.pair_scores, *self.sampled, at=cuts)
+            return sampled_ranking(vectors.pair_scores, *self.sampled, at=cuts).with_nothing_for(self.lost_W)
         return full_ranking(vectors.scores, self.relevant, self.known, candidate_I=self.candidate_I, at=cuts)
 
 

@@ -68,11 +68,15 @@ class Tables:
 
     Args:
         layout: banks and their tables.
-        optimizer: the fused optimizer of all tables.
+        optimizer: the fused optimizer of tables.
         std: standard deviation of initial rows; the rows for missing and unknown values begin at zero.
         seed: of the initial rows.
         rarity: for tables whose rare values are penalised, 1 / n of each row, 0 where no penalty is wanted.
         follows: members whose tables are copied from another one's now and then; they lie beside the originals.
+        own: the optimizers of members whose tables have another one.
+
+    Attributes:
+        steps: the options of each bank's optimizer.
     """
 
     def __init__(
@@ -84,8 +88,11 @@ class Tables:
         seed: int,
         rarity: Mapping[str, Tensor] | None = None,
         follows: Mapping[str, str] | None = None,
+        own: Mapping[str, TableOptimizer] | None = None,
     ) -> None:
         self.banks = layout.banks
+        optimizers = {name: (own or {}).get(bank.owner, optimizer) for name, bank in self.banks.items()}
+        self.steps = {name: found.step for name, found in optimizers.items()}
         self.rarity = rarity or {}
         self.std = std
         self.rate = 1.0
@@ -93,7 +100,7 @@ class Tables:
         self._single: dict[int, tuple[Tensor, Tensor]] = {}
         if not self.banks:
             return
-        collections = nn.ModuleDict({name: _collection(bank, optimizer) for name, bank in self.banks.items()})
+        collections = nn.ModuleDict({name: _collection(bank, optimizers[name]) for name, bank in self.banks.items()})
         sharder = EmbeddingBagCollectionSharder()
         placed = placements(layout, follows or {}, dist.get_world_size())
         plan = {name: _plan(module, placed[name], sharder) for name, module in collections.items()}

@@ -54,16 +54,20 @@ class Contract:
             changes[f"phases.{i}"] = {**kept, "steps": steps, "stop": {"every": 2}}
         kept = {key: value for key, value in raw.get("train", {}).items() if key in ("keep_labels", "unknown")}
         changes["train"] = {**kept, **SMOOTH}
+        if raw.get("ranking", {}).get("sampled"):
+            changes["ranking.sampled"] = None  # users of the small log hold out several items
         for name, member in raw["members"].items():
             changes[f"members.{name}.dropout"] = 0.0
             net = member.get("net")
             for kind, options in net.items() if isinstance(net, dict) else ():
                 if isinstance(options, dict) and "dropout" in options:
                     changes[f"members.{name}.net.{kind}.dropout"] = 0.0
+                if kind.startswith("binary_"):
+                    changes[f"members.{name}.net.{kind}.kind"] = "cut"  # bits are drawn apart in parts and processes
             if member.get("snapshot", {}).get("every", 0) > 1:  # a fraction is short enough
                 changes[f"members.{name}.snapshot.every"] = 2
             changes[f"members.{name}.warm_start"] = None
-            changes[f"members.{name}.dense"] = None
+            changes |= {f"members.{name}.dense": None, f"members.{name}.tables": None}
         raw = assign(raw, changes, str(path))
         job, spec = parse_job(raw, str(path), check=problems_of)
         encoded = encode(spec, str(log), folder / "encoded", where=job.where)

@@ -21,7 +21,8 @@ INPUTS = Inputs(
     )
 )
 LOGITS = Inputs(tuple(Field(f"input {i}", i, 1, embedded=False) for i in range(3)))
-READS = {"average": LOGITS, "blend": LOGITS}
+VECTORS = Inputs((Field("input 0", 0, 4, embedded=False), Field("input 1", 4, 6, embedded=False)))
+READS = {"average": LOGITS, "blend": LOGITS, "mixture_of_experts": VECTORS}
 OPTIONS = {
     "mlp": {"layers": [6, 5]},
     "deepfm": {"mlp": [6, 5]},
@@ -30,6 +31,7 @@ OPTIONS = {
     "grouped": {"mlp": [6, 5], "groups": [1], "width": 4},
     "average": {},
     "blend": {},
+    "mixture_of_experts": {},
 }
 NORMED = ("mlp", "deepfm", "dcn_v2", "two_tower")
 

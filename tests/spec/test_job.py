@@ -71,7 +71,7 @@ INVALID = {
     "unknown control": ({"controls": ["noise"]}, "'plain' or 'shuffled'"),
     "no controls without a reason": ({"controls": {"none": "because"}}, "at least 10 characters"),
     "tiny simulation": ({"log": {"simulate": "marketplace", "rows": 10}}, "greater than or equal to 100"),
-    "unknown simulation": ({"log": {"simulate": "market"}}, "'marketplace' or 'spec'"),
+    "unknown simulation": ({"log": {"simulate": "market"}}, "'marketplace', 'preferences' or 'spec'"),
     "unknown twin": (
         {"log": {"simulate": "marketplace", "privileged": "fake"}},
         "'real', 'noise', 'serving' or 'label'",

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recdistill.distill.schedule import Now
-from recdistill.runs.execute import exchange_warnings
+from recdistill.runs.doubts import exchange_warnings
 from recdistill.training import checkpoint
 from tests.conftest import Small
 from tests.training.bench import BCE, LAST, OTHER, STUDENT, Bench, distance, problems, same

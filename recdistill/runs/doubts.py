@@ -1,0 +1,55 @@
+"""What a run warns of before its numbers are believed: columns, budgets, shared folders."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recdistill.data.encoded import EncodedLog
+from recdistill.evaluation.leaks import too_good
+from recdistill.spec.job import Job
+
+
+def column_warnings(log: EncodedLog, job: Job, label: str) -> list[dict[str, str]]:
+    """Warnings about single columns that nearly are the label, on the validation rows."""
+    label_N = log.labels("valid").select(label).collect().to_series().to_numpy()
+    made = []
+    for view, names in (("serving", list(log.spec.serving)), ("post_event", job.privileged)):
+        numbers = [name for name in names if log.fitted.columns[name].kind == "float"]
+        frame = log.view("valid", view).select(numbers).collect()
+        for name, area in too_good(label_N, {n: frame[n].to_numpy() for n in numbers}).items():
+            cause = "serving_leak" if view == "serving" else "label_in_disguise"
+            what = (
+                "is it really known when a request is answered?"
+                if view == "serving"
+                else "a teacher that sees it learns the label itself, and its scores are hard labels"
+            )
+            made.append({"cause": cause, "message": f"{name} alone ranks {label} with AUC {area:.3f}; {what}"})
+    return made
+
+
+def budget_warnings(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
+    """Warnings about trainings that were still improving when their steps ran out."""
+    made = []
+    for name, found in fits.items():
+        cut = sum(summary["kept"][-1] == summary["planned"][-1] for summary in found)
+        if cut > len(found) / 2:
+            what = f"{name}: in {cut} of {len(found)} trainings the last evaluation was the best; allow more epochs"
+            made.append(
+                {"cause": "still_improving", "message": f"{what}, or the comparison is of unfinished trainings"}
+            )
+    return made
+
+
+def exchange_warnings(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
+    """Warnings about shared folders in which others were missing, or have left what could not be used."""
+    made = []
+    for arm, summaries in fits.items():
+        for name in dict.fromkeys(name for summary in summaries for name in summary.get("exchange", {})):
+            found = [met[name] for summary in summaries if name in (met := summary.get("exchange", {}))]
+            visits, alone, unusable = (sum(each[key] for each in found) for key in ("visits", "alone", "unusable"))
+            if alone or not visits:
+                what = f"{arm}: on {alone} of {visits} visits {name} found nobody else in the shared folder"
+                made.append({"cause": "missing_peers", "message": f"{what}; start all processes at the same time"})
+            if unusable:
+                what = f"{arm}: {unusable} checkpoints that others have left for {name} could not be used"
+                made.append({"cause": "unusable_peers", "message": f"{what}; look for processes that were stopped"})
+    return made
