@@ -356,7 +356,8 @@ def taps(c: Compiler, member: str) -> tuple[dict[str, Signal], list[str]]:
     labels = described.labels or c.job.label
     found: dict[str, Signal] = {}
     if described.outputs is None:
-        found = {"logit": Logit(member), "logits": All(member)}
+        places = tuple(c.job.label.index(label) for label in labels if label in c.job.label)
+        found = {"logit": Logit(member), "logits": All(member, places)}
         found |= {f"logit.{label}": Logit(member, k) for k, label in enumerate(labels)}
     else:
         found = {"out": All(member)} | ({"logit": Logit(member)} if described.outputs == 1 else {})

@@ -41,10 +41,12 @@ OPTIONS = {
     "light_gcn": SIDES,
     "cross_gcn": SIDES,
     "grouped": {"mlp": [6, 5], "groups": [1], "width": 4},
+    "exclusive": {"mlp": [6, 5]},
     "average": {},
     "blend": {},
     "mixture_of_experts": {},
 }
+LABELS = {"mlp": 3, "deepfm": 3, "dcn_v2": 3, "exclusive": 3}
 NORMED = ("mlp", "deepfm", "dcn_v2", "two_tower")
 
 
@@ -59,7 +61,7 @@ def test_every_net_is_tried_here() -> None:
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_a_net_answers_one_logit_per_row_and_label(name: str, count: int) -> None:
-    labels, inputs = 3 if name in ("mlp", "deepfm", "dcn_v2") else 1, READS.get(name, INPUTS)
+    labels, inputs = LABELS.get(name, 1), READS.get(name, INPUTS)
     out = Net(name, OPTIONS[name]).build(inputs, labels).eval()(rows(count, inputs))
     assert out.logits_BK.shape == (count, labels)
     assert all(h.shape[0] == count and h.dim() == 2 for h in out.hidden)
@@ -71,7 +73,8 @@ def test_a_net_answers_one_logit_per_row_and_label(name: str, count: int) -> Non
 def test_a_scripted_net_equals_the_eager_one(name: str, norm: str) -> None:
     inputs = READS.get(name, INPUTS)
     options = {"norm": norm, "dropout": 0.2} if name in NORMED else {}
-    head = Head([], Stack(inputs.width, []), Net(name, {**OPTIONS[name], **options}).build(inputs, 1), 0.1).eval()
+    net = Net(name, {**OPTIONS[name], **options}).build(inputs, 3 if name == "exclusive" else 1)
+    head = Head([], Stack(inputs.width, []), net, 0.1).eval()
     x = rows(5, inputs)
     assert torch.equal(scripted(head)(x, [], []).logits_BK, head(x, [], []).logits_BK)
 
@@ -97,6 +100,20 @@ def test_dcn_v2_crosses_by_its_equation(rank: int | None) -> None:
     assert torch.allclose(net(x).logits_BK, expected, atol=1e-5)
 
 
+def test_probabilities_of_exclusive_labels_add_up_to_1() -> None:
+    net = Net("exclusive", OPTIONS["exclusive"]).build(INPUTS, 4)
+    x = rows()
+    share = torch.softmax(net.out(net.stack(x)[-1]), 1)
+    assert torch.allclose(torch.sigmoid(net(x).logits_BK), share, atol=1e-6)
+    before = net(x).logits_BK.detach()
+    with torch.no_grad():
+        net.out.bias += 3.0
+    assert torch.allclose(net(x).logits_BK, before, atol=1e-5)
+    with torch.no_grad():
+        net.out.bias += torch.tensor([500.0, 0.0, 0.0, 0.0])
+    assert bool(torch.isfinite(net(x).logits_BK).all())
+
+
 def test_item_vectors_can_be_computed_before_any_user_is_known() -> None:
     net = Net("two_tower", OPTIONS["two_tower"]).build(INPUTS, 1).eval()
     assert isinstance(net, TwoTower)
@@ -117,6 +134,7 @@ def test_item_vectors_can_be_computed_before_any_user_is_known() -> None:
         ("two_tower", {"mlp": [4], "item": ["item"]}, 2, "one inner product"),
         ("mlp", {"layers": [4], "norm": "bach"}, 1, "norm is 'bach'"),
         ("grouped", {"mlp": [4], "groups": [2, 2], "width": 3}, 5, "have 4 labels, but the member has 5"),
+        ("exclusive", {"mlp": [4]}, 2, "at least 3 labels that exclude each other, found 2"),
         ("average", {"of": "odds"}, 1, "of is 'odds'"),
         ("average", {}, 2, "reads the logits of other members, 2 of each"),
         *((name, SIDES, 2, f"{name}: has one inner product") for name in ("mf", "binary_mf", "light_gcn", "cross_gcn")),

@@ -13,6 +13,7 @@ import yaml
 
 from recdistill import cli
 from recdistill.distill.compile import compile_job
+from recdistill.evaluation import auc
 from recdistill.runs.folder import RunFolder
 from recdistill.spec.load import dump_yaml, load_job
 from tests.conftest import Small
@@ -418,3 +419,30 @@ def test_help_comes_without_loading_heavy_libraries() -> None:
 
     code = "import sys; import recdistill.cli; sys.exit(any(m in sys.modules for m in ('torch', 'polars', 'pyarrow')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_further_students_are_judged_beside_controls_of_their_own(job: Path, tmp_path: Path, command: Command) -> None:
+    words = yaml.safe_load(job.read_text())
+    words["members"]["light"] = {"net": {"mlp": [4]}, "dim": 4, "compare": True}
+    words["phases"][-1]["terms"] += ["bce(light.logit, label)", "soft(light.logit, teacher.logit)"]
+    job.write_text(yaml.safe_dump(words))
+    out = tmp_path / "run"
+    status, said, _ = command("run", job, "--out", out)
+    assert status == 0 and "further student light: " in said
+    report = json.loads((out / "report.json").read_text())
+    found = report["students"]["light"]
+    assert found["student"] == "light" and list(found["controls"]) == ["plain", "shuffled"]
+    folders = {"plain": "controls/plain_light", "shuffled": "controls/shuffled"}
+    for control, folder in folders.items():
+        served = auc_of(out / folder / "seed_0" / "scores" / "light.test.parquet")
+        assert found["controls"][control]["test"]["auc"]["mean"] == pytest.approx(served)
+        delta = next(c["delta"] for c in found["comparisons"] if (c["a"], c["b"]) == ("light", control))
+        assert delta == pytest.approx(auc_of(out / "seed_0" / "scores" / "light.test.parquet") - served)
+    assert not (out / "controls" / "plain" / "seed_0" / "scores" / "light.test.parquet").exists()
+    assert "Further students" in (out / "report.html").read_text()
+
+
+def auc_of(path: Path) -> float:
+    scores = pl.read_parquet(path)
+    return auc(scores["label"].to_numpy(), scores["logit"].to_numpy())

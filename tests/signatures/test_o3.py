@@ -283,7 +283,7 @@ def test_two_views_pull_each_other(tmp_path: Path) -> None:
 
 
 def gains(folder: Path, seed: int, overrides: Mapping[str, Any] | None = None) -> float:
-    """How much better the last targets follow the true probabilities than the answers of that epoch, as correlations."""
+    """How much closer the last targets go with the true probabilities than the answers do, as correlations."""
     world = fields(seed, (4000, 100, 100), labelled=0.25)
     lab = crowd(folder, seed, (4000, 100, 100), labelled=0.25, epochs=10, batch=256)
     found = pulls_of(lab, overrides or {}, seed=seed)[-16:]
