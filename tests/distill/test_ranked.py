@@ -13,10 +13,12 @@ from recdistill.distill.combine import Live, shuffled
 from recdistill.distill.ranked import Mark, Scores, hardest, is_ranked, permuted, untaken
 from recdistill.distill.signal import Logit, Scene
 from recdistill.distill.term import Term
-from recdistill.errors import TrainingError
+from recdistill.errors import SpecError, TrainingError
 from recdistill.losses.ranking import bpr
 from recdistill.losses.ranking_distillation import soft_sides
 from recdistill.nets.inputs import Outputs
+from recdistill.spec.controls import arms
+from recdistill.spec.load import assign, parse_job
 from tests.conftest import Small
 from tests.training.bench import problems_of_job
 
@@ -177,3 +179,14 @@ def test_what_candidates_cannot_do_is_refused_before_training(tastes: Small, nam
     assert any(message in problem for problem in problems_of_job(tastes.job, changes)), problems_of_job(
         tastes.job, changes
     )
+
+
+def test_a_plain_control_without_any_candidates_is_refused(tastes: Small) -> None:
+    ranked = {"feeds.lists.candidates": {"negatives": 0, "ranked": {"by": "gcn", "top": 9, "count": 2}}}
+    job, _ = parse_job(assign(tastes.job, ranked, "test"), "test")
+    with pytest.raises(SpecError, match=r"anchors of feeds\.lists have no candidates besides their own"):
+        arms(job)
+    job, _ = parse_job(assign(tastes.job, {**ranked, "feeds.lists.candidates.in_batch": True}, "test"), "test")
+    (plain,) = [arm for arm in arms(job) if arm.name == "plain"]
+    spec = plain.job.feeds["lists"].candidates
+    assert spec is not None and spec.ranked is None and [*plain.job.members] == ["student"]

@@ -197,6 +197,12 @@ CHOICES = {
     "bce(student.logit, corrected(label, student.logit, most=0.5))": (
         "bce(student.logit, corrected(label, shuffled(student.logit), most=0.5))"
     ),
+    "l2(experts(student.embed, teacher.embed, count=3), teacher.embed)": (
+        "l2(experts(student.embed, shuffled(teacher.embed), count=3), shuffled(teacher.embed))"
+    ),
+    "l2(adapt(student.embed, width=8), teacher.hidden[-1])": (
+        "l2(adapt(student.embed, width=8), shuffled(teacher.hidden[-1]))"
+    ),
     "bce(student.logit, live(corrected(label, teacher.logit)))": (
         "bce(student.logit, live(corrected(label, shuffled(teacher.logit))))"
     ),
@@ -208,6 +214,17 @@ def test_what_members_choose_or_correct_is_permuted_and_labels_are_not(term, shu
     made = signal("soft(student.logit, teacher.embed)", term)
     assert made.job.phases[0].terms == ["soft(student.logit, shuffled(teacher.embed))", shuffled]
     assert made.job.problems() == []
+
+
+def test_plain_keeps_no_feed_that_nobody_reads():
+    feeds = {"pool": {"log": "pool.parquet"}, "both": {"mix": {"log": 1, "few": 1}}, "few": {"sample": 9}}
+    updates = [
+        {"feed": "both", "terms": ["bce(student.logit, label)"]},
+        {"feed": "pool", "terms": ["soft(student.logit, teacher.logit)"]},
+    ]
+    made = plain(feeds=feeds, phases=[{"steps": 3, "updates": updates}])
+    assert [move.feed for phase in made.phases for move in phase.moves] == ["both"]
+    assert sorted(made.feeds) == ["both", "few"]
 
 
 def test_plain_takes_labels_as_they_are():
