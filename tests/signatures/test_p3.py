@@ -356,16 +356,18 @@ CENTRALISED = {
 
 def check_it_comes_near_one_that_has_seen_all_labels(found: float, centralised: float) -> None:
     """DISTRIBUTION"""
-    assert found < centralised + 0.04
+    assert found < centralised + 0.025
 
 
 @pytest.mark.signature
-@pytest.mark.parametrize("seed", range(2))
-def test_it_comes_near_one_that_has_seen_all_labels(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    centralised = distance(tmp_path / "all", seed, CENTRALISED)
-    for k, right in enumerate(({}, BY_CROSS_ENTROPY, DIRECT)):
-        check_it_comes_near_one_that_has_seen_all_labels(distance(tmp_path / str(k), seed, right), centralised)
+def test_it_comes_near_one_that_has_seen_all_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mean_distance(name: str, overrides: Mapping[str, Any]) -> float:
+        return float(np.mean([distance(tmp_path / name, seed, overrides) for seed in range(3)]))
+
+    centralised = mean_distance("all", CENTRALISED)
+    for name, right in {"logit": {}, "cross_entropy": BY_CROSS_ENTROPY, "direct": DIRECT}.items():
+        check_it_comes_near_one_that_has_seen_all_labels(mean_distance(name, right), centralised)
     for wrong in TWINS:
         monkeypatch.setattr(unify, "least_squares", wrong)
         with pytest.raises(AssertionError):
-            check_it_comes_near_one_that_has_seen_all_labels(distance(tmp_path / wrong.__name__, seed, {}), centralised)
+            check_it_comes_near_one_that_has_seen_all_labels(mean_distance(wrong.__name__, {}), centralised)
