@@ -190,3 +190,13 @@ def test_a_plain_control_without_any_candidates_is_refused(tastes: Small) -> Non
     (plain,) = [arm for arm in arms(job) if arm.name == "plain"]
     spec = plain.job.feeds["lists"].candidates
     assert spec is not None and spec.ranked is None and [*plain.job.members] == ["student"]
+
+
+@pytest.mark.parametrize(("top", "message"), [(3, None), (6, "found 6; draw candidates accordingly")])
+def test_ranks_are_estimated_from_the_candidates_that_the_feed_really_draws(
+    tastes: Small, top: int, message: str
+) -> None:
+    term = f"rd(student.scores, untaken(gcn.scores), top={top}, discrepancy=0.1, items=52)"
+    feed = {"negatives": 1, "ranked": {"by": "gcn", "top": 9, "count": 4}}
+    found = problems_of_job(tastes.job, {"phases.1.terms": [term], "feeds.lists.candidates": feed})
+    assert (found == []) if message is None else [message in problem for problem in found] == [True]
