@@ -62,7 +62,7 @@ class Watch:
         judged = [n for n in members if n in self.moving and members[n].scored and members[n].same is None]
         originals = [members[n].follows for n in engine.followers.best if members[n].follows in self.moving]
         further = [*(metric.member for metric in phase.metrics), *(n for n in originals if n is not None)]
-        self.judged = [name for name in judged if members[name].serve] or judged
+        self.judged = [name for name in judged if members[name].judged] or judged
         self.looked_at = list(dict.fromkeys([*judged, *further]))
 
     @property

@@ -292,6 +292,12 @@ def test_the_words_compile(term: str) -> None:
         ("bce(student.logit, unflipped(y, false_positive=0.6, false_negative=0.4))", "two shares whose sum is below 1"),
         ("bce(student.logit, first_known())", "first_known: takes at least one label"),
         ("bce(student.logit, hedged(y, teacher.logit))", "hedged: expected first_known(verified, reported), found y"),
+        ("bce(student.logit, probability(unify(teacher.logit, student.logits)))", "unify: takes the logits of members"),
+        ("bce(student.logits, unify(teacher.logits, by='mean'))", "by is 'mean'; expected one of logit, cross_entropy"),
+        (
+            "bce(among(student.logits, teacher.logit), y)",
+            "among: expected the logits of a member that knows all labels",
+        ),
         ("bce(student.logit, y).rows(agrees(teacher.logit))", "missing a required argument: 'second'"),
         ("bce(student.logit, y).rows(any())", "takes at least one binary column"),
         ("bce(student.logit, y).rows(any(teacher.logit))", "expected a raw binary column"),

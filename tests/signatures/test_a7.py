@@ -291,7 +291,7 @@ def lags(lab: Lab, overrides: Mapping[str, Any], seed: int = 0) -> list[float]:
 
 
 def check_the_student_is_as_good_as_each(lab: Lab, overrides: Mapping[str, Any], seed: int = 0) -> None:
-    """It lags behind by 0.002 - 0.006 over 5 seeds."""
+    """Over 17 seeds it lags behind by 0.001 - 0.010."""
     assert max(lags(lab, overrides, seed)) < 0.01
 
 

@@ -352,3 +352,20 @@ CENTRALISED = {
     "phases.1.terms": [f"categorical(student.logits, stack({', '.join(labels_of(range(CLASSES)))}))"],
     **NO_CONTROLS,
 }
+
+
+def check_it_comes_near_one_that_has_seen_all_labels(found: float, centralised: float) -> None:
+    """DISTRIBUTION"""
+    assert found < centralised + 0.04
+
+
+@pytest.mark.signature
+@pytest.mark.parametrize("seed", range(2))
+def test_it_comes_near_one_that_has_seen_all_labels(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    centralised = distance(tmp_path / "all", seed, CENTRALISED)
+    for k, right in enumerate(({}, BY_CROSS_ENTROPY, DIRECT)):
+        check_it_comes_near_one_that_has_seen_all_labels(distance(tmp_path / str(k), seed, right), centralised)
+    for wrong in TWINS:
+        monkeypatch.setattr(unify, "least_squares", wrong)
+        with pytest.raises(AssertionError):
+            check_it_comes_near_one_that_has_seen_all_labels(distance(tmp_path / wrong.__name__, seed, {}), centralised)
