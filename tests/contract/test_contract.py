@@ -42,7 +42,7 @@ IDS = [str(path.relative_to(path.parents[1]).with_suffix("")) for path in JOBS]
 
 
 def test_every_job_is_under_contract() -> None:
-    assert len(JOBS) == 38
+    assert len(JOBS) == 37
     assert len(set(IDS)) == len(IDS)
 
 
