@@ -355,7 +355,10 @@ CENTRALISED = {
 
 
 def check_it_comes_near_one_that_has_seen_all_labels(found: float, centralised: float) -> None:
-    """DISTRIBUTION"""
+    """Over 20 logs the divergence is .122 (standard deviation .020; .102, .172), that of a student of all labels .015
+    higher (.021; from .033 lower to .078 higher). The mildest twin is .068 above that one (.026; .020, .108). The bound
+    is half way between the two, for means over three logs.
+    """
     assert found < centralised + 0.025
 
 
