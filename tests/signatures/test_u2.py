@@ -181,6 +181,7 @@ def full(folder: Path, count: int) -> list[Lab]:
     return [requests(folder, seed, (500, 500, 500), steps=300, batch=500) for seed in range(count)]
 
 
+@pytest.mark.slow
 def test_tolerance_pays(tmp_path: Path) -> None:
     labs = full(tmp_path, 1)
     found = course(labs, (1.0, 0.5))
