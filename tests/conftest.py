@@ -137,7 +137,7 @@ def tastes(tmp_path_factory: pytest.TempPathFactory) -> Small:
                 "stop": {"every": 3},
             },
         ],
-        "train": {"batch": 128, "table_std": 0.1, "tables": {"sgd": {"lr": 1.0}}, "dense": {"sgd": {"lr": 0.1}}},
+        "train": {"batch": 128, "table_std": 1.0, "tables": {"sgd": {"lr": 1.0}}, "dense": {"sgd": {"lr": 0.1}}},
         "controls": ["plain"],
         "seeds": 1,
     }

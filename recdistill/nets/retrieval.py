@@ -7,13 +7,11 @@ all nodes, and a row only looks its two up.
 
 # Shapes: B rows, D width of a vector, R bits of a code, U user rows, I item rows.
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from recdistill.errors import TrainingError
-from recdistill.nets.binary import Binariser
+from recdistill.nets.binary import Binariser, spread
 from recdistill.nets.graph import Bipartite, CrossGcn, LightGcn, Propagation
 from recdistill.nets.inputs import Inputs, Outputs
 from recdistill.nets.towers import places
@@ -89,7 +87,7 @@ class BinaryMf(nn.Module):
         self.register_buffer("user_places", user_places, persistent=False)
         self.register_buffer("item_places", item_places, persistent=False)
         self.binariser = Binariser(kind)
-        self.scale = beta / math.sqrt(bits)
+        self.scale = spread(beta, bits)
 
     def forward(self, embed_BE: Tensor) -> Outputs:
         """Logits of each row; the hidden taps are the relaxed codes, the user's code times the scale, the item's."""

@@ -87,10 +87,20 @@ def _plain(job: Job) -> Arm:
                 "write `controls: {none: <reason>}`"
             ],
         )
+    feeds = _read_by(phases, _with_rankings(job, {*served}, lambda _: None))
+    if alone := [name for name, feed in feeds.items() if feed.candidates is not None and feed.candidates.alone]:
+        raise SpecError(
+            "controls",
+            [
+                f"plain: without the ranking of another member the anchors of feeds.{name} have no candidates besides "
+                "their own; ask for `negatives` as well"
+                for name in alone
+            ],
+        )
     changes: dict[str, Any] = {
         "members": members,
         "phases": phases,
-        "feeds": _read_by(phases, _with_rankings(job, {*served}, lambda _: None)),
+        "feeds": feeds,
         "privileged": [],
         "controls": NoControls(none="it is a control itself"),
     }

@@ -13,10 +13,12 @@ from recdistill.distill.combine import Live, shuffled
 from recdistill.distill.ranked import Mark, Scores, hardest, is_ranked, permuted, untaken
 from recdistill.distill.signal import Logit, Scene
 from recdistill.distill.term import Term
-from recdistill.errors import TrainingError
+from recdistill.errors import SpecError, TrainingError
 from recdistill.losses.ranking import bpr
 from recdistill.losses.ranking_distillation import soft_sides
 from recdistill.nets.inputs import Outputs
+from recdistill.spec.controls import arms
+from recdistill.spec.load import assign, parse_job
 from tests.conftest import Small
 from tests.training.bench import problems_of_job
 
@@ -155,13 +157,31 @@ def test_a_term_over_candidates_has_one_value_an_anchor_and_teaches_the_learner_
         )
 
 
+TWO = [{"feed": "pairs", "terms": ["bpr(gcn.scores, own)"]}, {"feed": "lists", "terms": ["bpr(student.scores, own)"]}]
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a row's score": ({"phases.0.terms": ["bpr(gcn.logit, own)"]}, "own"),
     "a column": ({"phases.0.terms": ["bce(gcn.logit, label)"]}, "candidates have none"),
     "groups": ({"phases.0.terms": ["unkd(gcn.scores, student.scores, popularity)"]}, "popularity"),
     "parts of a batch": ({"train.micro_batch": 16}, "remove train.micro_batch"),
     "no candidates": ({"phases.0.feed": "log"}, "scores"),
-    "what moves": ({"feeds.lists.candidates.ranked": {"by": "student", "top": 9, "count": 2}}, "moves in phases.1"),
+    "what moves": ({"feeds.lists.candidates.ranked": {"by": "student", "top": 9, "count": 2}}, "moves in the phase of"),
+    "what another update moves": (
+        {
+            "feeds.lists.candidates.ranked": {"by": "gcn", "top": 9, "count": 2},
+            "phases.1": {"steps": 3, "updates": TWO},
+        },
+        "moves in the phase of",
+    ),
+    "who is not there": ({"feeds.lists.candidates.ranked": {"by": "gcm", "top": 9, "count": 2}}, "did you mean 'gcn'"),
+    "several copies": (
+        {
+            "members.gcn.copies": 2,
+            "phases.0.terms": ["bpr(gcn[:].scores, own)"],
+            "phases.1.terms": ["bpr(student.scores, own)"],
+            "feeds.lists.candidates.ranked": {"by": "gcn", "top": 9, "count": 2},
+        },
+        "not a single member",
+    ),
     "no graph": ({"graph": None, "ranking": None}, "needs users and items"),
     "another graph": ({"members.gcn.net.light_gcn.item": "genre", "members.gcn.view": "serving"}, "of the job's graph"),
     "serving graph": ({"members.gcn.serve": True, "members.student.serve": False}, "let a student serve"),
@@ -177,3 +197,24 @@ def test_what_candidates_cannot_do_is_refused_before_training(tastes: Small, nam
     assert any(message in problem for problem in problems_of_job(tastes.job, changes)), problems_of_job(
         tastes.job, changes
     )
+
+
+def test_a_plain_control_without_any_candidates_is_refused(tastes: Small) -> None:
+    ranked = {"feeds.lists.candidates": {"negatives": 0, "ranked": {"by": "gcn", "top": 9, "count": 2}}}
+    job, _ = parse_job(assign(tastes.job, ranked, "test"), "test")
+    with pytest.raises(SpecError, match=r"anchors of feeds\.lists have no candidates besides their own"):
+        arms(job)
+    job, _ = parse_job(assign(tastes.job, {**ranked, "feeds.lists.candidates.in_batch": True}, "test"), "test")
+    (plain,) = [arm for arm in arms(job) if arm.name == "plain"]
+    spec = plain.job.feeds["lists"].candidates
+    assert spec is not None and spec.ranked is None and [*plain.job.members] == ["student"]
+
+
+@pytest.mark.parametrize(("top", "message"), [(3, None), (6, "found 6; draw candidates accordingly")])
+def test_ranks_are_estimated_from_the_candidates_that_the_feed_really_draws(
+    tastes: Small, top: int, message: str
+) -> None:
+    term = f"rd(student.scores, untaken(gcn.scores), top={top}, discrepancy=0.1, items=52)"
+    feed = {"negatives": 1, "ranked": {"by": "gcn", "top": 9, "count": 4}}
+    found = problems_of_job(tastes.job, {"phases.1.terms": [term], "feeds.lists.candidates": feed})
+    assert (found == []) if message is None else [message in problem for problem in found] == [True]

@@ -171,6 +171,7 @@ CASES = {
     "bce, several labels": of_rows(
         "bce", lambda s, y: sum(oracle.bce(s[:, k], y[:, k]) for k in range(3)), "layer", "layer"
     ),
+    "categorical": of_rows("categorical", oracle.categorical, "layer", "layer"),
     "soft": of_rows("soft", lambda s, t: oracle.soft(s, t, 3.0), "score", "score", temperature=3.0),
     "softened": of_rows(
         "softened", lambda s, t: oracle.softened(s, t, 3.0, 0.2), "score", "score", temperature=3.0, base=0.2

@@ -54,6 +54,12 @@ def test_a_constant_on_the_logits_of_a_list_changes_no_loss_over_lists_but_the_p
     assert not torch.allclose(soft(learner, target), soft(learner, shifted), rtol=0.1)
 
 
+def test_categorical_refuses_a_lone_logit_and_two_of_them() -> None:
+    for shape in ((4,), (4, 1), (4, 2)):
+        with pytest.raises(ShapeError, match="a lone logit takes bce"):
+            LOSSES["categorical"](torch.zeros(shape), torch.zeros(shape))
+
+
 def test_soft_refuses_layers_and_temperatures_that_are_not_positive() -> None:
     with pytest.raises(ShapeError, match="for layers use l2"):
         soft(torch.zeros(3, 1), torch.zeros(3, 1))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recdistill.errors import TrainingError
+from recdistill.errors import ShapeError, TrainingError
 from recdistill.losses.ranking import bpr, sampled_softmax
 from recdistill.losses.ranking_distillation import cd, rd, rrd, soft_sides, unkd
 from recdistill.losses.response import soft
@@ -22,13 +22,17 @@ from tests.losses.cases import candidates
         (lambda s, t: rd(s, t, top=0), "rd: expected a number of at least 1, found 0"),
         (lambda s, t: rd(s, t, top=2, position=0), "rd: position 0"),
         (lambda s, t: rd(s, t, top=2, discrepancy=0.1), "discrepancy needs items, found None"),
-        (lambda s, t: rd(s, t, top=3, discrepancy=0.1, items=9), "at least one more than 3 candidates"),
         (lambda s, t: rrd(s, t, interesting=0), "rrd: expected a number of at least 1"),
     ],
 )
 def test_options_out_of_range_are_refused(loss, message) -> None:
     with pytest.raises(TrainingError, match=message):
         loss(torch.zeros(2, 3), torch.zeros(2, 3))
+
+
+def test_ranks_are_not_estimated_from_nothing() -> None:
+    with pytest.raises(ShapeError, match="at least one more than 3 candidates, to estimate ranks from, found 3"):
+        rd(torch.zeros(2, 3), torch.zeros(2, 3), top=3, discrepancy=0.1, items=9)
 
 
 def test_bpr_in_a_batch_costs_the_square_of_the_batch_and_no_more() -> None:

@@ -26,7 +26,7 @@ def adjacency(user_E, item_E, users, items):
 
 
 def convolved(matrix, first_ND, layers):
-    """The mean of ``E, A E, ..., A^L E``, which is linear and, since A is symmetric, its own adjoint."""
+    """The mean of ``E, A E, ..., A^L E``: linear, and symmetric as A is, so that it takes gradients back as well."""
     total, layer = first_ND.clone(), first_ND
     for _ in range(layers):
         layer = matrix @ layer
@@ -79,7 +79,7 @@ def train(user_E, item_E, users, items, *, layers, width, std, lr, steps, batch,
 
 
 def recall(vector_ND, users, known, relevant, at):
-    """The mean over users of the share of relevant items among the first, without known ones. Lists of sets."""
+    """The mean share of a user's relevant items among the first; known ones are left out. Both are lists of sets."""
     score_UI, found = (vector_ND[:users] @ vector_ND[users:].T).numpy(), []
     for user in (u for u in range(users) if relevant[u]):
         score_UI[user, sorted(known[user])] = -np.inf

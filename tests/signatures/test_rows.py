@@ -10,12 +10,11 @@ from tests.signatures.lab import JOBS
 PENDING = {
     "K1", "K2", "K3", "K4", "K5", "K7",
     "T1", "T3", "T4", "T5", "T6", "T7", "T8", "T9",
-    "D1", "D2",
+    "D1",
     "F1", "F2", "F3",
-    "O3", "O5",
-    "E4", "E5", "E6", "E10", "E11",
-    "A1", "A2", "A3", "A4", "A5", "A6", "A7",
-    "P1", "P2a", "P3", "P4", "P5", "P7", "P8", "P9",
+    "E4", "E5", "E6",
+    "A1", "A2", "A3", "A4", "A5", "A6",
+    "P1", "P4", "P5", "P7", "P8", "P9",
 }  # fmt: skip
 PAPERS = bibliography()
 SHOWN = shown(JOBS)

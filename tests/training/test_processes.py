@@ -61,6 +61,15 @@ def test_two_processes_train_as_one_does(pair: Pair, small: Small, tmp_path: Pat
     assert not (tmp_path / "two" / "checkpoints" / "latest").exists()
 
 
+def test_gradients_divided_by_the_number_of_processes_are_found(pair: Pair, small: Small, tmp_path: Path) -> None:
+    """The wrong twin of what the test above compares."""
+    one = alone(small, tmp_path / "one", SMOOTH)
+    job = assign(small.job, SMOOTH, "test")
+    two = together(pair, tmp_path / "two", job, small.encoded.folder, dividing=True)
+    distance, place = furthest(one, two)
+    assert distance > 1e-3 and not place.startswith("tables.")
+
+
 def test_terms_over_lists_and_row_wise_adagrad_as_well(pair: Pair, small: Small, tmp_path: Path) -> None:
     overrides = {
         **SMOOTH,

@@ -13,7 +13,7 @@ from recdistill.errors import LogError
 from recdistill.spec.graph import GraphSpec, RankingSpec
 from recdistill.spec.load import load_feature_spec
 from recdistill.training import rankings
-from recdistill.training.rankings import Rankings, Vectors
+from recdistill.training.rankings import Rankings, Vectors, events_of, lost_of
 from tests.conftest import ROOT
 
 USERS, ITEMS, NEW = 6, 30, 1000
@@ -29,9 +29,15 @@ def pairs(path: Path, valid: dict[int, list[int]]) -> EncodedLog:
     return encode(load_feature_spec(ROOT / "feature_specs" / "citeulike.yaml"), str(path / "log.parquet"), path / "log")
 
 
+def judged(log: EncodedLog) -> Rankings:
+    """How lists are judged on validation."""
+    wanted, known = (events_of(log, GRAPH, (split,)) for split in ("valid", "train"))
+    return Rankings.of(SPEC, wanted, known, lost_W=lost_of(log, GRAPH, "valid"))
+
+
 def test_held_out_items_that_training_has_not_known_are_never_found(tmp_path: Path) -> None:
     log = pairs(tmp_path, {0: [3], 1: [4], 2: [NEW], 3: [NEW]})
-    made = Rankings.of(log, GRAPH, SPEC, "valid", ("train",))
+    made = judged(log)
     users, items = (log.fitted.tables[name] for name in ("user_id", "item_id"))
     generator = torch.Generator().manual_seed(0)
     vectors = Vectors(torch.rand(users, 4, generator=generator), torch.rand(items, 4, generator=generator))
@@ -47,7 +53,7 @@ def test_held_out_items_that_training_has_not_known_are_never_found(tmp_path: Pa
 
 def test_a_user_with_several_held_out_items_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="several held-out items"):
-        Rankings.of(pairs(tmp_path, {0: [3, 5]}), GRAPH, SPEC, "valid", ("train",))
+        judged(pairs(tmp_path, {0: [3, 5]}))
 
 
 @pytest.mark.parametrize("denser", [0, 10**9])

@@ -146,11 +146,12 @@ class OfLists:
         return all(np.array_equal(first.user_V, other.user_V) for other in others)
 
     def doubts(self, name: str, answer: TopK, entry: Entry, *, serves: bool) -> list[tuple[str, str]]:
-        """Lists that are the same for everybody."""
-        shown = {key: value for key, value in answer.coverage.items() if self.metric.endswith(key.partition("@")[2])}
+        """Lists that are left to chance: whether anything is found depends on the order of equal scores everywhere."""
         del entry, serves
-        if any(value == 0 for value in shown.values()):
-            return [("constant_scores", f"{name} scores all items alike; lower its learning rates")]
+        hit_V = answer.values[f"hr@{self.metric.partition('@')[2]}"]
+        if len(hit_V) and bool(((hit_V > 0) & (hit_V < 1)).all()):
+            words = f"{name} scores all items alike, or nearly so; lower its learning rates or look at its inputs"
+            return [("constant_scores", words)]
         return []
 
 
