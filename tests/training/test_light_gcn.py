@@ -84,11 +84,11 @@ def test_a_training_on_movielens_is_as_good_as_that_of_the_equations(tmp_path: P
     for split in ("train", "valid", "test"):
         rows = log.view(split, "serving").select("user_id", "item_id").collect().to_numpy().astype("int64") - 2
         pairs[split] = rows[(rows >= 0).all(1)]
+    steps = json.loads((tmp_path / "fit" / "fit.json").read_text())["kept"][0]
     vector_ND = oracle.train(
         *pairs["train"].T, users, items, layers=LAYERS, width=64, std=job.train.table_std,
-        lr=job.train.tables.rowwise_adagrad.lr,
-        steps=json.loads((tmp_path / "fit" / "fit.json").read_text())["kept"][0],
-        batch=asked.batch, positives=1 + asked.positives, negatives=asked.negatives, seed=0,
+        lr=job.train.tables.rowwise_adagrad.lr, steps=steps, batch=asked.batch, positives=1 + asked.positives,
+        negatives=asked.negatives, seed=0,
     )  # fmt: skip
     known, relevant = ([set() for _ in range(users)] for _ in range(2))
     for split, lists in (("train", known), ("valid", known), ("test", relevant)):
