@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test lint types unit signatures bench setup clean
+.PHONY: demo test lint types unit signatures bench table setup clean
 
 setup: .venv/.installed
 
@@ -31,6 +31,9 @@ unit: setup
 
 signatures: setup ## All seeds and all wrong twins of the bibliography rows; an hour or so.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m signature tests/signatures
+
+table: setup ## All rows of the bibliography on one log, over five seeds; writes jobs/RESULTS.md. An hour or so.
+	$(BIN)/python -m tests.benchmarks.rows
 
 bench: setup ## Speed, as ratios side by side; writes tests/benchmarks/RESULTS.md.
 	$(BIN)/python -m tests.benchmarks

@@ -173,7 +173,8 @@ def evaluate(
 
     found = evaluate_run(run_folder, log)
     shown: dict[str, Any] = {**found, "controls": {}, "references": {}}
-    shown["members"] = {**found["members"], "artefact": found["artefact"]}
+    if "artefact" in found:
+        shown["members"] = {**found["members"], "artefact": found["artefact"]}
     out.print(result_table(shown, title=f"{log}: {found['rows']} rows"))
     if json_out is not None:
         write_json(json_out, found)
@@ -239,7 +240,7 @@ def methods(
     row: Annotated[str | None, typer.Argument(help="One row of the bibliography, for example P6.")] = None,
     folder: Annotated[Path, typer.Option("--jobs", help="Where the jobs lie.")] = Path("jobs"),
 ) -> None:
-    """List the bibliography: row, paper, job, one line on each."""
+    """List the bibliography: row, paper, job (or that it is pending), one line on each."""
     from recdistill.runs.methods import show
 
     show(folder, row, out)

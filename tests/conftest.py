@@ -101,6 +101,49 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     return Small(log, encode(spec, str(log), folder / "encoded"), job)
 
 
+@pytest.fixture(scope="session")
+def tastes(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """30 users who took 26 of 52 items each; a graph, a teacher on it, and codes that learn to rank like it."""
+    from recdistill.data.encode import encode
+    from recdistill.data.simulate_preferences import simulate_preferences
+    from recdistill.spec.load import load_feature_spec
+
+    folder = tmp_path_factory.mktemp("tastes")
+    log = folder / "log.parquet"
+    simulate_preferences(log, rows=780)
+    spec = load_feature_spec(ROOT / "feature_specs" / "preferences.yaml")
+    sides = {"user": "user_id", "item": "item_id"}
+    tower = {"binary_two_tower": {"item": ["item_id", "genre", "tempo"], "mlp": [8], "bits": 16}}
+    job: dict[str, Any] = {
+        "spec": "feature_specs/preferences.yaml",
+        "log": str(log),
+        "label": "chosen",
+        "graph": {**sides, "user_columns": "region", "item_columns": ["genre", "tempo"]},
+        "ranking": {"metric": "recall@5", "at": [5]},
+        "members": {
+            "gcn": {"net": {"light_gcn": {**sides, "layers": 2}}, "view": ["user_id", "item_id"], "dim": 8},
+            "student": {"net": tower, "dim": 4, "serve": True},
+        },
+        "feeds": {
+            "pairs": {"candidates": {"negatives": 2}},
+            "lists": {"candidates": {"each": "node", "batch": 16, "positives": 2, "negatives": 6}},
+        },
+        "phases": [
+            {"feed": "pairs", "steps": 6, "terms": ["bpr(gcn.scores, own)"]},
+            {
+                "feed": "lists",
+                "steps": 6,
+                "terms": ["bpr(student.scores, own)", "soft_sides(student.scores, gcn.scores, taken)"],
+                "stop": {"every": 3},
+            },
+        ],
+        "train": {"batch": 128, "table_std": 1.0, "tables": {"sgd": {"lr": 1.0}}, "dense": {"sgd": {"lr": 0.1}}},
+        "controls": ["plain"],
+        "seeds": 1,
+    }
+    return Small(log, encode(spec, str(log), folder / "encoded"), job)
+
+
 @pytest.fixture
 def group() -> Iterator[None]:
     """A process group of this process alone, for tests that build tables themselves."""

@@ -27,20 +27,22 @@ from recdistill.api.expressions import Column, Word
 from recdistill.api.job import Member, Phase, Share, Update, View, job
 from recdistill.api.run import Run, fit, open_run
 from recdistill.distill.combine import SIGNALS
+from recdistill.distill.ranked import MARKS
 from recdistill.distill.schedule import SCHEDULES
 from recdistill.distill.selector import SELECTORS
 from recdistill.losses.catalog import LOSSES
 from recdistill.nets.catalog import NETS
 
 __all__ = [
-    "Member", "Phase", "Run", "Update", "column", "fit", "job", "label", "loss", "modules", "net", "open_run",
-    "privileged", "scenario", "serving", "tables", "to_yaml", "trunk",
+    "Member", "Phase", "Run", "Update", "column", "fit", "job", "label", "log_q", "loss", "modules", "net", "open_run",
+    "own", "popularity", "privileged", "scenario", "serving", "tables", "taken", "to_yaml", "trunk",
 ]  # fmt: skip
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 serving, privileged = View(("serving",)), View(("privileged",))
 label, scenario = Column("label"), Column("scenario")
+own, taken, log_q, popularity = map(Column, MARKS)
 
 
 def __getattr__(name: str) -> Any:
@@ -72,7 +74,7 @@ def net(module: Function) -> Callable[..., dict[str, Any]]:
 def described_net(name: str) -> Callable[..., dict[str, Any]]:
     """A function that describes a net: ``mlp([64, 32])``, ``dcn_v2(mlp=[64])``."""
 
-    def make(layers: Sequence[int] | None = None, **options: Any) -> dict[str, Any]:
+    def make(layers: Sequence[int] | None = None, /, **options: Any) -> dict[str, Any]:
         if layers is None:
             return {name: options}
         if not options:

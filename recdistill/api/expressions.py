@@ -31,7 +31,7 @@ def shown(value: Any, names: Names) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Column(Expression):
-    """A raw column, or ``label``, ``scenario``."""
+    """A raw column, or ``label``, ``scenario``; or what is known of candidates, ``own``, ``taken``, ..."""
 
     name: str
 

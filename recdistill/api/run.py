@@ -11,6 +11,7 @@ from recdistill.api.job import Member, Phase, job
 from recdistill.distill.compile import problems_of
 from recdistill.runs.execute import run_job
 from recdistill.runs.folder import RunFolder
+from recdistill.runs.lists import write_top
 from recdistill.runs.rescore import Finished, evaluate_run, score_run
 from recdistill.spec.load import parse_job
 
@@ -40,6 +41,10 @@ class Run:
         """Write a member's scores of a log, and give them back as a member that another job can read."""
         score_run(self.folder, log, Path(out), member, out_of_fold=out_of_fold)
         return Member(scores=str(out))
+
+    def top(self, log: str, out: str | Path, count: int, *, known: str | None = None, items: str | None = None) -> int:
+        """Write the best items of every user of a log by the artefact (`recdistill.runs.lists.write_top`)."""
+        return write_top(self.student, log, Path(out), count, known=known, items=items)
 
     def evaluate(self, log: str) -> dict[str, Any]:
         """Metrics of every member, and of the artefact, on another log."""

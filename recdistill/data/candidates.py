@@ -26,6 +26,7 @@ from recdistill.data.batch import Batch, Candidates
 from recdistill.data.catalogue import Catalogue
 from recdistill.data.graph import Graph
 from recdistill.data.negatives import Negatives, by_rank, in_batch, some_positives
+from recdistill.data.reader import read_ahead
 from recdistill.errors import TrainingError
 from recdistill.spec.graph import CandidatesSpec
 
@@ -70,6 +71,15 @@ class CandidateFeed:
         return self.sides.popularity_groups(self.spec.groups)
 
     @cached_property
+    def share_I(self) -> Tensor:
+        """How large a share of an epoch's anchors has each candidate as its own, as expected, float64 (I,)."""
+        sides = self.sides
+        if self.spec.each == "edge":
+            return sides.item_degree_I.double() / len(sides.item_E)
+        often_E = sides.user_degree_U[sides.user_E].double().reciprocal()  # one of its own, all alike
+        return torch.bincount(sides.item_E, often_E, minlength=sides.items) / len(self.nodes)
+
+    @cached_property
     def nodes(self) -> Tensor:
         """The anchors that have an edge, ascending."""
         found: Tensor = torch.unique(self.sides.user_E)
@@ -88,7 +98,10 @@ class CandidateFeed:
         return torch.arange(self.rows()) if self.spec.each == "edge" else self.nodes + NODE
 
     def epoch(self, batch: int, *, seed: int, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch, every anchor once."""
+        """The batches of one epoch, every anchor once, read ahead."""
+        return read_ahead(self._batches(batch, seed, epoch))
+
+    def _batches(self, batch: int, seed: int, epoch: int) -> Iterator[Batch]:
         order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(self.rows()))
         size = self.spec.batch or batch
         for number, first in enumerate(range(0, len(order), size)):
@@ -192,7 +205,7 @@ class _Drawing:
         return _Part(item_M, own_AM, taken_AM.float(), log_q_M)
 
     def _in_batch(self) -> _Part:
-        label_AA, log_q_AA = in_batch(self.anchor_A, self.own_A, self.feed.sides)
+        label_AA, log_q_AA = in_batch(self.anchor_A, self.own_A, self.feed.sides.positives, self.feed.share_I)
         taken_AA = label_AA.isnan().float().fill_diagonal_(1.0)
         return _Part(self.own_A, label_AA.fill_diagonal_(math.nan), taken_AA, log_q_AA)
 

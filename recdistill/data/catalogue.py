@@ -10,17 +10,22 @@ that describe neither (the hour of a request, say) are missing in such rows, as 
 
 # Shapes: B rows, F id columns, N float columns, R rows of a side, L list elements over all rows.
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import polars as pl
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from recdistill.data.batch import Batch, Jagged, View, concat
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.reader import Reader, Selection, take, take_jagged, take_view
 from recdistill.data.transforms.rows import FIRST, MISSING
+from recdistill.errors import LogError
 from recdistill.spec import columns as declared
 from recdistill.spec.features import FeatureSpec
 
@@ -50,9 +55,43 @@ class Catalogue:
             sides: the columns of ``user`` and ``item``, that of its ids first.
             splits: in the order of time.
         """
-        kinds = {name: log.fitted.columns[name].kind for name in log.spec.serving}
+        kinds = _kinds(log)
         views = {side: _side(log, columns, kinds, splits) for side, columns in sides.items()}
         return cls(log.spec, kinds, views)
+
+    def save(self, path: Path) -> None:
+        """Write the columns to a safetensors file, which appears only when it is complete."""
+        tensors, names = dict[str, Tensor](), {}
+        for side, view in self.sides.items():
+            names[side] = [view.id_names, view.float_names, [*view.bags]]
+            tensors |= {f"{side}/ids": view.ids_FB, f"{side}/floats": view.floats_BN}
+            for name, bag in view.bags.items():
+                tensors |= {f"{side}/{name}/{part}": value for part, value in vars(bag).items() if value is not None}
+        work = path.with_name(f".{path.name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({key: value.contiguous() for key, value in tensors.items()}, work, {"names": json.dumps(names)})
+        work.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, log: EncodedLog) -> "Catalogue":
+        """What `save` has written, for a log that was encoded with the same columns.
+
+        Raises:
+            LogError: the file holds no such columns.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                names = json.loads((file.metadata() or {})["names"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no mapping
+            sides = {}
+            for side, (ids, floats, lists) in names.items():
+                found = {name: {p: tensors.get(f"{side}/{name}/{p}") for p in Jagged.__annotations__} for name in lists}
+                bags = {name: Jagged(**parts) for name, parts in found.items()}  # type: ignore[arg-type]
+                ids_FB, floats_BN = tensors[f"{side}/ids"], tensors[f"{side}/floats"]
+                sides[side] = View("serving", ids_FB, tuple(ids), floats_BN, tuple(floats), bags)
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise LogError(f"{path}: holds no readable users and items ({error}); run the job again") from None
+        return cls(log.spec, _kinds(log), sides)
 
     def rows(self, side: str) -> int:
         """R, the rows of a side."""
@@ -67,6 +106,11 @@ class Catalogue:
         """
         rows = len(next(iter(row_B.values())))
         return overlaid(blank([*names], self.kinds, rows, self.spec), {s: (self.sides[s], r) for s, r in row_B.items()})
+
+
+def _kinds(log: EncodedLog) -> dict[str, str]:
+    """The kind of each serving column."""
+    return {name: log.fitted.columns[name].kind for name in log.spec.serving}
 
 
 def blank(names: Sequence[str], kinds: Mapping[str, str], rows: int, spec: FeatureSpec) -> View:

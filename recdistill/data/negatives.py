@@ -11,9 +11,8 @@ without trial and error: their weights are cut out of the line from which items 
 Weights are integers, so that every step is exact and the probability of each item is known.
 """
 
-# Shapes: B rows, M draws of each, P a pool, E edges, U users, I items.
+# Shapes: B rows, M draws of each, E edges, U users, I items.
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -27,8 +26,6 @@ from recdistill.data.transforms.rows import FIRST
 from recdistill.errors import LogError
 
 TOTAL = 2**40  # of the weights of all items, so that their quotients keep 12 digits and products with a draw stay exact
-
-Scorer = Callable[[Tensor, Tensor], Tensor]  # users (B,), items (B, P) -> scores (B, P)
 
 
 class Drawn(NamedTuple):
@@ -154,40 +151,27 @@ class Negatives:
         return starts_I[self.positives.item_E] - self._weight_before[:-1]
 
 
-def in_batch(user_B: Tensor, item_B: Tensor, graph: Graph) -> InBatch:
+def in_batch(user_B: Tensor, item_B: Tensor, positives: Positives, share_I: Tensor) -> InBatch:
     """Each row's item against the items of the other rows.
 
     Popular items are in more batches; subtracting ``log_q`` from the scores undoes that in a sampled softmax. Among the
-    B - 1 others an item is expected B - 1 times its share of the edges, because rows are drawn from them.
+    B - 1 others an item is expected B - 1 times its share of all rows.
 
     Args:
         user_B: the user of each row.
         item_B: the item of each row.
-        graph: the training graph.
+        positives: the items of each user.
+        share_I: the share of an epoch's rows whose item it is, float64 (I,).
 
     Source: Yi et al., 2019, equation 3.
     Departure: frequencies are counted instead of estimated; a row's own item is there for certain, hence not corrected.
     """
     is_own_BM = item_B.unsqueeze(0) == item_B.unsqueeze(1)
     label_BM = torch.zeros(is_own_BM.shape)
-    label_BM[graph.positives.among(user_B, item_B) | is_own_BM] = torch.nan
+    label_BM[positives.among(user_B, item_B) | is_own_BM] = torch.nan
     label_BM.fill_diagonal_(1.0)
-    share_B = graph.item_degree_I[item_B].clamp(min=1).double() / max(len(graph.item_E), 1)
-    log_q_BM = (max(len(item_B) - 1, 1) * share_B).log().float().repeat(len(item_B), 1)
+    log_q_BM = (max(len(item_B) - 1, 1) * share_I[item_B]).log().float().repeat(len(item_B), 1)
     return InBatch(label_BM, log_q_BM.fill_diagonal_(0.0))
-
-
-def hardest(user_B: Tensor, pool_BP: Tensor, scorer: Scorer, count: int) -> Tensor:
-    """The ``count`` items of a pool that a scorer ranks highest, int64 (B, M), best first, ties in the pool's order.
-
-    The pool comes from `Negatives.draw`, so no positive is in it; an item may be in it twice. Probabilities of such
-    negatives are not known, so that they need a loss without ``log_q``.
-
-    Source: dynamic negative sampling, Zhang et al., 2013, section 4.
-    """
-    with torch.no_grad():
-        order_BP = torch.argsort(scorer(user_B, pool_BP), dim=1, descending=True, stable=True)
-    return pool_BP.gather(1, order_BP[:, :count])
 
 
 def some_positives(

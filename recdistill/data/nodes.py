@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from recdistill.data.catalogue import Catalogue
 from recdistill.data.edges import build_graph
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.graph import Graph
 from recdistill.spec.graph import GraphSpec
+
+GRAPH, CATALOGUE = "graph.safetensors", "catalogue.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,3 +45,17 @@ class Nodes:
         sides = {side: [names[0], *(n for n in names[1:] if n in read)] for side, names in spec.sides.items()}
         catalogue = Catalogue.of(log, sides, splits)
         return cls(graph if spec.permuted is None else graph.permuted(spec.permuted), catalogue)
+
+    def save(self, folder: Path) -> None:
+        """Write both to a folder."""
+        self.graph.save(folder / GRAPH)
+        self.catalogue.save(folder / CATALOGUE)
+
+    @classmethod
+    def load(cls, folder: Path, log: EncodedLog) -> "Nodes":
+        """What `save` has written, for a log that was encoded with the same columns.
+
+        Raises:
+            LogError: the folder holds none.
+        """
+        return cls(Graph.load(folder / GRAPH), Catalogue.load(folder / CATALOGUE, log))

@@ -38,17 +38,27 @@ def known_pairs(log: str, users: pa.Array, items: pa.Array, user: str, item: str
     """The places, among some items, of those that each of some users is known to have taken.
 
     Raises:
-        LogError: the log lacks one of the columns ``user`` and ``item``.
+        LogError: the log lacks one of the columns ``user`` and ``item``, or holds values of another type there.
     """
     frame = scan(log)
     if lacking := [name for name in (user, item) if name not in frame.collect_schema()]:
         raise LogError(f"{log}: lacks {lacking[0]!r}, so that nobody can say which items are known; add it")
     who, what = (
-        pl.DataFrame({name: pl.from_arrow(values)}).with_row_index(place).lazy()
+        _of_one_width(pl.DataFrame({name: pl.from_arrow(values)}).with_row_index(place).lazy())
         for values, name, place in ((users, user, "user place"), (items, item, "item place"))
     )
-    pairs = frame.select(user, item).unique().join(who, on=user).join(what, on=item)
+    taken = _of_one_width(frame.select(user, item)).unique()
+    for name, ours in ((user, who), (item, what)):
+        theirs, wanted = taken.collect_schema()[name], ours.collect_schema()[name]
+        if theirs != wanted:
+            raise LogError(f"{log}: {name!r} is {theirs}, but {wanted} where lists are made; cast the column")
+    pairs = taken.join(who, on=user).join(what, on=item)
     found = pairs.select("user place", "item place").sort("user place", "item place").collect(engine="streaming")
     user_E, place_E = (torch.from_numpy(found[name].to_numpy().astype("int64")) for name in found.columns)
     counts = torch.bincount(user_E, minlength=len(users))
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)]), place_E
+
+
+def _of_one_width(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """The same with all whole numbers as wide as each other, so that they can be told to be equal."""
+    return frame.with_columns(pl.selectors.integer().cast(pl.Int64))

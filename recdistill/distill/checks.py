@@ -78,7 +78,7 @@ def check_phases(phases: Sequence[Phase], members: Members, job: Job, spec: Feat
             found += _wrong_parts(update, place, members)
             found += _wrong_terms(update, place, members)
             found += _wrong_rows(update, place, members, job)
-            found += _wrong_candidates(update, place, members, job)
+            found += _wrong_candidates(update, place, members, job, phase.trained)
             found += _wrong_memories(update, place, job, spec)
         found += _two_owners(phase, i, members)
         found += _moved_by_others(phase, i, members)
@@ -182,7 +182,7 @@ def _wrong_rows(update: Update, place: str, members: Members, job: Job) -> list[
     return found
 
 
-def _wrong_candidates(update: Update, place: str, members: Members, job: Job) -> list[str]:
+def _wrong_candidates(update: Update, place: str, members: Members, job: Job, moving: frozenset[str]) -> list[str]:
     """Candidates are users and items as they are known ahead: they have no labels, and nothing privileged."""
     feed = job.feeds.get(update.feed)
     if feed is None or feed.candidates is None or job.graph is None:
@@ -192,15 +192,15 @@ def _wrong_candidates(update: Update, place: str, members: Members, job: Job) ->
         for term in update.terms
         if any(isinstance(part, Column | Scenario) for part in walk(term))
     ]
-    for name in sorted(update.members):
+    by = feed.candidates.ranked.by if feed.candidates.ranked is not None else ""
+    for name in sorted(update.members | ({by} & members.keys())):
         if members[name].net.name == RECORDED:
             found.append(f"{place}: {name!r} has no scores of candidates, only of rows of its log")
         found += _undescribed(place, members[name], job)
-    ranked = feed.candidates.ranked
-    if ranked is not None and (ranked.by in update.trained or not members[ranked.by].net.ranks):
+    if by and (by not in members or by in moving or not members[by].net.ranks):
         found.append(
-            f"feeds.{update.feed}.candidates.ranked.by: {ranked.by!r} moves in {place}, or has no `scores`; name a "
-            "member that is trained before and ranks"
+            f"feeds.{update.feed}.candidates.ranked.by: {by!r} is not a single member, moves in the phase of {place}, "
+            "or has no `scores`; name one that is trained before and ranks"
         )
     return found
 

@@ -29,6 +29,7 @@ from recdistill.distill.signal import (
     Signal,
     draw,
 )
+from recdistill.distill.unify import among, unify
 from recdistill.distill.vectors import pad, stack, top
 from recdistill.errors import TrainingError
 from recdistill.losses.supervised import bce
@@ -383,6 +384,8 @@ SIGNALS: dict[str, Callable[..., object]] = {
     "route": route,
     "out_of_fold": out_of_fold,
     "vote": vote,
+    "unify": unify,
+    "among": among,
     "quota": quota,
     "untaken": untaken,
     "hardest": hardest,

@@ -170,6 +170,7 @@ def _member(c: Compiler, name: str, member: MemberSpec) -> Member | None:
         tuple(serving),
         tuple(privileged),
         serve=bool(member.serve),
+        judged=bool(member.serve) or member.compare,
         labels=tuple(c.job.label.index(label) for label in member.labels or c.job.label),
         origin=member.frozen,
         inputs=inputs,
@@ -210,6 +211,7 @@ def _second(c: Compiler, name: str, described: MemberSpec, source: Member) -> Me
     changes: dict[str, Any] = {
         "name": name,
         "serve": bool(described.serve),
+        "judged": bool(described.serve) or described.compare,
         "origin": origin,
         "inputs": inputs or source.inputs,
         "embed": embed,
@@ -241,6 +243,7 @@ def _edited(c: Compiler, name: str, described: MemberSpec, source: Member) -> Me
         name=name,
         net=Net(source.net.name, {**source.net.options, key: widths}),
         serve=bool(described.serve),
+        judged=bool(described.serve) or described.compare,
         dense=described.dense,
         tables=described.tables,
         share=Sharing(),

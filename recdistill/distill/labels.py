@@ -1,4 +1,4 @@
-"""Targets made of labels that are unknown or wrong at times: the first that is known, unbiased, or corrected."""
+"""Targets made of labels that are unknown or wrong at times: the first that is known, unbiased, mixed, or corrected."""
 
 # Shapes: B rows, M numbers of a meter.
 
@@ -99,6 +99,41 @@ class Unflipped(OfSignal):
         return (self.signal.value(scene) - self.false_positive) / (1 - self.false_positive - self.false_negative)
 
 
+@dataclass(frozen=True)
+class Hedged:
+    """``w y + (1 - w) p``: a label that is wrong at times and a teacher's probability, each as far as it is trusted.
+
+    ``w = R_p / (R_p + R_y)``, where R is the mean squared distance to the verified label, over the verified rows of the
+    batch. Of two guesses whose errors are independent it is the mixture with the smallest one.
+    """
+
+    label: FirstKnown
+    signal: Signal
+    in_batch = True
+
+    @property
+    def members(self) -> frozenset[str]:
+        """Those of the label and of the answer."""
+        return self.label.members | self.signal.members
+
+    def __str__(self) -> str:
+        return f"hedged({self.label}, {self.signal})"
+
+    def share(self, scene: Scene) -> Tensor:
+        """The share of the label, (); a half where no row of the batch is verified."""
+        verified_B, reported_B = (label.value(scene) for label in self.label.signals)
+        risk, risk_of_signal = (
+            (guess_B - verified_B).square().nanmean()
+            for guess_B in (reported_B, torch.sigmoid(self.signal.value(scene)))
+        )
+        return (risk_of_signal / (risk_of_signal + risk)).nan_to_num(0.5)
+
+    def value(self, scene: Scene) -> Tensor:
+        """The target of each row, (B,); NaN where no label is known."""
+        share = self.share(scene)
+        return share * self.label.value(scene) + (1 - share) * torch.sigmoid(self.signal.value(scene))
+
+
 def first_known(*signals: Signal) -> FirstKnown:
     """The first of several labels that is known: ``first_known(label, reported)`` (P2a).
 
@@ -126,6 +161,26 @@ def unflipped(label: Column, *, false_positive: float = 0.0, false_negative: flo
             f"unflipped: expected two shares whose sum is below 1, found {false_positive} and {false_negative}"
         )
     return Unflipped(label, false_positive, false_negative)
+
+
+def hedged(label: Signal, signal: Signal) -> Hedged:
+    """A label and a teacher's answer, mixed by how far each is from verified labels (P2a).
+
+    A teacher that has learned from the verified rows looks better on them than it is; of copies with folds,
+    ``hedged(first_known(label, reported), out_of_fold(teacher[:].logit))`` takes those that have not.
+
+    Args:
+        label: ``first_known(label, reported)``: the verified label, and the one that is wrong at times.
+        signal: the logit of the teacher.
+
+    Raises:
+        TrainingError: the label is no pair of a verified and a reported one.
+
+    Source: P2a, Li et al., 2017 (the mixture; its share as the handbook derives it from the risks of both).
+    """
+    if not isinstance(label, FirstKnown) or len(label.signals) != 2:
+        raise TrainingError(f"hedged: expected first_known(verified, reported), found {label}")
+    return Hedged(label, signal)
 
 
 def corrected(
@@ -161,5 +216,6 @@ def corrected(
 LABELS: dict[str, Callable[..., object]] = {
     "corrected": corrected,
     "first_known": first_known,
+    "hedged": hedged,
     "unflipped": unflipped,
 }

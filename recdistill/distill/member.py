@@ -36,6 +36,7 @@ class Member:
         serving: the serving columns that it reads.
         privileged: the post-event columns that it reads; always empty for a member that serves.
         serve: whether it is the student that is exported.
+        judged: whether it is a student, served or further: by these stop rules go.
         labels: which of the job's labels it predicts, by their numbers.
         origin: where its parameters come from; None if it is trained.
         inputs: signals that it reads beside its columns.
@@ -61,6 +62,7 @@ class Member:
     serving: tuple[str, ...]
     privileged: tuple[str, ...] = ()
     serve: bool = False
+    judged: bool = False
     labels: tuple[int, ...] = (0,)
     origin: Origin = None
     inputs: tuple[Signal, ...] = ()

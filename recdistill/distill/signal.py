@@ -141,9 +141,13 @@ class Logit(OfMember):
 
 @dataclass(frozen=True)
 class All(OfMember):
-    """``member.logits``, the logits of all labels, or ``member.out``, all values of a member with `outputs`: (B, K)."""
+    """``member.logits``, the logits of all labels, or ``member.out``, all values of a member with `outputs`: (B, K).
+
+    ``labels`` are the places of its labels among those of the job; none with `outputs`.
+    """
 
     member: str
+    labels: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.member}.logits"

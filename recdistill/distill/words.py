@@ -285,10 +285,10 @@ def _wrong_scope(c: Compiler, call: Call, scope: str, over: object, targets: Seq
 
 
 def _tried(loss: Callable[..., torch.Tensor], targets: int, options: Mapping[str, Any]) -> str | None:
-    """Why the loss refuses its options, found by calling it on two rows; shapes are looked at later."""
+    """Why the loss refuses its options, found by calling it on no rows; what rows hold is looked at later."""
     try:
-        lists = {LIST: torch.zeros(2, dtype=torch.int64)} if LIST in inspect.signature(loss).parameters else {}
-        loss(*(torch.zeros(2) for _ in range(1 + targets)), **lists, **options)
+        lists = {LIST: torch.zeros(0, dtype=torch.int64)} if LIST in inspect.signature(loss).parameters else {}
+        loss(*(torch.zeros(0) for _ in range(1 + targets)), **lists, **options)
     except ShapeError:
         return None
     except (RecdistillError, TypeError, ValueError) as error:
@@ -356,7 +356,8 @@ def taps(c: Compiler, member: str) -> tuple[dict[str, Signal], list[str]]:
     labels = described.labels or c.job.label
     found: dict[str, Signal] = {}
     if described.outputs is None:
-        found = {"logit": Logit(member), "logits": All(member)}
+        places = tuple(c.job.label.index(label) for label in labels if label in c.job.label)
+        found = {"logit": Logit(member), "logits": All(member, places)}
         found |= {f"logit.{label}": Logit(member, k) for k, label in enumerate(labels)}
     else:
         found = {"out": All(member)} | ({"logit": Logit(member)} if described.outputs == 1 else {})

@@ -20,6 +20,7 @@ from typing import Any
 
 FORBIDDEN = ("torchrec", "fbgemm_gpu", "recdistill")
 MISSING_INTEGER = -(2**63)
+CHUNK = 8192  # items at a time
 WORD = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*")
 TEXT = re.compile(rb'"(?:[^"\\\\]|\\\\.)*"')
 
@@ -157,9 +158,35 @@ def check(folder: Path) -> dict[str, Any]:
         first = inputs[0]["name"]
         sparse = student(*tensors(golden.select([first]), inputs))
         note("missing", bool(torch.isfinite(sparse).all()), f"finite scores from {first!r} alone")
+        if manifest.get("lists"):
+            for name, (ok, detail) in check_lists(folder, manifest, student, golden.slice(0, 8)).items():
+                note(name, ok, detail)
     loaded = sorted(name for name in FORBIDDEN if name in sys.modules)
     note("bare", not loaded, f"loaded: {loaded}" if loaded else f"without {', '.join(FORBIDDEN)}")
     return {"ok": all(entry["ok"] for entry in checks.values()), "checks": checks}
+
+
+def check_lists(folder: Path, manifest: dict[str, Any], student: Any, rows: Any) -> dict[str, tuple[bool, str]]:
+    """Checks of what lists are made of: the items, and their codes against the student's own, for some raw rows."""
+    import pyarrow.parquet as pq
+    import torch
+
+    items, inputs = pq.read_table(folder / "items.parquet"), manifest["inputs"]
+    user_BD = student.vectors(*tensors(rows, inputs))[0]
+    parts = [student.vectors(*tensors(items.slice(k, CHUNK), inputs))[1] for k in range(0, len(items), CHUNK)]
+    item_ND = torch.cat(parts)
+    scores = user_BD @ item_ND.t()
+    found = {"items": (bool(torch.isfinite(scores).all()), f"finite scores of {len(items)} items")}
+    if manifest["lists"]["codes"]:
+        about = json.loads((folder / "codes" / "codes.json").read_text(encoding="utf-8"))
+        digests = {n: hashlib.sha256((folder / "codes" / n).read_bytes()).hexdigest() for n in about["files"]}
+        wrong = sorted(name for name, digest in digests.items() if digest != about["files"][name])
+        index = torch.jit.load(str(folder / "codes" / "codes.pt"))
+        counted = index.scores(index.pack(user_BD)).float()
+        same = torch.equal(counted, torch.sign(user_BD) @ torch.sign(item_ND).t())
+        detail = f"changed since export: {wrong}" if wrong else f"scores of {about['items']} codes are the student's"
+        found["codes"] = (not wrong and same, detail if same else "scores differ from the student's")
+    return found
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recdistill.errors import ShapeError
+from recdistill.losses.shapes import listed
 
 
 def side_by_side(loss: str, learner: Tensor, *targets: Tensor, list_B: Tensor | None) -> tuple[Tensor, ...]:
@@ -27,8 +28,7 @@ def side_by_side(loss: str, learner: Tensor, *targets: Tensor, list_B: Tensor | 
     found = [t if t.dtype == torch.float64 else t.float() for t in (learner, *targets)]
     if list_B is None:
         return tuple(found)
-    if list_B.shape != learner.shape:
-        raise ShapeError(f"{loss}: list_B has shape {tuple(list_B.shape)}, scores {shapes[0]}; give each row its list")
+    listed(learner, list_B, loss)
     return _filled(found, list_B)
 
 

@@ -13,10 +13,11 @@ from recdistill.losses.ranking_distillation import cd, rd, rrd, soft_sides, unkd
 from recdistill.losses.representation import l2
 from recdistill.losses.response import soft, softened
 from recdistill.losses.scope import LIST
-from recdistill.losses.supervised import bce
+from recdistill.losses.supervised import bce, categorical
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "bce": bce,
+    "categorical": categorical,
     "soft": soft,
     "softened": softened,
     "soft_list": soft_list,

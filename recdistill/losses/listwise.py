@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recdistill.errors import TrainingError
-from recdistill.losses.shapes import logits
+from recdistill.losses.shapes import listed, logits
 
 
 def log_softmax_by_list(score_B: Tensor, list_B: Tensor, lists: int) -> Tensor:
@@ -37,7 +37,7 @@ def soft_list(student_logit_B: Tensor, teacher_logit_B: Tensor, *, list_B: Tenso
         Loss per list, (G,); 0 for a list of one row.
 
     Raises:
-        ShapeError: the shapes differ or are not (B,).
+        ShapeError: the shapes differ or are not (B,), or not every row has a list.
         TrainingError: T is not positive.
 
     Example:
@@ -48,6 +48,7 @@ def soft_list(student_logit_B: Tensor, teacher_logit_B: Tensor, *, list_B: Tenso
     Departure: the classes are the rows that were shown together, not a fixed set.
     """
     logits(student_logit_B, teacher_logit_B, "soft_list")
+    listed(student_logit_B, list_B, "soft_list")
     if temperature <= 0:
         raise TrainingError(f"soft_list: temperature must be positive, found {temperature}")
     lists = int(list_B.max()) + 1 if len(list_B) else 0
@@ -71,7 +72,7 @@ def score_gap(logit_B: Tensor, *, list_B: Tensor, top: int = 5) -> Tensor:
         Loss per list, (G,); 0 for a list of one row.
 
     Raises:
-        ShapeError: the logits are not of shape (B,).
+        ShapeError: the logits are not of shape (B,), or not every row has a list.
         TrainingError: K is below 2.
 
     Example:
@@ -82,6 +83,7 @@ def score_gap(logit_B: Tensor, *, list_B: Tensor, top: int = 5) -> Tensor:
     Departure: the classes are the rows that were shown together, not a fixed set.
     """
     logits(logit_B, logit_B, "score_gap")
+    listed(logit_B, list_B, "score_gap")
     if top < 2:
         raise TrainingError(f"score_gap: top is at least 2, found {top}")
     size_G = torch.bincount(list_B)

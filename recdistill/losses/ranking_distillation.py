@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recdistill.errors import TrainingError
+from recdistill.errors import ShapeError, TrainingError
 from recdistill.losses.candidates import by_teacher, logsumexp_where, lowest, mean_where, side_by_side
 from recdistill.losses.ranking import positive_temperature
 
@@ -247,8 +247,10 @@ def unkd(student: Tensor, teacher: Tensor, group: Tensor, *, list_B: Tensor | No
 
 
 def _check_top(loss: str, top: int, score_BM: Tensor, *, behind: bool = False) -> None:
-    if top < 1 or (behind and score_BM.shape[1] <= top):
-        need = (
-            f"at least one more than {top} candidates, to estimate ranks from" if behind else "a number of at least 1"
+    if top < 1:
+        raise TrainingError(f"{loss}: expected a number of at least 1, found {top} of {score_BM.shape[1]}")
+    if behind and len(score_BM) and score_BM.shape[1] <= top:
+        raise ShapeError(
+            f"{loss}: expected at least one more than {top} candidates, to estimate ranks from, found "
+            f"{score_BM.shape[1]}; draw candidates accordingly"
         )
-        raise TrainingError(f"{loss}: expected {need}, found {top} of {score_BM.shape[1]}; draw candidates accordingly")

@@ -30,3 +30,15 @@ def logits(learner: Tensor, target: Tensor, loss: str) -> None:
             "for layers use l2"
         )
     same_shape(learner, target, loss)
+
+
+def listed(learner: Tensor, list_B: Tensor, loss: str) -> None:
+    """Nothing, if each row has a list.
+
+    Raises:
+        ShapeError: there are more or fewer lists than rows.
+    """
+    if list_B.shape != learner.shape:
+        raise ShapeError(
+            f"{loss}: list_B has shape {tuple(list_B.shape)}, scores {tuple(learner.shape)}; give each row its list"
+        )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.nets.binary import BinaryTwoTower
+from recdistill.nets.exclusive import Exclusive
 from recdistill.nets.experts import Experts
 from recdistill.nets.grouped import Grouped
 from recdistill.nets.inputs import Inputs, Outputs
@@ -28,6 +29,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "light_gcn": LightGcnNet,
     "cross_gcn": CrossGcnNet,
     "grouped": Grouped,
+    "exclusive": Exclusive,
     "average": Average,
     "blend": Blend,
     "mixture_of_experts": Experts,

@@ -7,13 +7,11 @@ all nodes, and a row only looks its two up.
 
 # Shapes: B rows, D width of a vector, R bits of a code, U user rows, I item rows.
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from recdistill.errors import TrainingError
-from recdistill.nets.binary import Binariser
+from recdistill.nets.binary import Binariser, spread
 from recdistill.nets.graph import Bipartite, CrossGcn, LightGcn, Propagation
 from recdistill.nets.inputs import Inputs, Outputs
 from recdistill.nets.towers import places
@@ -89,7 +87,7 @@ class BinaryMf(nn.Module):
         self.register_buffer("user_places", user_places, persistent=False)
         self.register_buffer("item_places", item_places, persistent=False)
         self.binariser = Binariser(kind)
-        self.scale = beta / math.sqrt(bits)
+        self.scale = spread(beta, bits)
 
     def forward(self, embed_BE: Tensor) -> Outputs:
         """Logits of each row; the hidden taps are the relaxed codes, the user's code times the scale, the item's."""
@@ -116,6 +114,8 @@ class GraphNet(nn.Module):
     ranks = True
     whole = True  # needs all rows of its tables
     first_places: Tensor
+    settled_user: Tensor | None
+    settled_item: Tensor | None
 
     def __init__(self, name: str, inputs: Inputs, labels: int, user: str, item: str) -> None:
         super().__init__()
@@ -123,18 +123,26 @@ class GraphNet(nn.Module):
         if len(inputs.embedded) > 2:
             raise TrainingError(f"{name}: reads {user!r} and {item!r} alone; take other columns out of its view")
         self.register_buffer("first_places", torch.cat([user_places, item_places]), persistent=False)
+        self.register_buffer("settled_user", None)
+        self.register_buffer("settled_item", None)
         self.propagation: Propagation | None = None
 
     def connect(self, adjacency: Bipartite) -> None:
         """Learn of the graph."""
         self.propagation = Propagation(adjacency)
 
+    def settle(self, users: int, items: int) -> None:
+        """Room for vectors of all users and items that belong to its parameters and are never made again."""
+        self.settled_user, self.settled_item = torch.zeros(users, self.width), torch.zeros(items, self.width)
+
     def propagate(self, user_UD: Tensor, item_ID: Tensor) -> tuple[Tensor, Tensor]:
-        """The vectors of all users, (U, D), and of all items, (I, D), from the rows of their tables.
+        """The vectors of all users, (U, D), and of all items, (I, D): settled, or from the rows of their tables.
 
         Raises:
             TrainingError: it was told of no graph.
         """
+        if self.settled_user is not None and self.settled_item is not None:
+            return self.settled_user, self.settled_item
         if self.propagation is None:
             raise TrainingError("graph net: was told of no graph; name users and items in the job's `graph`")
         return self.convolve(self.propagation, user_UD, item_ID)

@@ -6,9 +6,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from recdistill.data.scores import Scored, read_scores, same_rows
 from recdistill.errors import RunError
-from recdistill.evaluation.significance import compare, holm_adjusted
+from recdistill.evaluation.report.measures import Answers, measure_of
+from recdistill.evaluation.report.wording import metric_title
+from recdistill.evaluation.significance import holm_adjusted
 from recdistill.runs.folder import RunFolder
 from recdistill.spec.controls import MAIN
 from recdistill.spec.load import read_yaml
@@ -18,31 +19,44 @@ def show(paths: list[Path], console: Console) -> None:
     """Print a leaderboard, the paired differences to the best run, and the settings in which the jobs differ.
 
     Raises:
-        RunError: fewer than two runs, or one of them is not complete.
+        RunError: fewer than two runs, one of them is not complete, or they are judged by different metrics.
     """
     if len(paths) < 2:
         raise RunError("compare needs at least two run folders")
     reports = {path: RunFolder(path).read_report() for path in paths}
-    order = sorted(paths, key=lambda p: -reports[p]["members"][reports[p]["student"]]["test"]["auc"]["mean"])
-    console.print(_leaderboard({path: reports[path] for path in order}))
-    for line in _differences(order, reports):
+    judged_by = {str(path): report["metric"] for path, report in reports.items()}
+    if len({*judged_by.values()}) > 1:
+        raise RunError(f"compare: the runs are judged by different metrics, {judged_by}; compare those of one metric")
+    metric = next(iter(judged_by.values()))
+    order = sorted(paths, key=lambda path: -_test(reports[path])[metric]["mean"])
+    console.print(_leaderboard({path: reports[path] for path in order}, metric))
+    for line in _differences(order, reports, metric):
         console.print(line, highlight=False)
     console.print(_settings(order))
 
 
-def _leaderboard(reports: dict[Path, dict[str, Any]]) -> Table:
+def _test(report: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a run's student on the test split."""
+    found: dict[str, Any] = report["members"][report["student"]]["test"]
+    return found
+
+
+def _leaderboard(reports: dict[Path, dict[str, Any]], metric: str) -> Table:
+    further = [("log loss", "logloss")] if metric == "auc" else []
     table = Table(title="students on the test split", title_justify="left")
-    for heading in ("run", "AUC [95 % interval]", "log loss", "over plain", "recovered gap", "parameters", "verdict"):
+    for heading in ("run", f"{metric_title(metric)} [95 % interval]", *(title for title, _ in further)):
+        table.add_column(heading)
+    for heading in ("over plain", "recovered gap", "parameters", "verdict"):
         table.add_column(heading)
     for path, report in reports.items():
-        test = report["members"][report["student"]]["test"]
-        low, high = test["auc_ci"]
+        test = _test(report)
+        low, high = test[f"{metric}_ci"]
         over = next((c["delta"] for c in report["comparisons"] if c["b"] == "plain"), None)
         gap = (report["recovered_gap"] or {}).get("value")
         table.add_row(
             str(path),
-            f"{test['auc']['mean']:.4f} [{low:.4f}, {high:.4f}]",
-            f"{test['logloss']['mean']:.4f}",
+            f"{test[metric]['mean']:.4f} [{low:.4f}, {high:.4f}]",
+            *(f"{test[name]['mean']:.4f}" for _, name in further),
             "n/a" if over is None else f"{over:+.4f}",
             "n/a" if gap is None else f"{gap:.0%}",
             f"{report['artefact']['parameters']:,}",
@@ -51,23 +65,23 @@ def _leaderboard(reports: dict[Path, dict[str, Any]]) -> Table:
     return table
 
 
-def _students(path: Path, report: dict[str, Any]) -> list[Scored]:
-    folder = RunFolder(path)
-    name = f"{report['student']}.test.parquet"
-    return [read_scores(folder.training(MAIN, seed) / "scores" / name) for seed in report["seeds"]]
+def _differences(order: list[Path], reports: dict[Path, dict[str, Any]], metric: str) -> list[str]:
+    """Paired tests of the best run against each other one about the same rows or users with as many seeds."""
+    measure = measure_of(metric)
 
+    def students(path: Path) -> Answers:
+        training, report = RunFolder(path).training, reports[path]
+        return [measure.read(training(MAIN, seed), report["student"], "test") for seed in report["seeds"]]
 
-def _differences(order: list[Path], reports: dict[Path, dict[str, Any]]) -> list[str]:
-    """Paired tests of the best run against each other one that scored the same rows with as many seeds."""
     best, *others = order
-    first = _students(best, reports[best])
+    first = students(best)
     comparable, lines = [], []
     for path in others:
-        found = _students(path, reports[path])
-        if len(found) == len(first) and same_rows(first[0], found):
-            comparable.append((path, compare(first[0].label_N, [s.logit_N for s in first], [s.logit_N for s in found])))
+        found = students(path)
+        if len(found) == len(first) and measure.alike(first[0], found):
+            comparable.append((path, measure.compare(first, found)))
         else:
-            lines.append(f"{best} and {path} scored other rows or seeds; no paired test")
+            lines.append(f"{best} and {path} are about other rows, users or seeds; no paired test")
     adjusted = holm_adjusted([comparison for _, comparison in comparable])
     for (path, _), c in zip(comparable, adjusted, strict=True):
         lines.append(f"{best} - {path}: {c.delta:+.4f} [{c.ci[0]:+.4f}, {c.ci[1]:+.4f}], p = {c.p_adjusted:.2g} (Holm)")

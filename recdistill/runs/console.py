@@ -81,7 +81,7 @@ def result_table(report: Mapping[str, Any], title: str = "test split") -> Table:
     """Members, controls and references on the test split."""
     table = Table(title=f"{title}, mean over {len(report['seeds'])} seeds", title_justify="left")
     table.add_column("system")
-    main = report["metric"]
+    main = report.get("metric") or "auc"
     table.add_column(f"{metric_title(main)} [95 % interval]", justify="right")
     systems = [(name, entry) for name, entry in report["members"].items()]
     systems += [(f"{name} (control)", entry) for name, entry in report["controls"].items()]

@@ -15,11 +15,9 @@ from recdistill.data.encoded import EncodedLog
 from recdistill.data.scores import Scored, read_scores
 from recdistill.distill.compile import Plan, compile_job, problems_of
 from recdistill.errors import RunError
-from recdistill.evaluation.lists import read_lists
-from recdistill.evaluation.report.build import Results, build
+from recdistill.evaluation.report.build import BySplit, Results, build
 from recdistill.evaluation.report.html import render
 from recdistill.evaluation.report.measures import OfLists
-from recdistill.evaluation.topk import TopK
 from recdistill.runs.console import Reporter
 from recdistill.runs.doubts import budget_warnings, column_warnings, exchange_warnings
 from recdistill.runs.export import export_student
@@ -35,6 +33,7 @@ from recdistill.runs.folder import (
 )
 from recdistill.runs.labels import check_scores
 from recdistill.runs.logs import encoded, raw_log
+from recdistill.runs.nodes import keep_nodes
 from recdistill.spec.controls import MAIN, Arm, arms
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
@@ -137,7 +136,7 @@ def run_job(
                 in_turn(lambda: encoded(spec, log, job, fit_on, reporter)),
             )
             if rank() == 0:
-                _prepare(folder, job, spec, data)
+                _prepare(folder, job, plans[0][1], spec, data)
             barrier()
             for seed in range(job.seeds):
                 for arm, plan in plans:
@@ -182,7 +181,7 @@ def _conclude(
     write_json(folder.report, report)
 
 
-def _prepare(folder: RunFolder, job: Job, spec: FeatureSpec, data: Data) -> None:
+def _prepare(folder: RunFolder, job: Job, plan: Plan, spec: FeatureSpec, data: Data) -> None:
     """Write what the run is, before anything is trained.
 
     Raises:
@@ -210,6 +209,8 @@ def _prepare(folder: RunFolder, job: Job, spec: FeatureSpec, data: Data) -> None
     fitted = folder.root / "fitted"
     if not fitted.exists():
         link_tree(data.final.log.folder, fitted, only=("manifest.json", "fitted.json", "vocabularies"))
+    if plan.graph is not None and not (folder.root / "nodes").exists():
+        keep_nodes(folder, plan, data.final.log, ("train", "valid") if job.train.refit else ("train",))
 
 
 def _train(folder: RunFolder, arm: Arm, plan: Plan, data: Data, seed: int, reporter: Reporter) -> None:
@@ -281,7 +282,7 @@ def collect(
     """
     student = student or plans[0][1].student.name
     if label is None and plans[0][1].ranking is not None:
-        return _collect_lists(folder, plans, plans[0][1].ranking.metric, seeds, student)
+        return _collect_lists(folder, plans, OfLists(plans[0][1].ranking.metric), seeds, student)
     label = None if label == plans[0][1].columns[0] else label
 
     def scores(arm: str, member: str) -> dict[str, list[Scored]]:
@@ -304,13 +305,12 @@ def collect(
 
 
 def _collect_lists(
-    folder: RunFolder, plans: Sequence[tuple[Arm, Plan]], metric: str, seeds: list[int], student: str
+    folder: RunFolder, plans: Sequence[tuple[Arm, Plan]], measure: OfLists, seeds: list[int], student: str
 ) -> Results:
     """How good the lists of all trainings are."""
 
-    def lists(arm: str, member: str) -> dict[str, list[TopK]]:
-        places = {split: f"rankings/{member}.{split}.parquet" for split in SPLITS}
-        return {split: [read_lists(folder.training(arm, s) / place) for s in seeds] for split, place in places.items()}
+    def lists(arm: str, member: str) -> BySplit:
+        return {split: [measure.read(folder.training(arm, s), member, split) for s in seeds] for split in SPLITS}
 
     main, *controls = _judging(plans, student)
     return Results(
@@ -318,7 +318,7 @@ def _collect_lists(
         seeds=seeds,
         members={m.name: lists(MAIN, m.name) for m in main[1].ranked},
         controls={arm.control: lists(arm.name, student) for arm, _ in controls},
-        measure=OfLists(metric),
+        measure=measure,
     )
 
 

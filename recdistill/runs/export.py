@@ -78,13 +78,14 @@ def export_student(
         raise ExportError(
             f"{out}: logits differ from training by up to {parity:.3g}; this is a defect, please report it"
         )
+    codes = lists.write_codes(out)
     checked = artefact.verify(out)
     if not checked["ok"]:
         failed = {name: entry["detail"] for name, entry in checked["checks"].items() if not entry["ok"]}
         raise ExportError(f"{out}: fails its verification: {failed}")
     return {
         "seed": seed,
-        "codes": lists.write_codes(out),
+        "codes": codes,
         "bytes": (out / "student.pt").stat().st_size,
         "parameters": manifest["parameters"],
         "parity_max_abs": parity,
@@ -148,6 +149,11 @@ def export_again(path: Path, out: Path | None, member: str | None, seed: int | N
     run = Finished.open(path)
     if member is not None and member not in run.members:
         raise RunError(f"{path}: has no member {member!r}; {nearest(member, run.members)}")
+    if member is not None and run.members[member].net.whole:
+        raise RunError(
+            f"{path}: {member!r} answers from the vectors of all users and items at once, so that it makes no artefact "
+            "alone; let a student learn from it, or write its scores with `recdistill score`"
+        )
     if seed is not None and seed not in run.report["seeds"]:
         raise RunError(f"{path}: has no seed {seed}; it has {run.report['seeds']}")
     reporter = Reporter(Console(stderr=True))

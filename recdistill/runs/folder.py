@@ -4,6 +4,7 @@ RUN/
   job.yaml spec.yaml          resolved, with all defaults
   manifest.json               versions, seeds, fingerprints of spec, data and code
   fitted/                     vocabularies and scales of the final parameters
+  nodes/                      users and items of the final parameters, if the job speaks of them
   seed_0/ ...                 trainings of the job itself (`recdistill/training/fit.py`)
   controls/plain/seed_0/ ...  trainings of the controls
   student/                    the artefact

@@ -28,9 +28,12 @@ from recdistill.distill.compile import Plan, compile_job
 from recdistill.distill.member import Member
 from recdistill.distill.signal import Scenario, walk
 from recdistill.errors import RunError
+from recdistill.evaluation.report.measures import measure_of
 from recdistill.evaluation.report.metrics import plain_json, summary
+from recdistill.evaluation.topk import TopK
 from recdistill.export import artefact
 from recdistill.runs.folder import RunFolder, fingerprint
+from recdistill.runs.nodes import kept_nodes, kept_rankings
 from recdistill.spec.controls import MAIN
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
@@ -40,6 +43,7 @@ from recdistill.spec.strict import nearest
 from recdistill.training import checkpoint
 from recdistill.training.engine import EVALUATION_BATCH, Engine
 from recdistill.training.fit import build_cast
+from recdistill.training.rankings import Rankings, vectors_of
 from recdistill.training.reading import selection
 from recdistill.training.sharding import process_group
 
@@ -117,7 +121,8 @@ class Finished:
 
     def engine(self, plan: Plan, log: EncodedLog, seed: int) -> Engine:
         """The members with the final parameters of a seed, reading that log."""
-        cast = build_cast(plan, self.job.train, log, seed=seed, warm=False)
+        nodes = kept_nodes(self.folder, plan, log)
+        cast = build_cast(plan, self.job.train, log, seed=seed, warm=False, nodes=nodes)
         checkpoint.restore(cast, checkpoint.read(self.folder.training(MAIN, seed) / "checkpoints" / "final"))
         return Engine(cast, Reader(log, ("test",), selection(plan, log)), None, self.job.train, seed)
 
@@ -269,8 +274,9 @@ def evaluate_run(path: Path, log: str) -> dict[str, Any]:
     """Metrics of every member of every seed, and of the reloaded artefact, on another log.
 
     Returns:
-        The report: ``members`` as in report.json under the split ``test``, and ``artefact`` likewise; members of which
-        only scores are left have none of other rows.
+        The report: ``metric`` and ``members`` as in report.json under the split ``test``, and ``artefact`` likewise;
+        members of which only scores are left have none of other rows. Where the job judges lists, these are judged by
+        what users take in the log, without what the run knew; the artefact, whose lists are its own, has no entry.
 
     Raises:
         RunError: the run is not complete.
@@ -278,30 +284,42 @@ def evaluate_run(path: Path, log: str) -> dict[str, Any]:
     """
     run = Finished.open(path)
     spec = run.spec.model_copy(update={"split": None, "time": run.spec.clock})
-    label = run.job.label[0]
     with process_group(), run.encoded(log, spec, dict(run.job.where)) as encoded:
-        roles = encoded.roles("test")
-        per_member: dict[str, list[Scored]] = {
-            name: [] for name, m in run.members.items() if 0 in m.labels and not isinstance(m.origin, Recorded)
-        }
-        for seed in run.report["seeds"]:
-            engine = run.engine(run.plan, encoded, seed)
-            logits, row_id_N, labels = engine.score(list(per_member), engine.train)
-            known_N = ~np.isnan(labels[label])
-            for name, found in per_member.items():
-                found.append(scored(row_id_N, labels[label], logits[name][:, 0], roles).only(known_N))
-        student, manifest = artefact.load(run.folder.student)
-        inputs = manifest["inputs"]
-        raw = raw_batches(spec, log, run.job.where, None, required(inputs), EVALUATION_BATCH, fresher(inputs))
-        parts = [artefact.score(student, manifest, b, EVALUATION_BATCH).numpy().reshape(len(b), -1)[:, 0] for b in raw]
-        served = scored(row_id_N, labels[label], np.concatenate(parts), roles).only(known_N)
-    result: dict[str, Any] = plain_json(
-        {
-            "members": {name: {"test": summary(found)} for name, found in per_member.items()},
-            "artefact": {"test": summary([served])},
-            "student": run.plan.student.name,
-            "seeds": run.report["seeds"],
-            "rows": encoded.rows["test"],
-        }
-    )
+        rankings = kept_rankings(run.folder, run.plan, encoded)
+        found = _of_rows(run, log, spec, encoded) if rankings is None else _of_lists(run, encoded, rankings)
+        rows = encoded.rows["test"]
+    about = {"student": run.plan.student.name, "seeds": run.report["seeds"], "rows": rows}
+    result: dict[str, Any] = plain_json({"metric": run.report["metric"], **found, **about})
     return result
+
+
+def _of_rows(run: Finished, log: str, spec: FeatureSpec, encoded: EncodedLog) -> dict[str, Any]:
+    """How members and the artefact score rows."""
+    label, roles = run.job.label[0], encoded.roles("test")
+    per_member: dict[str, list[Scored]] = {
+        name: [] for name, m in run.members.items() if 0 in m.labels and not isinstance(m.origin, Recorded)
+    }
+    for seed in run.report["seeds"]:
+        engine = run.engine(run.plan, encoded, seed)
+        logits, row_id_N, labels = engine.score(list(per_member), engine.train)
+        known_N = ~np.isnan(labels[label])
+        for name, found in per_member.items():
+            found.append(scored(row_id_N, labels[label], logits[name][:, 0], roles).only(known_N))
+    student, manifest = artefact.load(run.folder.student)
+    inputs = manifest["inputs"]
+    raw = raw_batches(spec, log, run.job.where, None, required(inputs), EVALUATION_BATCH, fresher(inputs))
+    parts = [artefact.score(student, manifest, b, EVALUATION_BATCH).numpy().reshape(len(b), -1)[:, 0] for b in raw]
+    served = scored(row_id_N, labels[label], np.concatenate(parts), roles).only(known_N)
+    members = {name: {"test": summary(found)} for name, found in per_member.items()}
+    return {"members": members, "artefact": {"test": summary([served])}}
+
+
+def _of_lists(run: Finished, encoded: EncodedLog, rankings: Rankings) -> dict[str, Any]:
+    """How good the lists of members are."""
+    measure = measure_of(run.report["metric"])
+    found: dict[str, list[TopK]] = {member.name: [] for member in run.plan.ranked}
+    for seed in run.report["seeds"]:
+        cast = run.engine(run.plan, encoded, seed).cast
+        for name, lists in found.items():
+            lists.append(rankings.judge(vectors_of(cast, name, seed=seed)))
+    return {"members": {name: {"test": measure.summary(lists)} for name, lists in found.items()}}

@@ -22,7 +22,7 @@ from recdistill.spec.phases import FeedSpec, PhaseSpec
 from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, names_of, parse_signal, parse_term
 
 MAIN = "main"
-OF_LABEL = ("corrected",)  # signals of a label and an answer, in this order; only the answer is a member's knowledge
+OF_LABEL = ("corrected", "hedged")  # signals of a label and an answer, in this order; only the answer is knowledge
 BY_TARGET = ("experts",)  # signals that look at what they are to become; where that is permuted, so is what they see
 PLAIN_WORDS = ("live", "probability")  # signals that are still one output of one member
 
@@ -87,10 +87,20 @@ def _plain(job: Job) -> Arm:
                 "write `controls: {none: <reason>}`"
             ],
         )
+    feeds = _read_by(phases, _with_rankings(job, {*served}, lambda _: None))
+    if alone := [name for name, feed in feeds.items() if feed.candidates is not None and feed.candidates.alone]:
+        raise SpecError(
+            "controls",
+            [
+                f"plain: without the ranking of another member the anchors of feeds.{name} have no candidates besides "
+                "their own; ask for `negatives` as well"
+                for name in alone
+            ],
+        )
     changes: dict[str, Any] = {
         "members": members,
         "phases": phases,
-        "feeds": _read_by(phases, _with_rankings(job, {*served}, lambda _: None)),
+        "feeds": feeds,
         "privileged": [],
         "controls": NoControls(none="it is a control itself"),
     }

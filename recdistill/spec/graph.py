@@ -112,9 +112,14 @@ class CandidatesSpec(Strict):
         """M, how many candidates each anchor has, without those in the batch."""
         return 1 + self.positives + self.negatives + (self.ranked.count if self.ranked else 0)
 
+    @property
+    def alone(self) -> bool:
+        """Whether an anchor has no candidate that is not its own."""
+        return not (self.negatives or self.in_batch or self.ranked)
+
     @model_validator(mode="after")
     def _some(self) -> "CandidatesSpec":
-        if not (self.negatives or self.in_batch or self.ranked):
+        if self.alone:
             raise refusal("an anchor has no candidate besides its own; ask for negatives, in_batch or ranked")
         return self
 

@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from recdistill.spec.columns import Binary
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.graph import METRIC_AT, GraphSpec, RankingSpec
-from recdistill.spec.members import ORIGINS, PRIVILEGED, SERVING, WITHOUT, MemberSpec, ServingView
+from recdistill.spec.idle import without_effect
+from recdistill.spec.members import PRIVILEGED, SERVING, WITHOUT, MemberSpec, ServingView
 from recdistill.spec.phases import LOG, FeedSpec, PhaseSpec
 from recdistill.spec.strict import Strict, nearest
 from recdistill.spec.terms import ParsedTerm, TermSyntaxError, names_in, parse_signal, parse_term
@@ -170,7 +171,7 @@ def _wrong_members(job: Job) -> list[str]:
         if not WORD.match(name):
             found.append(f"members.{name}: a member's name is a word of letters, digits and _")
         found += _wrong_sharing(job, name)
-        found += _wrong_origin(job, name)
+        found += [*_wrong_origin(job, name), *without_effect(name, job.members[name])]
         found += [
             f"members.{name}.labels: no label {label!r} in the job; {nearest(label, job.label)}"
             for label in member.labels
@@ -199,7 +200,7 @@ def _wrong_origin(job: Job, name: str) -> list[str]:
     member = job.members[name]
     if member.of is None:
         return []
-    key = next(k for k in ORIGINS if getattr(member, k) is not None)
+    key = member.origin
     other = without_index(member.of)
     if other not in job.members:
         return [f"members.{name}.{key}: no member {other!r}; {nearest(other, job.members)}"]

@@ -216,7 +216,8 @@ class MemberSpec(Strict):
         folds: each copy learns from no row of its own fold, so that `out_of_fold` can score every row unseen.
         fold: ``[k, n]``: it learns from no row of the fold k of n (what `folds` gives to each copy).
         serve: whether it is the student that is exported; ``{view: ...}`` if it serves with another view.
-        compare: whether it is judged beside its own controls, as the serving member is: a further student.
+        compare: whether it is a further student, judged beside controls of its own as the serving member is. Stop rules
+            go by the mean over all students.
         dim: width of its embeddings, a multiple of 4.
         dims: columns whose embeddings have another width; a column that borrows a table has the width of its owner.
         pool: how a sequence becomes one vector, ``{column: {name: options}}``: ``mean`` (the default),
@@ -270,6 +271,11 @@ class MemberSpec(Strict):
         if self.net is not None and named not in ([], ["frozen"]):
             raise refusal(f"takes its net from {named[0]}; remove `net`")
         return self
+
+    @property
+    def origin(self) -> str | None:
+        """The key that says where its parameters come from; None if it is trained from the start."""
+        return next((key for key in ORIGINS if getattr(self, key) is not None), None)
 
     @property
     def of(self) -> str | None:

@@ -20,6 +20,8 @@ from recdistill.nets.catalog import Head
 from recdistill.nets.graph import Bipartite, Sparse
 from recdistill.nets.retrieval import GraphNet
 from recdistill.spec.features import FeatureSpec
+from recdistill.spec.graph import SIDES
+from recdistill.spec.members import FromRun
 from recdistill.training.sharding import Tables, device
 
 
@@ -67,11 +69,20 @@ class Cast:
         self.heads: dict[str, Head] = {name: head.to(device()) for name, head in made.heads.items()}
         for member in self.members.values():
             net = self.heads[member.name].net if member.name in self.heads else None
-            if isinstance(net, GraphNet) and nodes is not None:
+            if isinstance(net, GraphNet) and isinstance(member.origin, FromRun):
+                net.settle(*self._nodes_of(member))  # by the graph of its own run
+                net.to(device())
+            elif isinstance(net, GraphNet) and nodes is not None:
                 net.connect(Bipartite(*(Sparse(*half) for half in nodes.graph.normalised())))
                 net.to(device())
         for name in self.served:
             refuse_leak(self.members[name], self.layout.members[name], spec)
+
+    def _nodes_of(self, member: Member) -> list[int]:
+        """The rows of the tables of a member's users and items."""
+        lookups = self.layout.members[member.name].lookups
+        rows = {feature.column: self.layout.banks[bank].tables[feature.table] for feature, bank in lookups}
+        return [rows[str(member.net.options[side])] for side in SIDES]
 
     def begin_anew(self, name: str, generation: int) -> None:
         """Fresh parameters for a member, others in every generation; what others share of it begins anew as well."""

@@ -128,7 +128,6 @@ class Engine:
         self._remember(phase)
         if stopped is None:
             self._begin(index, phase)
-        self.cast.propagated.clear()
         optimizers = [dense_optimizers(u.parts, self.cast, self.settings.dense) for u in phase.updates]
         first, per_epoch = 0, self.steps_of(phase)
         if stopped is not None:
@@ -136,6 +135,7 @@ class Engine:
             self._go_on(stopped, optimizers, watch)
         elif save is not None:
             save(self._stopped(0, optimizers, watch))
+        self.cast.propagated.clear()  # by now all parameters are those that the phase begins or goes on with
         self.rank_candidates(phase)
         for step in range(first, last):
             now = Now(step, planned, tuple(watch.seen) if watch else (), step // per_epoch)
@@ -254,7 +254,8 @@ class Engine:
         parts = [(a, min(a + size, len(lookups.batch))) for a in range(0, max(len(lookups.batch), 1), size)]
         totals = self._totals(update, lookups, terms, now, parts) if len(parts) > 1 else {}
         losses: dict[str, Tensor] = {}
-        remembered = {memory.key: memory for term, _ in terms for memory in term.memories}
+        heard = [term for term in update.terms if not term.members & self.followers.silent]
+        remembered = {memory.key: memory for term in heard for memory in term.memories}  # whatever a term weighs
         seen: dict[str, list[tuple[Tensor, Tensor]]] = {key: [] for key in remembered}
         for part in parts:
             played = Play(self.cast, lookups, part, update.trained, self.seed, now, self.memories)

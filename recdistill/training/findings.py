@@ -1,21 +1,24 @@
 """What a finished training says of itself beside scores.
 
-Which rows it has chosen, what noisy labels are worth, and where linear students have ended. Every finding is a number
-under a name; a run reports them over seeds.
+Which rows it has chosen, what noisy labels are worth, how alike the members of an ensemble are, and where linear
+students have ended. Every finding is a number under a name; a run reports them over seeds.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
 from recdistill.data.reader import Reader
 from recdistill.data.scores import sigmoid
+from recdistill.distill.combine import Weighted
 from recdistill.distill.compile import Plan
 from recdistill.distill.member import Phase
 from recdistill.distill.schedule import Now
-from recdistill.distill.signal import Column, walk
+from recdistill.distill.signal import CERTAIN, Column, Logit, walk
 from recdistill.distill.term import Term
+from recdistill.evaluation import log_loss
 from recdistill.evaluation.noise import flips, purity, trust
 from recdistill.training.engine import Engine
 from recdistill.training.linear import of_linear_students
@@ -33,6 +36,7 @@ def findings(engine: Engine, plan: Plan, valid: Reader) -> dict[str, float]:
     phase, labels = plan.phases[-1], plan.columns[: plan.labels]
     noisy = list(on_noisy_columns(phase, labels))
     found = {**of_choices(engine, phase, noisy), **of_noisy_columns(engine, phase, noisy, valid)}
+    found |= of_ensembles(engine, phase, valid)
     found |= of_linear_students(engine, phase, valid)
     return {name: round(float(value), 6) for name, value in found.items() if math.isfinite(value)}
 
@@ -96,3 +100,34 @@ def of_noisy_columns(
                 risks = trust(label_N, sigmoid(logit_NK[:, 0]), labels[main])
                 found[f"best weight of {name!r}{how} beside {teacher}"] = risks.weight
     return found
+
+
+def of_ensembles(engine: Engine, phase: Phase, valid: Reader) -> dict[str, float]:
+    """Of members whose mean teaches: how good they and their mean are, and how much their errors have in common."""
+    members = engine.cast.members
+    found: dict[str, float] = {}
+    for names in dict.fromkeys(ensembles(phase)):
+        if len({members[name].labels[0] for name in names}) > 1 or not all(members[name].scored for name in names):
+            continue
+        logits, _, labels = engine.score(list(names), valid)
+        label_N = labels[valid.selection.labels[members[names[0]].labels[0]]]
+        known_N = ~np.isnan(label_N)
+        logit_MN, label_N = np.stack([logits[name][known_N, 0] for name in names]), label_N[known_N]
+        probability_MN = sigmoid(logit_MN)
+        mean_N = probability_MN.mean(0).clip(CERTAIN, 1 - CERTAIN)
+        who = ", ".join(names)
+        found[f"{who}: log loss of one"] = float(np.mean([log_loss(label_N, logit_N) for logit_N in logit_MN]))
+        found[f"{who}: log loss of their mean"] = log_loss(label_N, np.log(mean_N / (1 - mean_N)))
+        with np.errstate(invalid="ignore", divide="ignore"):  # a member that is never wrong is like no other
+            alike_MM = np.asarray(np.corrcoef(probability_MN - label_N))
+        found[f"{who}: correlation of errors"] = float(alike_MM[np.triu_indices(len(names), 1)].mean())
+    return found
+
+
+def ensembles(phase: Phase) -> Iterator[tuple[str, ...]]:
+    """The members of each mean of main logits that is a target of the phase."""
+    for part in (part for term in phase.terms for target in term.targets for part in walk(target)):
+        signals = part.signals if isinstance(part, Weighted) else ()
+        names = tuple(signal.member for signal in signals if isinstance(signal, Logit) and signal.label == 0)
+        if len(set(names)) == len(signals) > 1:
+            yield names

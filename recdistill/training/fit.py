@@ -47,7 +47,7 @@ from recdistill.training.cast import Cast
 from recdistill.training.engine import Engine
 from recdistill.training.findings import findings
 from recdistill.training.processes import barrier, rank
-from recdistill.training.rankings import Rankings, vectors_of
+from recdistill.training.rankings import Rankings, events_of, lost_of, vectors_of
 from recdistill.training.reading import Logs, Training, feeds_of, nodes_of, reader_for, reader_of
 from recdistill.training.resume import LATEST, Progress, Stopped
 from recdistill.training.runlog import Event, Listener, RunLog, silent
@@ -241,7 +241,11 @@ def rankings_of(plan: Plan, log: EncodedLog, split: str) -> Rankings | None:
     if plan.graph is None or plan.ranking is None:
         return None
     before = ("train",) if split == "valid" else ("train", "valid")
-    return Rankings.of(log, plan.graph, plan.ranking, split, before)
+    wanted, known = events_of(log, plan.graph, (split,)), events_of(log, plan.graph, before)
+    if plan.ranking.sampled is None:
+        return Rankings.of(plan.ranking, wanted, known)
+    taken = events_of(log, plan.graph, ("train", "valid", "test"))
+    return Rankings.of(plan.ranking, wanted, known, taken, lost_of(log, plan.graph, split))
 
 
 def score_split(engine: Engine, reader: Reader, split: str, folder: Path) -> None:

@@ -13,13 +13,13 @@ from itertools import islice
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from recdistill.data.batch import Batch
 from recdistill.data.reader import Reader
 from recdistill.distill.member import Phase, Update
 from recdistill.distill.signal import Logit, Signal
 from recdistill.evaluation.alignment import Alignment, angle, disagreement, projection
+from recdistill.nets.towers import Mlp
 from recdistill.training.engine import EVALUATION_BATCH, Engine
 from recdistill.training.play import play
 
@@ -52,7 +52,8 @@ def _is_linear(engine: Engine, update: Update, name: str) -> bool:
     member, head = engine.cast.members[name], engine.cast.heads[name]
     fixed = not update.owns_tables(name) or not engine.cast.layout.members[name].banks
     plain = not [*head.pools.parameters(), *head.trunk.parameters()] and member.dropout == 0
-    return fixed and plain and member.init == 0 and [*head.net.children()][1:] == [head.net.get_submodule("out")]
+    linear = isinstance(head.net, Mlp) and not head.net.stack.blocks
+    return fixed and plain and linear and member.init == 0
 
 
 def of_linear_students(engine: Engine, phase: Phase, valid: Reader) -> dict[str, float]:
@@ -90,8 +91,9 @@ def sizes(rows: int, width: int) -> list[int]:
 
 def weights(engine: Engine, student: Logit) -> Floats:
     """Weights and bias of a linear student, (D,)."""
-    out = engine.cast.heads[student.member].net.get_submodule("out")
-    assert isinstance(out, nn.Linear)
+    net = engine.cast.heads[student.member].net
+    assert isinstance(net, Mlp)
+    out = net.out
     parts = (out.weight[student.label], out.bias[student.label].reshape(1))
     return torch.cat(parts).detach().double().numpy(force=True)
 

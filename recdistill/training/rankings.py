@@ -132,29 +132,34 @@ class Rankings:
 
     @classmethod
     def of(
-        cls, log: EncodedLog, graph: GraphSpec, spec: RankingSpec, split: str, before: tuple[str, ...]
+        cls,
+        spec: RankingSpec,
+        wanted: Graph,
+        known: Graph,
+        taken: Graph | None = None,
+        lost_W: Counts | None = None,
     ) -> "Rankings":
-        """The lists of a split, judged by what its users took in it.
+        """Lists that are judged by what users took, on graphs of the same tables.
 
         Args:
-            log: the encoded log.
-            graph: which events connect users and items.
             spec: cuts and protocol.
-            split: the split.
-            before: the splits whose items are known.
+            wanted: what each user takes.
+            known: what each user has taken before.
+            taken: what is never drawn as a user's sampled candidate; by default what is wanted and known.
+            lost_W: the user of each event that is wanted, but whose item training has not known.
 
         Raises:
             LogError: under the protocol of sampled candidates a user has several held-out items.
         """
-        wanted = events_of(log, graph, (split,))
-        relevant, known = lists_of(wanted), lists_of(events_of(log, graph, before))
+        relevant, before = lists_of(wanted), lists_of(known)
         candidate_I = np.ones(wanted.items, bool)
         candidate_I[:FIRST] = False
-        drawn, lost_W = None, np.empty(0, np.int64)
+        drawn = None
         if spec.sampled is not None:
-            lost_W = lost_events(log, graph.user, graph.item, graph.where, (split,)).numpy()
-            drawn = _sampled(relevant, lists_of(events_of(log, graph, ("train", "valid", "test"))), candidate_I, spec)
-        return cls(spec, relevant, known, candidate_I, drawn, lost_W)
+            never = before.joined(relevant) if taken is None else lists_of(taken)
+            drawn = _sampled(relevant, never, candidate_I, spec)
+        lost_W = np.empty(0, np.int64) if lost_W is None or spec.sampled is None else lost_W
+        return cls(spec, relevant, before, candidate_I, drawn, lost_W)
 
     def judge(self, vectors: Vectors, at: Sequence[int] = ()) -> TopK:
         """How good a member's lists are, at the cuts of the job and others."""
@@ -167,6 +172,11 @@ class Rankings:
 def events_of(log: EncodedLog, graph: GraphSpec, splits: tuple[str, ...]) -> Graph:
     """The edges of some splits, whatever their degrees."""
     return build_graph(log, graph.user, graph.item, where=graph.where, before=None, splits=splits)
+
+
+def lost_of(log: EncodedLog, graph: GraphSpec, split: str) -> Counts:
+    """The users of the events of a split whose items training has not known, one an event."""
+    return lost_events(log, graph.user, graph.item, graph.where, (split,)).numpy()
 
 
 def lists_of(graph: Graph) -> Lists:

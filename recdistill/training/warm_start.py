@@ -1,6 +1,7 @@
 """Parameters to begin with: a member of a finished run, mapped value by value into the vocabularies of this one."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,20 @@ from torch import Tensor
 
 from recdistill.data.encoded import load_fitted
 from recdistill.data.fit import FittedSpec, same_rows
+from recdistill.data.graph import Graph
+from recdistill.data.nodes import GRAPH
 from recdistill.data.transforms.rows import UNKNOWN
 from recdistill.data.transforms.sequence import GAP_ROWS
 from recdistill.distill.member import Member
 from recdistill.errors import RunError
+from recdistill.nets.graph import Bipartite, Propagation, Sparse
+from recdistill.nets.retrieval import GraphNet
+from recdistill.spec.graph import SIDES
 from recdistill.spec.members import FromRun
 from recdistill.training import checkpoint
 from recdistill.training.cast import Cast
+
+SETTLED = tuple(f"net.settled_{side}" for side in SIDES)
 
 
 def warm_start(cast: Cast, member: Member, source: FromRun, fitted: FittedSpec, *, exact: bool = False) -> None:
@@ -41,6 +49,8 @@ def warm_start(cast: Cast, member: Member, source: FromRun, fitted: FittedSpec, 
         raise RunError(f"{place}: {run} has no member {source.member!r}; it has {list(layout['members'])}")
     with torch.no_grad():
         for key, value in cast.heads[member.name].state_dict().items():
+            if key in SETTLED:
+                continue
             found = parameters.get(f"{source.member}.{key}")
             if found is None or found.shape != value.shape:
                 there = "does not exist" if found is None else f"has {tuple(found.shape)}"
@@ -62,6 +72,41 @@ def warm_start(cast: Cast, member: Member, source: FromRun, fitted: FittedSpec, 
                     rows = same_rows(fitted.columns[feature.column], theirs.columns[feature.column])
                     rows = np.where(rows < 0, UNKNOWN, rows) if exact else rows
                 _copy_rows(shard, first, parameters[origin], rows, feature.name)
+        if exact and member.net.whole:
+            columns = [str(member.net.options[side]) for side in SIDES]
+            tables = [layout["members"][source.member][column] for column in columns]
+            beside = [same_rows(fitted.columns[column], theirs.columns[column]) for column in columns]
+            _settle(cast, member, source, parameters, tables, beside)
+
+
+def _settle(
+    cast: Cast,
+    member: Member,
+    source: FromRun,
+    parameters: Mapping[str, Tensor],
+    tables: Sequence[str],
+    rows: Sequence[np.ndarray],
+) -> None:
+    """Give a member the vectors that its own run has made of users and items by the graph that it was trained on.
+
+    Args:
+        cast: the members.
+        member: the member.
+        source: where it comes from.
+        parameters: of that run.
+        tables: those of its users and items among them.
+        rows: for each row of the tables of this run the one of that run, -1 for values that it has not known.
+    """
+    net = cast.heads[member.name].net
+    assert isinstance(net, GraphNet)
+    made = [parameters[key] for name in SETTLED if (key := f"{source.member}.{name}") in parameters]
+    if not made:  # it has moved there
+        halves = Graph.load(Path(source.run) / "nodes" / GRAPH).normalised()
+        user_UD, item_ID = (parameters[table] for table in tables)
+        made = [*net.convolve(Propagation(Bipartite(*(Sparse(*half) for half in halves))), user_UD, item_ID)]
+    for name, vectors, row_N in zip(SETTLED, made, rows, strict=True):
+        known_N = torch.from_numpy(np.where(row_N < 0, UNKNOWN, row_N))
+        cast.heads[member.name].get_buffer(name).copy_(vectors[known_N])
 
 
 def _refuse_other_scales(cast: Cast, member: Member, source: FromRun, fitted: FittedSpec, theirs: FittedSpec) -> None:

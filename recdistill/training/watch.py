@@ -57,10 +57,12 @@ class Watch:
         still = [name for name, member in members.items() if not member.net.learns]
         carried = [name for name in still if behind({name}, members) & self.trained]
         self.moving = [*self.trained, *engine.followers.of(self.trained), *carried]
+        # A copy of the best stays what the evaluations have made of it, whatever its original returns to.
+        self.returning = [name for name in self.moving if name not in engine.followers.best]
         judged = [n for n in members if n in self.moving and members[n].scored and members[n].same is None]
         originals = [members[n].follows for n in engine.followers.best if members[n].follows in self.moving]
         further = [*(metric.member for metric in phase.metrics), *(n for n in originals if n is not None)]
-        self.judged = [name for name in judged if members[name].serve] or judged
+        self.judged = [name for name in judged if members[name].judged] or judged
         self.looked_at = list(dict.fromkeys([*judged, *further]))
 
     @property
@@ -89,7 +91,7 @@ class Watch:
         if value < self.best:
             self.best, self.best_step, self.unimproved = value, step, 0
             if self.phase.stop.keep == "best":
-                self.kept = {key: tensor.clone() for key, tensor in engine.cast.state(self.moving).items()}
+                self.kept = {key: tensor.clone() for key, tensor in engine.cast.state(self.returning).items()}
         else:
             self.unimproved += 1
 
@@ -98,7 +100,7 @@ class Watch:
         if self.phase.stop.keep == "last" or not self.kept:
             return last
         with torch.no_grad():
-            for key, tensor in self.engine.cast.state(self.moving).items():
+            for key, tensor in self.engine.cast.state(self.returning).items():
                 tensor.copy_(self.kept[key])
         return self.best_step
 

@@ -42,7 +42,7 @@ IDS = [str(path.relative_to(path.parents[1]).with_suffix("")) for path in JOBS]
 
 
 def test_every_job_is_under_contract() -> None:
-    assert len(JOBS) == 37
+    assert len(JOBS) == 40
     assert len(set(IDS)) == len(IDS)
 
 
@@ -85,7 +85,8 @@ def test_trained_members_move_and_frozen_ones_do_not(contract: Contract) -> None
                 shared = plan.members[[m.name for m in plan.members].index(name)].share.trunk in phase.trained
                 moves = {name, cast.members[name].same} & trained_names(phase.trained, cast.members)
                 has = name in cast.heads and any(True for _ in cast.heads[name].parameters())
-                assert bool(dense) == (has and (bool(moves) or shared)), (i, name)
+                chosen = cast.members[name].net.chosen and name in phase.members  # when the phase begins
+                assert bool(dense) == (chosen or (has and (bool(moves) or shared))), (i, name)
             tables = {key.split(".")[1] for key in moved if key.startswith("tables.")}
             assert tables - cast.banks_of(followers) == cast.banks_of(phase.trained), i
 
@@ -229,7 +230,10 @@ def pair() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def depends_on_who_meets(plan: Plan) -> set[str]:
-    """The members that learn from rows compared with each other within a process, directly or from such a member."""
+    """The members that learn from rows compared with each other within a process, directly or from such a member.
+
+    What is chosen by their answers depends on them as well.
+    """
     members = {member.name: member for member in plan.members}
     found: set[str] = set()
     for _ in plan.members:
@@ -237,6 +241,7 @@ def depends_on_who_meets(plan: Plan) -> set[str]:
             if term.exempt or behind(term.members, members) & found:
                 found |= behind(term.taught, members, live=True)
         found |= {name for name, member in members.items() if member.follows in found}
+        found |= {name for name, member in members.items() if member.net.chosen and behind({name}, members) & found}
     return found | {owner for name in found for owner in table_owners(members[name], members)}
 
 
@@ -260,6 +265,11 @@ def test_two_processes_train_as_one_does(
         assert torch.allclose(value, two[name], atol=2e-5), (name, float((value - two[name]).abs().max()))
 
 
+def predicted(contract: Contract) -> list[str]:
+    """The labels that the student answers."""
+    return [contract.job.label[k] for k in contract.plan()[0].student.labels]
+
+
 @pytest.fixture(scope="module")
 def served(contract: Contract, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.Table]:
     """The artefact, and the raw test rows."""
@@ -275,7 +285,7 @@ def served(contract: Contract, trained: Path, tmp_path_factory: pytest.TempPathF
     needed = [entry["name"] for entry in inputs if not entry.get("optional")]
     raw = pa.concat_tables(raw_batches(contract.spec, str(contract.path), contract.job.where, "test", needed, 5000))
     folder = tmp_path_factory.mktemp("served") / "student"
-    manifest = {"inputs": inputs, "outputs": list(contract.job.label)}
+    manifest = {"inputs": inputs, "outputs": predicted(contract)}
     artefact.write(student, folder, manifest=manifest, golden=raw, withheld=withheld(contract.job, contract.spec))
     return folder, raw
 
@@ -293,7 +303,7 @@ def test_the_artefact_answers_as_training_did(contract: Contract, trained: Path,
 def test_the_artefact_holds_the_student_alone(contract: Contract, served: Any) -> None:
     folder, _ = served
     content = b"".join(file.read_bytes() for file in sorted(folder.iterdir()))
-    after = set(contract.spec.post_event) - set(contract.job.label)  # what it predicts, it may name
+    after = set(contract.spec.post_event) - set(predicted(contract))  # what it predicts, it may name
     given = {raw for name in contract.spec.serving for raw in contract.spec.given(name)}
     for name in (*(after - given), *(m for m in contract.job.members if m != contract.job.student)):
         assert f'"{name}"'.encode() not in content, name

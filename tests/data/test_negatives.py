@@ -11,7 +11,7 @@ from scipy import stats
 
 from recdistill.data.draws import uniforms, words
 from recdistill.data.graph import Graph
-from recdistill.data.negatives import FIRST, TOTAL, Negatives, by_rank, hardest, in_batch, some_positives
+from recdistill.data.negatives import FIRST, TOTAL, Negatives, by_rank, in_batch, some_positives
 from recdistill.errors import LogError
 
 EDGES = st.sets(st.tuples(st.integers(2, 6), st.integers(2, 11)), min_size=1, max_size=35)
@@ -135,7 +135,7 @@ def test_a_user_who_has_everything_is_refused_and_one_left_item_is_found() -> No
 def test_items_of_a_batch_are_negatives_unless_the_user_has_them() -> None:
     graph = graph_of([(2, 2), (2, 3), (3, 3), (4, 4), (5, 2)])
     users, items = torch.tensor([2, 3, 4, 5]), torch.tensor([2, 3, 4, 2])
-    found = in_batch(users, items, graph)
+    found = in_batch(users, items, graph.positives, graph.item_degree_I.double() / 5)
     nan = float("nan")
     expected = torch.tensor([[1, nan, 0, nan], [0, 1, 0, 0], [0, 0, 1, 0], [nan, 0, 0, 1.0]])
     assert torch.allclose(found.label_BM, expected, equal_nan=True)
@@ -147,25 +147,9 @@ def test_what_is_expected_in_a_batch_is_how_often_an_item_stands_there() -> None
     edges = torch.randint(len(graph.item_E), (50_000,), generator=torch.Generator().manual_seed(0))
     met = torch.bincount(graph.item_E[edges], minlength=graph.items)
     first = torch.tensor([0, 5])
-    log_q = in_batch(graph.user_E[first], graph.item_E[first], graph).log_q_BM[0, 1]
+    share = graph.item_degree_I.double() / len(graph.item_E)
+    log_q = in_batch(graph.user_E[first], graph.item_E[first], graph.positives, share).log_q_BM[0, 1]
     assert float(log_q.exp()) == pytest.approx(float(met[graph.item_E[5]]) / 50_000, rel=0.1)
-
-
-def test_the_hardest_are_those_that_the_scorer_ranks_highest() -> None:
-    pool = torch.tensor([[4, 9, 7, 4], [2, 3, 5, 6]])
-    found = hardest(torch.tensor([2, 3]), pool, lambda users, items: -((items - users.unsqueeze(1)).double() ** 2), 2)
-    assert found.tolist() == [[4, 4], [3, 2]]
-    ties = hardest(torch.tensor([2]), torch.tensor([[5, 3, 9]]), lambda _, items: torch.zeros(items.shape), 2)
-    assert ties.tolist() == [[5, 3]]
-
-
-def test_hard_negatives_score_higher_than_those_they_are_chosen_from() -> None:
-    graph, users = skewed(), torch.arange(2, 40)
-    pool = Negatives.uniform(graph).draw(users, users, 20, seed=0, step=0).item_BM
-    score = torch.rand(60, generator=torch.Generator().manual_seed(1))
-    chosen = hardest(users, pool, lambda _, items: score[items], 3)
-    assert not bool(graph.positives.contains(users, chosen).any())
-    assert bool((score[chosen].amin(1) >= score[pool].sort(1).values[:, -3]).all())
 
 
 def test_positives_are_drawn_from_the_users_own_items_all_alike() -> None:

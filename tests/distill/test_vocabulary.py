@@ -289,6 +289,15 @@ def test_the_words_compile(term: str) -> None:
         ("bce(student.logit, corrected(y, student.logit, most=2))", "most is a share in [0, 1]"),
         ("bce(student.logit, corrected(y, student.logit, trust='f1'))", "trust is 'f1'; expected one of accuracy"),
         ("bce(student.logit, corrected(teacher.logit, student.logit))", "expected a raw binary column"),
+        ("bce(student.logit, unflipped(y, false_positive=0.6, false_negative=0.4))", "two shares whose sum is below 1"),
+        ("bce(student.logit, first_known())", "first_known: takes at least one label"),
+        ("bce(student.logit, hedged(y, teacher.logit))", "hedged: expected first_known(verified, reported), found y"),
+        ("bce(student.logit, probability(unify(teacher.logit, student.logits)))", "unify: takes the logits of members"),
+        ("bce(student.logits, unify(teacher.logits, by='mean'))", "by is 'mean'; expected one of logit, cross_entropy"),
+        (
+            "bce(among(student.logits, teacher.logit), y)",
+            "among: expected the logits of a member that knows all labels",
+        ),
         ("bce(student.logit, y).rows(agrees(teacher.logit))", "missing a required argument: 'second'"),
         ("bce(student.logit, y).rows(any())", "takes at least one binary column"),
         ("bce(student.logit, y).rows(any(teacher.logit))", "expected a raw binary column"),
@@ -306,6 +315,15 @@ def test_the_words_compile(term: str) -> None:
 def test_mistakes_are_named(term: str, message: str) -> None:
     _, problems = examine(job(term), SPEC)
     assert len(problems) == 1 and message in problems[0], problems
+
+
+@pytest.mark.parametrize("graph", ["1 0", "1 0; 0 a", "1 0; 0 0", "1 0; -1 2", "1; 0"])
+def test_a_graph_that_is_none_is_refused(graph: str) -> None:
+    spec = SPEC.model_copy(update={"scenario": "user"})
+    _, problems = examine(
+        job(f"soft(student.logit, smoothed(teacher.logit, by=scenario, values='a b', graph='{graph}'))"), spec
+    )
+    assert len(problems) == 1 and "expected 2 lines of 2 numbers" in problems[0]
 
 
 def of_copies(*terms: str, **members: Any) -> Job:

@@ -385,12 +385,12 @@ def test_without_groups_there_are_no_grouped_columns(tmp_path):
 @pytest.mark.parametrize(
     ("value", "ci", "gap", "words"),
     [
-        (None, [None, None], -0.02, "No gap to recover: teacher is not above plain (−0.0200 AUC)."),
+        (None, [None, None], -0.02, "No gap to recover: teacher is not above plain (−0.0200 in AUC)."),
         (
             0.4,
             [None, None],
             0.02,
-            "40 % of teacher's lead over plain (0.0200 AUC) is recovered. The lead is too uncertain",
+            "40 % of teacher's lead over plain (0.0200 in AUC) is recovered. The lead is too uncertain",
         ),
         (0.4, [0.2, 0.7], 0.02, "95 % interval 20 to 70 %."),
     ],

@@ -9,7 +9,7 @@ from recdistill.data.draws import uniforms
 from recdistill.errors import TrainingError
 from recdistill.export.artefact import scripted
 from recdistill.losses.embedding import quantisation
-from recdistill.nets.binary import KINDS, Binariser, BinaryTwoTower, bits, cut, stochastic, through
+from recdistill.nets.binary import KINDS, Binariser, BinaryTwoTower, bits, cut, spread, stochastic, through
 from recdistill.nets.inputs import Field, Inputs
 
 INPUTS = Inputs(tuple(Field(name, 4 * i, 4, embedded=True) for i, name in enumerate(("user", "item", "city"))))
@@ -118,5 +118,17 @@ def test_towers_learn_through_their_codes() -> None:
 
 
 def test_unknown_kinds_are_refused() -> None:
-    with pytest.raises(TrainingError, match="expected one of stochastic, cut, real"):
+    with pytest.raises(TrainingError, match="expected one of stochastic, cut, after, real"):
         Binariser("ternary")
+
+
+@pytest.mark.parametrize("bits", [20, 32, 100, 1000])
+@pytest.mark.parametrize("beta", [2.0, 0.7])
+def test_codes_that_differ_in_as_many_bits_score_the_same(bits: int, beta: float) -> None:
+    """To the last bit, or ties would be broken by how float32 rounds, and lists be others than those that serve."""
+    generator = torch.Generator().manual_seed(bits)
+    user, items = (torch.sign(torch.randn(rows, bits, generator=generator)) for rows in (40, 500))
+    scores = (spread(beta, bits) * user) @ items.t()
+    assert torch.equal(scores / spread(beta, bits), user @ items.t())
+    assert spread(beta, bits) == pytest.approx(beta / bits**0.5, rel=2.5e-4)
+    assert not torch.equal((beta / bits**0.5 * user) @ items.t() / (beta / bits**0.5), user @ items.t())

@@ -34,6 +34,15 @@ def soft_list(student_B: np.ndarray, teacher_B: np.ndarray, list_B: np.ndarray, 
     return np.array(found)
 
 
+def categorical(logits_BK: np.ndarray, share_BK: np.ndarray) -> np.ndarray:
+    """Probabilities of each class by itself, divided by their sum."""
+    found = []
+    for row, wanted in zip(logits_BK, share_BK, strict=True):
+        p = [sigmoid(z) for z in row]
+        found.append(-sum(y * math.log(x / sum(p)) for x, y in zip(p, wanted, strict=True)))
+    return np.array(found)
+
+
 def l2(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     flat = [np.ravel(np.atleast_1d(s - t)) for s, t in zip(student, teacher, strict=True)]
     return np.array([sum(d * d for d in row) / len(row) for row in flat])

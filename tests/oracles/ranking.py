@@ -87,11 +87,17 @@ def unkd(student, teacher, group):
     return sum(by_group) / len(by_group) if by_group else 0.0
 
 
-def quantisation(relaxed, draws, seed=0):
-    """Squared distance of drawn codes from their relaxed form, averaged over many draws and the bits."""
-    rng = np.random.default_rng(seed)
-    code = np.where(rng.random((draws, *relaxed.shape)) < (1 + relaxed) / 2, 1.0, -1.0)
-    return ((code - relaxed) ** 2).mean(axis=(0, 2))
+def quantisation(relaxed):
+    """Squared distance of either value of a bit from its relaxed form, by the probability of that value."""
+    found = []
+    for row in relaxed:
+        expected = [(1 + u) / 2 * (1 - u) ** 2 + (1 - u) / 2 * (-1 - u) ** 2 for u in row]
+        found.append(sum(expected) / len(expected))
+    return np.array(found)
+
+
+def half_square(vectors):
+    return np.array([sum(x * x for x in row) / 2 for row in vectors])
 
 
 def experts(expert, teacher, gate):

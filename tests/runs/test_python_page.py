@@ -3,11 +3,13 @@
 import re
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from recdistill import api
 from recdistill.api import Member, Phase, Update, job, label, privileged, serving, tables, to_yaml, trunk
 from recdistill.distill.combine import SIGNALS
+from recdistill.distill.ranked import MARKS
 from recdistill.distill.schedule import SCHEDULES
 from recdistill.distill.selector import SELECTORS
 from recdistill.errors import SpecError
@@ -33,11 +35,13 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             exec(compile(block, str(PAGE), "exec"), names)
         found = names["rows"]
         assert found.auc > found.random_auc  # type: ignore[attr-defined]
+        assert pl.read_parquet("top.parquet")["place"].to_list() == [*range(1, 11)] * 2
         assert {p.name for p in Path("runs").iterdir()} >= {
             "pfd",
             "mean",
             "rocket",
             "coteaching",
+            "codes",
             "born_again",
             "dafl",
             "n2n",
@@ -51,8 +55,16 @@ def test_every_word_of_a_job_is_a_function_here() -> None:
     for catalog in (LOSSES, SIGNALS, SELECTORS, SCHEDULES, NETS):
         assert {*catalog} <= {*dir(api)}
         assert all(callable(getattr(api, name)) for name in catalog)
+    assert all(getattr(api, mark).text({}) == mark for mark in MARKS)
     with pytest.raises(AttributeError, match="no attribute 'bec'"):
         api.bec  # noqa: B018
+
+
+def test_layers_are_lists_of_widths_unless_a_net_has_an_option_of_that_name() -> None:
+    assert api.mlp([8, 4]) == {"mlp": [8, 4]} and api.mlp(layers=[8], dropout=0.1) == {
+        "mlp": {"layers": [8], "dropout": 0.1}
+    }
+    assert api.light_gcn(user="u", item="i", layers=2) == {"light_gcn": {"user": "u", "item": "i", "layers": 2}}
 
 
 def test_python_and_yaml_say_the_same(tmp_path: Path) -> None:

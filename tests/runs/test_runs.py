@@ -1,6 +1,7 @@
 """Whole runs through the command line: what they write, say and refuse."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import yaml
 
 from recdistill import cli
+from recdistill.distill.compile import compile_job
+from recdistill.evaluation import auc
 from recdistill.runs.folder import RunFolder
 from recdistill.spec.load import dump_yaml, load_job
 from tests.conftest import Small
@@ -110,9 +113,10 @@ def test_a_report_holds_what_the_contract_says(run: Path) -> None:
 
 
 def test_the_resolved_job_is_a_job_again_with_all_defaults(run: Path) -> None:
-    job, _ = load_job(run / "job.yaml")
+    job, spec = load_job(run / "job.yaml")
     assert dump_yaml(job) == (run / "job.yaml").read_text()
-    assert job.train.stop.monitor == "logloss"
+    assert job.train.stop.monitor is None
+    assert compile_job(job, spec).phases[0].stop.monitor == "logloss"  # what nothing else says
 
 
 def test_the_artefact_is_that_of_the_seed_best_on_validation(run: Path) -> None:
@@ -215,7 +219,7 @@ def test_two_runs_cannot_write_the_same_folder(job: Path, command: Command, tmp_
             "a serving member may read serving columns only",
         ),
         (["run", "JOB", "--set", "members.student.view=[user_id,dwell_ms]"], "but 'dwell_ms' is known after the event"),
-        (["methods", "P99"], "no job shows row 'P99'"),
+        (["methods", "P99"], "there is no row 'P99'"),
         (["verify", "."], "cannot be verified"),
         (["score", "RUN", "LOG", "OUT", "--member", "teachr"], "did you mean 'teacher'"),
         (["evaluate", "jobs", "--log", "LOG"], "is no complete run"),
@@ -288,6 +292,7 @@ def test_evaluate_gives_the_reported_metrics_on_the_test_rows(
     assert status == 0 and "artefact" in out
     found = json.loads((tmp_path / "found.json").read_text())
     report = json.loads((run / "report.json").read_text())
+    assert found["metric"] == report["metric"] == "auc"
     for member in ("student", "teacher"):
         again, before = (r["members"][member]["test"]["auc"]["per_seed"] for r in (found, report))
         assert again == pytest.approx(before, abs=1e-6)
@@ -322,6 +327,10 @@ def test_verify_compare_report_methods_and_encode_answer(
     assert "verdict" in command("report", run)[1]
     assert "P6" in command("methods")[1]
     assert "teacher" in command("methods", "P6")[1]
+    (tmp_path / "jobs").mkdir()
+    shutil.copy("jobs/applications/privileged_features.yaml", tmp_path / "jobs")
+    assert "1 of 62 rows have a job" in command("methods", "--jobs", tmp_path / "jobs")[1]
+    assert "pending" in command("methods", "U1", "--jobs", tmp_path / "jobs")[1]
     status, out, _ = command("encode", "feature_specs/marketplace.yaml", small.log, tmp_path / "encoded")
     assert status == 0 and "train" in out
 
@@ -340,6 +349,17 @@ def test_several_labels_are_trained_scored_and_served_together(job: Path, comman
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     assert set(report["tasks"]) == {"click"}
     assert "auc" in report["tasks"]["click"]["members"]["student"]["test"]
+
+
+def test_a_label_that_the_student_does_not_predict_is_not_reported(job: Path, command: Command, tmp_path: Path) -> None:
+    terms = ["bce(student.logit, purchase)", "bce(teacher.logit, click)"]
+    labels = ["--set", "members.student.labels=purchase", "--set", "members.teacher.labels=click"]
+    words = ["--set", "label=[purchase,click]", "--set", f"phases.0.terms={terms}", *labels]
+    status, _, err = command("run", job, "--out", tmp_path / "a", *words)
+    assert status == 0, err
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert not report["tasks"] and "student" in report["members"] and "teacher" not in report["members"]
+    assert json.loads((tmp_path / "a" / "student" / "manifest.json").read_text())["outputs"] == ["purchase"]
 
 
 def test_a_warm_start_begins_with_the_other_runs_parameters(
@@ -399,3 +419,30 @@ def test_help_comes_without_loading_heavy_libraries() -> None:
 
     code = "import sys; import recdistill.cli; sys.exit(any(m in sys.modules for m in ('torch', 'polars', 'pyarrow')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_further_students_are_judged_beside_controls_of_their_own(job: Path, tmp_path: Path, command: Command) -> None:
+    words = yaml.safe_load(job.read_text())
+    words["members"]["light"] = {"net": {"mlp": [4]}, "dim": 4, "compare": True}
+    words["phases"][-1]["terms"] += ["bce(light.logit, label)", "soft(light.logit, teacher.logit)"]
+    job.write_text(yaml.safe_dump(words))
+    out = tmp_path / "run"
+    status, said, _ = command("run", job, "--out", out)
+    assert status == 0 and "further student light: " in said
+    report = json.loads((out / "report.json").read_text())
+    found = report["students"]["light"]
+    assert found["student"] == "light" and list(found["controls"]) == ["plain", "shuffled"]
+    folders = {"plain": "controls/plain_light", "shuffled": "controls/shuffled"}
+    for control, folder in folders.items():
+        served = auc_of(out / folder / "seed_0" / "scores" / "light.test.parquet")
+        assert found["controls"][control]["test"]["auc"]["mean"] == pytest.approx(served)
+        delta = next(c["delta"] for c in found["comparisons"] if (c["a"], c["b"]) == ("light", control))
+        assert delta == pytest.approx(auc_of(out / "seed_0" / "scores" / "light.test.parquet") - served)
+    assert not (out / "controls" / "plain" / "seed_0" / "scores" / "light.test.parquet").exists()
+    assert "Further students" in (out / "report.html").read_text()
+
+
+def auc_of(path: Path) -> float:
+    scores = pl.read_parquet(path)
+    return auc(scores["label"].to_numpy(), scores["logit"].to_numpy())

@@ -137,9 +137,9 @@ def check_close(first: State, second: State) -> None:
 
 
 def check_teacher_is_the_mean_of_the_best(lab: Lab, overrides: Mapping[str, Any]) -> None:
-    """Of the best two: those of .70 and .72, of .72 and .715 in the end of the standstill, of .72 and .73 after it."""
+    """Of the best two: of .70 and .72, of .72 and .715 at the end of the standstill, of .72 and .73 behind it."""
     steps = judged_course(lab, {"members.teacher.best": {"of": "student", "average": 2}, **overrides})
-    for number, pair in ((2, (0, 1)), (4, (1, 3)), (6, (1, 4))):
+    for number, pair in ((2, (0, 1)), (4, (1, 3)), (5, (1, 4)), (6, (4, 5))):
         check_close(steps[number].before["teacher"], mean([steps[k].after["student"] for k in pair]))
 
 
@@ -199,7 +199,9 @@ def mean_behind(labs: Sequence[Lab], overrides: Mapping[str, Any], arm: str = "m
 
 
 def check_validation_ends_near_its_best(plain: float, half: float, most: float) -> None:
-    """MEASURED."""
+    """Over 20 logs .0479 behind its best alone (.0146 to .0895), .0072 pulled by a half (.0002 to .0117), .0025 by .9
+    (0 to .0130), which are shares of .15 and .05. A pull towards the last evaluation, whatever it was, leaves .50.
+    """
     assert plain > 0.02, "there is nothing to be held back"
     assert half < plain / 3
     assert most < plain / 8

@@ -28,7 +28,7 @@ import yaml
 from recdistill.data.simulate_preferences import simulate_preferences
 from recdistill.evaluation.lists import read_lists
 from recdistill.export.codes import CodeIndex, pack
-from recdistill.nets.binary import Binariser
+from recdistill.nets.binary import Binariser, spread
 from recdistill.training.rankings import Vectors, vectors_of
 from recdistill.training.sharding import process_group
 from tests.signatures.lab import JOBS, Lab, Outcome
@@ -103,7 +103,7 @@ def served(found: Outcome) -> Vectors:
 
 
 def check_both_sides_are_signs(vectors: Vectors) -> None:
-    scale = 2 / 32**0.5
+    scale = spread(2.0, 32)
     assert torch.equal((vectors.user_UD / scale).abs().round(decimals=5), torch.ones_like(vectors.user_UD))
     assert torch.equal(vectors.item_ID.abs(), torch.ones_like(vectors.item_ID))
 

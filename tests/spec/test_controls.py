@@ -197,6 +197,12 @@ CHOICES = {
     "bce(student.logit, corrected(label, student.logit, most=0.5))": (
         "bce(student.logit, corrected(label, shuffled(student.logit), most=0.5))"
     ),
+    "l2(experts(student.embed, teacher.embed, count=3), teacher.embed)": (
+        "l2(experts(student.embed, shuffled(teacher.embed), count=3), shuffled(teacher.embed))"
+    ),
+    "l2(adapt(student.embed, width=8), teacher.hidden[-1])": (
+        "l2(adapt(student.embed, width=8), shuffled(teacher.hidden[-1]))"
+    ),
     "bce(student.logit, live(corrected(label, teacher.logit)))": (
         "bce(student.logit, live(corrected(label, shuffled(teacher.logit))))"
     ),
@@ -208,6 +214,17 @@ def test_what_members_choose_or_correct_is_permuted_and_labels_are_not(term, shu
     made = signal("soft(student.logit, teacher.embed)", term)
     assert made.job.phases[0].terms == ["soft(student.logit, shuffled(teacher.embed))", shuffled]
     assert made.job.problems() == []
+
+
+def test_plain_keeps_no_feed_that_nobody_reads():
+    feeds = {"pool": {"log": "pool.parquet"}, "both": {"mix": {"log": 1, "few": 1}}, "few": {"sample": 9}}
+    updates = [
+        {"feed": "both", "terms": ["bce(student.logit, label)"]},
+        {"feed": "pool", "terms": ["soft(student.logit, teacher.logit)"]},
+    ]
+    made = plain(feeds=feeds, phases=[{"steps": 3, "updates": updates}])
+    assert [move.feed for phase in made.phases for move in phase.moves] == ["both"]
+    assert sorted(made.feeds) == ["both", "few"]
 
 
 def test_plain_takes_labels_as_they_are():
@@ -237,3 +254,45 @@ def test_both_controls_of_a_job_are_derived_from_the_job_and_not_from_each_other
     assert [a.name for a in made] == ["main", "plain", "shuffled_signal"]
     assert made[2].job.phases[1].terms == ["soft(student.logit, shuffled(teacher.logit), temperature=2)"]
     assert made[0].job.phases[1].terms == ["soft(student.logit, teacher.logit, temperature=2)"]
+
+
+# several students
+
+
+FURTHER = {
+    "student": {"net": {"mlp": [8]}, "serve": True},
+    "light": {"net": {"mlp": [4]}, "share": {"tables": "student"}, "compare": True},
+    "teacher": {"net": {"mlp": [8]}, "view": ["serving", "privileged"]},
+}
+LESSONS = {
+    "steps": 3,
+    "terms": [
+        "bce(student.logit, label)",
+        "bce(light.logit, label) * 0.5",
+        "bce(teacher.logit, label)",
+        "soft(light.logit, student.logit)",
+        "soft(student.logit, teacher.logit)",
+    ],
+}
+
+
+def test_each_student_has_a_plain_control_of_its_own_and_all_share_the_shuffled_one():
+    found = {a.name: a for a in arms(job(members=FURTHER, phases=[LESSONS]))}
+    assert list(found) == ["main", "plain", "plain_light", "shuffled"]
+    assert [(a.of, a.control) for a in found.values()] == [
+        (None, "main"), ("student", "plain"), ("light", "plain"), (None, "shuffled")
+    ]  # fmt: skip
+    for name, student in (("plain", "student"), ("plain_light", "light")):
+        alone = found[name].job
+        assert list(alone.members) == [student] == alone.students and alone.members[student].serve
+        assert [phase.terms for phase in alone.phases] == [[f"bce({student}.logit, label)"]]
+        assert alone.members[student].share == Sharing()
+    assert found["shuffled"].shuffle_privileged and found["shuffled"].job.members == found["main"].job.members
+
+
+def test_what_further_students_receive_is_permuted_as_well_where_nothing_is_privileged():
+    members = {**FURTHER, "teacher": {"net": {"mlp": [8]}}}
+    lessons = {**LESSONS, "terms": [*LESSONS["terms"], "soft(light.logit, teacher.logit)"]}
+    terms = arm("shuffled", members=members, phases=[lessons], privileged=[]).job.phases[0].terms
+    assert "soft(light.logit, shuffled(teacher.logit))" in terms
+    assert "soft(student.logit, shuffled(teacher.logit))" in terms

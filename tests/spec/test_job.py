@@ -124,6 +124,10 @@ WRONG = {
         {"members__teacher__share__trunk": "student"},
         ["members.teacher.share.trunk: 'student' has no trunk; give it `trunk: [width, ...]`"],
     ),
+    "serves another label first": (
+        {"label": ["buy", "click"], "members__student__labels": ["click", "buy"]},
+        ["members.student.labels: a serving member predicts 'buy', the main label, first"],
+    ),
     "label twice": ({"label": ["buy", "buy"]}, ["label: ['buy', 'buy'] names something twice"]),
     "privileged twice": ({"privileged": ["click", "click"]}, ["privileged: ['click', 'click'] names something twice"]),
     "control twice": ({"controls": ["plain", "plain"]}, ["controls: ['plain', 'plain'] names something twice"]),

@@ -13,7 +13,7 @@ from recdistill.distill.compile import Plan, compile_job, problems_of
 from recdistill.distill.member import Phase
 from recdistill.distill.schedule import Now
 from recdistill.spec.job import Job
-from recdistill.spec.load import parse_job
+from recdistill.spec.load import assign, parse_job
 from recdistill.training.engine import Engine
 from recdistill.training.fit import engine_of, fit
 from recdistill.training.optimizers import dense_optimizers
@@ -37,10 +37,15 @@ def described(small: Small, members: Mapping[str, Any], phases: list[dict[str, A
 
 def problems(small: Small, members: Mapping[str, Any], phases: list[dict[str, Any]], **more: Any) -> list[str]:
     """What is wrong with a job, all of it."""
+    return problems_of_job(described(small, members, phases, **more))
+
+
+def problems_of_job(job: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> list[str]:
+    """What is wrong with a job after some changes, all of it."""
     from recdistill.errors import SpecError
 
     try:
-        parse_job(described(small, members, phases, **more), "job", check=problems_of)
+        parse_job(assign(dict(job), changes or {}, "job"), "job", check=problems_of)
     except SpecError as error:
         return list(error.problems)
     return []

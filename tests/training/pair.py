@@ -40,11 +40,17 @@ def two_processes() -> Iterator[Pair]:
 
 
 def together(
-    pair: Pair, folder: Path, job: Mapping[str, Any], log: Path, feeds: Mapping[str, Path] | None = None
+    pair: Pair,
+    folder: Path,
+    job: Mapping[str, Any],
+    log: Path,
+    feeds: Mapping[str, Path] | None = None,
+    *,
+    dividing: bool = False,
 ) -> dict[str, Tensor]:
-    """The parameters after training in several processes."""
+    """The parameters after training in several processes; as wrong twins these are dividing dense gradients."""
     paths = {name: str(path) for name, path in (feeds or {}).items()}
-    told = json.dumps({"folder": str(folder), "job": job, "log": str(log), "feeds": paths})
+    told = json.dumps({"folder": str(folder), "job": job, "log": str(log), "feeds": paths, "dividing": dividing})
     for process in pair:
         assert process.stdin is not None
         process.stdin.write(told + "\n")

@@ -9,6 +9,7 @@ import torch
 
 from recdistill.distill.schedule import Now
 from recdistill.errors import TrainingError
+from recdistill.training import watch
 from tests.conftest import Small
 from tests.training.bench import BCE, LAST, STUDENT, Bench, distance, problems, same
 
@@ -114,6 +115,28 @@ def test_the_best_copy_follows_the_best_evaluations(small: Small, group: None) -
     before = b.state("copy")
     followers.evaluated({"student.logloss": 0.3}, "logloss", {"somebody else"})
     assert same(b.state("copy"), before)
+
+
+@pytest.mark.parametrize("average", [1, 3])
+def test_the_best_copy_stays_when_its_original_returns(
+    small: Small, group: None, monkeypatch: pytest.MonkeyPatch, average: int
+) -> None:
+    """The second evaluation is the best, so the student ends there; the copy is the mean of the best of all four."""
+    losses = [0.5, 0.3, 0.4, 0.45]
+    seen: list[dict[str, torch.Tensor]] = []
+    b = bench(small, {"best": {"of": "student", "average": average}}, stop={"every": 2, "keep": "best"})
+
+    def evaluate(*_: Any) -> dict[str, float]:
+        seen.append(b.state("student"))
+        return {"student.logloss": losses[len(seen) - 1], "copy.logloss": 1.0}
+
+    monkeypatch.setattr(watch, "evaluate", evaluate)
+    assert b.engine.run(0, b.plan.phases[0]) == 4
+    assert same(b.state("student"), seen[1])
+    chosen = seen[1:] if average == 3 else seen[1:2]
+    expected = {key: torch.stack([each[key] for each in chosen]).mean(0) for key in seen[0]}
+    assert distance(b.state("copy"), expected) < 1e-6
+    assert average == 1 or distance(b.state("copy"), b.state("student")) > 1e-4
 
 
 def test_by_auc_the_best_is_the_highest(small: Small, group: None) -> None:

@@ -274,13 +274,16 @@ def test_rows_of_which_nothing_is_known_take_no_part(small: Small, group: None) 
     assert torch.equal(weight > 0, torch.isin(batch.row_id_B, half.row_id_B))
 
 
-def test_only_terms_that_weigh_something_write(small: Small, group: None) -> None:
-    b = trained(small, SELF + " * step(0, 1, at=2)")
+def test_a_memory_warms_up_while_its_term_weighs_nothing(small: Small, group: None) -> None:
+    """As long as another term of the update weighs something: otherwise there is no update to be part of."""
+    term = SELF + " * step(0, 1, at=2)"
+    b = Bench.of(small, {"student": STUDENT}, [{"steps": 40, "terms": [BCE, term], **LAST}])
     batch = b.batch(64)
     (key,) = b.plan.phases[0].memories
-    for step, known in ((0, False), (2, True)):
-        b.step(at=Now(step, 40), batch=batch)
-        assert bool(b.engine.memories[key].read(batch.row_id_B).isnan().any()) != known
+    logit = play(b.cast, ["student"], batch)["student"].logits_BK[:, 0].clone()
+    assert list(b.step(at=Now(0, 40), batch=batch)) == [BCE]
+    assert torch.equal(b.engine.memories[key].read(batch.row_id_B), logit)
+    assert float(b.step(at=Now(2, 40), batch=batch)[term].detach()) > 0
 
 
 def test_parts_of_a_batch_remember_what_the_whole_does(small: Small, group: None) -> None:

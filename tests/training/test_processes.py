@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recdistill.distill.compile import compile_job
 from recdistill.distill.layout import lay_out
+from recdistill.evaluation.lists import read_lists
 from recdistill.spec.load import assign, parse_job
 from recdistill.training import checkpoint
 from recdistill.training.fit import fit
@@ -58,6 +59,15 @@ def test_two_processes_train_as_one_does(pair: Pair, small: Small, tmp_path: Pat
     summaries = [json.loads((tmp_path / run / "fit.json").read_text())["kept"] for run in ("one", "two")]
     assert summaries[0] == summaries[1]
     assert not (tmp_path / "two" / "checkpoints" / "latest").exists()
+
+
+def test_gradients_divided_by_the_number_of_processes_are_found(pair: Pair, small: Small, tmp_path: Path) -> None:
+    """The wrong twin of what the test above compares."""
+    one = alone(small, tmp_path / "one", SMOOTH)
+    job = assign(small.job, SMOOTH, "test")
+    two = together(pair, tmp_path / "two", job, small.encoded.folder, dividing=True)
+    distance, place = furthest(one, two)
+    assert distance > 1e-3 and not place.startswith("tables.")
 
 
 def test_terms_over_lists_and_row_wise_adagrad_as_well(pair: Pair, small: Small, tmp_path: Path) -> None:
@@ -159,6 +169,45 @@ def test_a_process_without_rows_takes_part_all_the_same(
     fit(Training(compile_job(parsed, spec), parsed.train, Data.of(log.encoded), 0), tmp_path / "one")
     two = together(pair, tmp_path / "two", job, log.encoded.folder)
     assert furthest(checkpoint.read(tmp_path / "one" / "checkpoints" / "final"), two)[0] < 1e-6
+
+
+# Candidates and graphs
+
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "edges": {"negatives": 2},
+    "nodes, whose last batch has a single anchor": {"each": "node", "batch": 29, "positives": 1, "negatives": 3},
+    "items as anchors": {"anchor": "item", "negatives": 2, "popularity": 0.5},
+    "the same for all": {"negatives": 5, "shared": True, "in_batch": True},
+    "from a ranking": {"negatives": 1, "ranked": {"by": "gcn", "top": 12, "count": 4}},
+}
+PENALISED = {"sgd": {"lr": 1.0, "l2": 30.0}}
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_two_processes_rank_candidates_as_one_does(pair: Pair, tastes: Small, tmp_path: Path, name: str) -> None:
+    """Each has its anchors and all candidates, and half of the penalty of rows that both look up; to 2e-5."""
+    mf = {"user": "user_id", "item": "item_id"}
+    terms = [
+        "bpr(student.scores, own)",
+        "soft_sides(student.scores, gcn.scores, taken)",
+        "half_square(student.hidden[0])",
+    ]
+    changes = {
+        "members.student": {"net": {"mf": mf}, "view": ["user_id", "item_id"], "dim": 8, "serve": True},
+        "feeds.lists": {"candidates": CANDIDATES[name]}, "phases.1.terms": terms,
+        "train.tables": PENALISED, "controls": {"none": "nothing to compare with"},
+    }  # fmt: skip
+    tastes.fit(tmp_path / "one", changes)
+    one = checkpoint.read(tmp_path / "one" / "checkpoints" / "final")
+    two = together(pair, tmp_path / "two", assign(tastes.job, changes, "test"), tastes.encoded.folder)
+    assert furthest(one, two)[0] < 2e-5
+    tastes.fit(tmp_path / "free", {**changes, "train.tables": {"sgd": {"lr": 1.0}}})
+    free = checkpoint.read(tmp_path / "free" / "checkpoints" / "final")
+    for table in ("tables.gcn.item_id", "tables.student.item_id"):
+        assert float((one[table] - free[table]).abs().max()) > 1e-3, table  # the penalty matters
+    lists = [(tmp_path / run / "rankings" / "student.test.parquet") for run in ("one", "two")]
+    first, second = (read_lists(path).means() for path in lists)
+    assert first == pytest.approx(second, abs=0.02)
 
 
 # Replicas that are several processes themselves

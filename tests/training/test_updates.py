@@ -219,8 +219,8 @@ WRONG: dict[str, tuple[dict[str, Any], list[dict[str, Any]], str]] = {
     ),
     "a loss of logits between layers": (
         {"student": STUDENT, "other": OTHER},
-        [{"steps": 1, "terms": [BCE, "bce(other.logit, label)", "bce(student.hidden[0], other.hidden[0])"]}],
-        "'bce(student.hidden[0], other.hidden[0])': has (8,) values for each row; compare single logits",
+        [{"steps": 1, "terms": [BCE, "bce(other.logit, label)", "soft(student.hidden[0], other.hidden[0])"]}],
+        "soft: compares logits of shape (B,), found (2, 8) and (2, 8); for layers use l2",
     ),
     "an input that is not known for every row": (
         {"student": STUDENT, "critic": {**CRITIC, "inputs": ["click"]}},

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from recdistill.data.scores import Scored, same_rows
+from recdistill.data.scores import Scored, read_scores, same_rows
 from recdistill.evaluation.auc import auc
+from recdistill.evaluation.lists import read_lists
 from recdistill.evaluation.paired import compare_users, mean_over_users, recovered_gap_of_users
 from recdistill.evaluation.report.metrics import Entry, over_seeds, summary
 from recdistill.evaluation.significance import Comparison, RecoveredGap, compare, recovered_gap
@@ -26,6 +28,14 @@ class Measure(Protocol):
     @property
     def metric(self) -> str:
         """Its name in the report."""
+        ...
+
+    def read(self, training: Path, member: str, split: str) -> Any:
+        """What a training has left of a member on a split.
+
+        Raises:
+            RunError: nothing that could be read.
+        """
         ...
 
     def value(self, answer: Any) -> float:
@@ -58,6 +68,10 @@ class OfRows:
     """The AUC of rows; answers are `Scored`."""
 
     metric: str = "auc"
+
+    def read(self, training: Path, member: str, split: str) -> Scored:
+        """The scores of the rows of the main label."""
+        return read_scores(training / "scores" / f"{member}.{split}.parquet")
 
     def value(self, answer: Scored) -> float:
         """The AUC of one seed."""
@@ -106,6 +120,10 @@ class OfLists:
 
     metric: str
 
+    def read(self, training: Path, member: str, split: str) -> TopK:
+        """How good the list of each user was."""
+        return read_lists(training / "rankings" / f"{member}.{split}.parquet")
+
     def value(self, answer: TopK) -> float:
         """Its mean over users for one seed."""
         return answer.means()[self.metric]
@@ -128,9 +146,15 @@ class OfLists:
         return all(np.array_equal(first.user_V, other.user_V) for other in others)
 
     def doubts(self, name: str, answer: TopK, entry: Entry, *, serves: bool) -> list[tuple[str, str]]:
-        """Lists that are the same for everybody."""
-        shown = {key: value for key, value in answer.coverage.items() if self.metric.endswith(key.partition("@")[2])}
+        """Lists that are left to chance: whether anything is found depends on the order of equal scores everywhere."""
         del entry, serves
-        if any(value == 0 for value in shown.values()):
-            return [("constant_scores", f"{name} scores all items alike; lower its learning rates")]
+        hit_V = answer.values[f"hr@{self.metric.partition('@')[2]}"]
+        if len(hit_V) and bool(((hit_V > 0) & (hit_V < 1)).all()):
+            words = f"{name} scores all items alike, or nearly so; lower its learning rates or look at its inputs"
+            return [("constant_scores", words)]
         return []
+
+
+def measure_of(metric: str) -> Measure:
+    """The measure behind a report's ``metric``."""
+    return OfRows() if metric == OfRows.metric else OfLists(metric)

@@ -1,0 +1,39 @@
+"""Runs that several modules look at."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from tests.conftest import Small
+
+
+def trained(small: Small, folder: Path, changes: Mapping[str, Any] | None = None) -> Path:
+    """A run of a small job in a folder that holds its cache as well."""
+    from recdistill.runs.execute import Request, execute
+    from recdistill.spec.load import assign
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "job.yaml").write_text(yaml.safe_dump(assign(small.job, changes or {}, "test")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECDISTILL_CACHE", str(folder / "cache"))
+        return execute(Request(folder / "job.yaml", folder / "run")).root
+
+
+@pytest.fixture(scope="session")
+def ranked(tastes: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose result is a metric of lists and whose student makes codes of features."""
+    return trained(tastes, tmp_path_factory.mktemp("ranked"))
+
+
+@pytest.fixture(scope="session")
+def splits(tastes: Small, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The raw rows of training, validation and test of its log."""
+    folder, rows = tmp_path_factory.mktemp("splits"), pl.read_parquet(tastes.log)
+    paths = [folder / f"{part}.parquet" for part in range(3)]
+    for part, path in enumerate(paths):
+        rows.filter(pl.col("part") == part).write_parquet(path)
+    return paths
