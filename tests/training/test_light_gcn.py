@@ -95,6 +95,5 @@ def test_a_training_on_movielens_is_as_good_as_that_of_the_equations(tmp_path: P
         for user, item in pairs[split].tolist():
             lists[user].add(item)
     expected = oracle.recall(vector_ND, users, known, relevant, 20)
-    print(found, expected)
     assert found["gcn"] == pytest.approx(expected, rel=0.03)
     assert found["gcn"] > found["factors"] + 0.01
