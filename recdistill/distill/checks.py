@@ -80,7 +80,7 @@ def check_phases(phases: Sequence[Phase], members: Members, job: Job, spec: Feat
             found += _wrong_rows(update, place, members, job)
             found += _wrong_candidates(update, place, members, job, phase.trained)
             found += _wrong_memories(update, place, job, spec)
-        found += _two_owners(phase, i, members)
+        found += two_owners(phase, i, members)
         found += _moved_by_others(phase, i, members)
         found += _wrong_start(phase, i, members)
         found += _needs_validation(phase, i, members, job)
@@ -265,7 +265,7 @@ def table_owners(member: Member, members: Members) -> set[str]:
     }
 
 
-def _two_owners(phase: Phase, index: int, members: Members) -> list[str]:
+def two_owners(phase: Phase, index: int, members: Members) -> list[str]:
     """Tables step inside the backward pass, so in one step one update moves them, or several on other rows."""
     found = []
     feeds = [update.feed for update in phase.updates]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from recdistill.distill.checks import behind, check_members, check_phases, check_rankings, folds_of
+from recdistill.distill.checks import behind, check_members, check_phases, check_rankings, folds_of, two_owners
 from recdistill.distill.copies import expanded
 from recdistill.distill.member import RECORDED, Member, Part, Phase, Same, Update
 from recdistill.distill.rehearse import rehearse
@@ -94,9 +94,9 @@ def examine(job: Job, spec: FeatureSpec) -> tuple[Plan | None, list[str]]:
     members = _members(c)
     terms = {place: term(c, text, place) for place, text in c.job.terms.items()}
     lr = [rates(c, phase.lr, f"phases.{i}.lr") for i, phase in enumerate(c.job.phases)]
-    if problems or len(members) < len(c.job.members):
-        return None, problems
     by_name = members | {member.name: member for member in c.implied.values()}
+    if problems or len(members) < len(c.job.members):
+        return None, [*problems, *_owned_twice(c.job, terms, lr, by_name)]
     served = served_with(c.job)
     problems += [*check_members(by_name, served, spec), *check_rankings(by_name, c.job)]
     if problems:
@@ -321,6 +321,16 @@ def _phase(
     if chosen.monitor is None:
         chosen = chosen.model_copy(update={"monitor": job.ranking.metric if job.ranking is not None else "logloss"})
     return Phase(tuple(updates), chosen, phase.epochs, phase.steps, lr, restart, carry)
+
+
+def _owned_twice(
+    job: Job, terms: Mapping[str, Term | None], lr: list[tuple[Schedule, ...]], members: Mapping[str, Member]
+) -> list[str]:
+    """Tables that several updates move, as far as that can be told while other things are wrong."""
+    if len(members) < len(job.members):
+        return []
+    phases = [_phase(phase, i, terms, lr[i], members, job) for i, phase in enumerate(job.phases)]
+    return [problem for i, phase in enumerate(phases) for problem in two_owners(phase, i, members)]
 
 
 def _kept_apart(term: Term, members: Mapping[str, Member]) -> Term:
