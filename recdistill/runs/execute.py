@@ -297,7 +297,7 @@ def collect(
         student=student,
         seeds=seeds,
         members={m.name: scores(MAIN, m.name) for m in main[1].scored if number in m.labels},
-        controls={arm.control: scores(arm.name, student) for arm, _ in controls},
+        controls={arm.control: scores(arm.name, _name_in(arm, plan, main[1], student)) for arm, plan in controls},
         references=references(data.final.log, main[1].columns[0]) if label is None else {},
         warnings=column_warnings(data.tuning.log, main[0].job, label or main[1].columns[0]),
         second_names=[m.name for m in main[1].scored if m.same == student],
@@ -317,7 +317,7 @@ def _collect_lists(
         student=student,
         seeds=seeds,
         members={m.name: lists(MAIN, m.name) for m in main[1].ranked},
-        controls={arm.control: lists(arm.name, student) for arm, _ in controls},
+        controls={arm.control: lists(arm.name, _name_in(arm, plan, main[1], student)) for arm, plan in controls},
         measure=measure,
     )
 
@@ -325,6 +325,12 @@ def _collect_lists(
 def _judging(plans: Sequence[tuple[Arm, Plan]], student: str) -> list[tuple[Arm, Plan]]:
     """The job, and its controls as far as they are of this student."""
     return [(arm, plan) for arm, plan in plans if arm.of in (None, student)]
+
+
+def _name_in(arm: Arm, plan: Plan, main: Plan, student: str) -> str:
+    """What a student is called in a control; one that serves alone is no longer the first of several copies."""
+    serves = student == main.student.name or arm.of == student
+    return plan.student.name if serves else student
 
 
 def _has_both_classes(results: Results) -> bool:
