@@ -446,3 +446,23 @@ def test_further_students_are_judged_beside_controls_of_their_own(job: Path, tmp
 def auc_of(path: Path) -> float:
     scores = pl.read_parquet(path)
     return auc(scores["label"].to_numpy(), scores["logit"].to_numpy())
+
+
+@pytest.mark.slow
+def test_a_student_that_is_one_of_several_copies_is_found_in_its_controls(
+    job: Path, tmp_path: Path, command: Command
+) -> None:
+    words = yaml.safe_load(job.read_text())
+    words["members"]["student"]["copies"] = 2
+    words["phases"][-1]["terms"] = [
+        "bce(student[:].logit, label)",
+        "bce(teacher.logit, label)",
+        "soft(student[:].logit, teacher.logit)",
+    ]
+    words["members"]["teacher"].pop("share")
+    job.write_text(yaml.safe_dump(words))
+    status, _, _ = command("run", job, "--out", tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert status == 0 and report["student"] == "student_0"
+    alone = auc_of(tmp_path / "run" / "controls" / "plain" / "seed_0" / "scores" / "student.test.parquet")
+    assert report["controls"]["plain"]["test"]["auc"]["mean"] == pytest.approx(alone)
