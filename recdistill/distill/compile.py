@@ -96,7 +96,8 @@ def examine(job: Job, spec: FeatureSpec) -> tuple[Plan | None, list[str]]:
     lr = [rates(c, phase.lr, f"phases.{i}.lr") for i, phase in enumerate(c.job.phases)]
     by_name = members | {member.name: member for member in c.implied.values()}
     if problems or len(members) < len(c.job.members):
-        return None, [*problems, *_owned_twice(c.job, terms, lr, by_name)]
+        in_order = all(problem.startswith("phases.") for problem in problems) and len(members) == len(c.job.members)
+        return None, [*problems, *(_owned_twice(c.job, terms, lr, by_name) if in_order else ())]
     served = served_with(c.job)
     problems += [*check_members(by_name, served, spec), *check_rankings(by_name, c.job)]
     if problems:
@@ -326,9 +327,7 @@ def _phase(
 def _owned_twice(
     job: Job, terms: Mapping[str, Term | None], lr: list[tuple[Schedule, ...]], members: Mapping[str, Member]
 ) -> list[str]:
-    """Tables that several updates move, as far as that can be told while other things are wrong."""
-    if len(members) < len(job.members):
-        return []
+    """Tables that several updates move, as far as that can be told while some terms are wrong."""
     phases = [_phase(phase, i, terms, lr[i], members, job) for i, phase in enumerate(job.phases)]
     return [problem for i, phase in enumerate(phases) for problem in two_owners(phase, i, members)]
 
