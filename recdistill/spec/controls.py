@@ -69,8 +69,8 @@ def _plain_of(job: Job, student: str) -> Arm:
         return _plain(job)
     members = dict(job.members)
     for name in job.students:
-        serve = job.members[name].serve or name == student
-        members[name] = members[name].model_copy(update={"serve": serve and name == student, "compare": False})
+        serve = (job.members[name].serve or True) if name == student else False  # it may serve with a view of its own
+        members[name] = members[name].model_copy(update={"serve": serve, "compare": False})
     made = _plain(job.model_copy(update={"members": members}))
     return replace(made, name="plain" if student == job.student else f"plain_{student}", of=student)
 

@@ -1,10 +1,6 @@
 """One contract for every job: whatever method it names, these things hold."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +31,8 @@ from recdistill.training.engine import Engine
 from recdistill.training.memory import Memory, memory_for, memory_of
 from recdistill.training.optimizers import dense_optimizers
 from recdistill.training.sharding import process_group
-from tests.conftest import ROOT
 from tests.contract.jobs import JOBS, Contract
+from tests.training.pair import Pair, two_processes
 
 IDS = [str(path.relative_to(path.parents[1]).with_suffix("")) for path in JOBS]
 
@@ -209,24 +205,10 @@ def test_a_stopped_training_goes_on_bit_for_bit(
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[list[subprocess.Popen[str]]]:
+def pair() -> Iterator[Pair]:
     """Two processes that stay for all jobs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "contract"}
-    running = []
-    for rank in ("0", "1"):
-        env = (
-            os.environ | common | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        )
-        command = [sys.executable, "-m", "tests.contract.worker"]
-        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        running.append(subprocess.Popen(command, cwd=ROOT, env=env, text=True, **pipes))
-    yield running
-    for process in running:
-        process.kill()
-        process.communicate()
+    with two_processes("tests.contract.worker") as running:
+        yield running
 
 
 def depends_on_who_meets(plan: Plan) -> set[str]:
@@ -245,9 +227,7 @@ def depends_on_who_meets(plan: Plan) -> set[str]:
     return found | {owner for name in found for owner in table_owners(members[name], members)}
 
 
-def test_two_processes_train_as_one_does(
-    contract: Contract, trained: Path, pair: list[subprocess.Popen[str]], tmp_path: Path
-) -> None:
+def test_two_processes_train_as_one_does(contract: Contract, trained: Path, pair: Pair, tmp_path: Path) -> None:
     told = json.dumps([str(tmp_path / "fit"), str(contract.log.folder), contract.raw])
     for process in pair:
         assert process.stdin is not None

@@ -21,8 +21,8 @@ PATIENCE = 90  # seconds after which a pair that waits for each other is given u
 
 
 @contextmanager
-def two_processes() -> Iterator[Pair]:
-    """Two processes of one group over gloo."""
+def two_processes(worker: str = "tests.training.worker") -> Iterator[Pair]:
+    """Two processes of one group over gloo, which run a module that answers line by line."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -30,7 +30,7 @@ def two_processes() -> Iterator[Pair]:
     running = []
     for rank in ("0", "1"):
         own = {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        command = [sys.executable, "-m", "tests.training.worker"]
+        command = [sys.executable, "-m", worker]
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         running.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | common | own, text=True, **pipes))
     yield running
