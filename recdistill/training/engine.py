@@ -23,6 +23,7 @@ from recdistill.data.candidates import CandidateFeed
 from recdistill.data.reader import Reader
 from recdistill.distill.member import Phase, Update
 from recdistill.distill.schedule import Now
+from recdistill.distill.signal import Remembering
 from recdistill.distill.term import Term
 from recdistill.errors import TrainingError
 from recdistill.spec.phases import LOG
@@ -32,13 +33,12 @@ from recdistill.training.choose import choose
 from recdistill.training.feeds import Cursor, Feed, LogFeed, unique_rows
 from recdistill.training.followers import Followers
 from recdistill.training.memory import Memory, memory_for, memory_of
-from recdistill.training.optimizers import dense_optimizers, scale_learning_rates
+from recdistill.training.optimizers import dense_optimizers, scale_learning_rates, sum_gradients
 from recdistill.training.play import Lookups, Play, play
-from recdistill.training.processes import add_up, rank, share_of, world
+from recdistill.training.processes import add_up, rank, share_of
 from recdistill.training.rankings import Rankings, top_places, vectors_of
 from recdistill.training.resume import Stopped, capture, restore
 from recdistill.training.runlog import Event, Listener, silent
-from recdistill.training.sharding import device
 from recdistill.training.value import divisor, term_value
 from recdistill.training.watch import Watch
 
@@ -224,15 +224,18 @@ class Engine:
     def update(self, update: Update, batch: Batch, now: Now, optimizers: Optimizers) -> dict[str, Tensor]:
         """One move: the gradients of an update's terms into whatever it trains."""
         rows, batch = len(batch), share_of(batch)
-        terms = [(t, t.weight(now)) for t in update.terms if not t.members & self.followers.silent]
-        terms = [(term, weight) for term, weight in terms if weight != 0]
-        if not terms:
+        heard = [term for term in update.terms if not term.members & self.followers.silent]
+        terms = [(term, weight) for term in heard if (weight := term.weight(now)) != 0]
+        remembered = {memory.key: memory for term in heard for memory in term.memories}  # whatever a term weighs
+        if not terms and not remembered:
             return {}
         self._forget(update)
-        names = sorted(update.members)
-        owned = self.cast.banks_of(name for name in update.trained if update.owns_tables(name))
-        lookups = Lookups(self.cast, names, batch, owned, training=True, seed=self.seed, now=now)
-        losses = self._backward(update, lookups, terms, now)
+        moved = [name for name in update.trained if terms and update.owns_tables(name)]
+        owned = self.cast.banks_of(moved)
+        lookups = Lookups(self.cast, sorted(update.members), batch, owned, training=True, seed=self.seed, now=now)
+        losses = self._backward(update, lookups, terms, remembered, now)
+        if not terms:
+            return {}
         lookups.push(rows)
         for optimizer in optimizers:
             sum_gradients(optimizer)
@@ -247,22 +250,25 @@ class Engine:
             self.cast.propagated.pop(name, None)
 
     def _backward(
-        self, update: Update, lookups: Lookups, terms: Sequence[tuple[Term, float]], now: Now
+        self,
+        update: Update,
+        lookups: Lookups,
+        terms: Sequence[tuple[Term, float]],
+        remembered: Mapping[str, Remembering],
+        now: Now,
     ) -> dict[str, Tensor]:
-        """Collect the gradients of all terms on parameters and leaves, in parts of the batch if the job says so."""
+        """Collect the gradients of all terms, in parts of the batch if the job says so, and note what is remembered."""
         size = self.settings.micro_batch or max(len(lookups.batch), 1)
         parts = [(a, min(a + size, len(lookups.batch))) for a in range(0, max(len(lookups.batch), 1), size)]
         totals = self._totals(update, lookups, terms, now, parts) if len(parts) > 1 else {}
         losses: dict[str, Tensor] = {}
-        heard = [term for term in update.terms if not term.members & self.followers.silent]
-        remembered = {memory.key: memory for term in heard for memory in term.memories}  # whatever a term weighs
         seen: dict[str, list[tuple[Tensor, Tensor]]] = {key: [] for key in remembered}
         for part in parts:
             played = Play(self.cast, lookups, part, update.trained, self.seed, now, self.memories)
             values = {term.words: (term_value(term, played.scene, totals.get(term.words)), w) for term, w in terms}
             total = sum(value * weight for value, weight in values.values())
-            assert isinstance(total, Tensor)
-            self._push_back(total, update, lookups, played)
+            if isinstance(total, Tensor):  # and not the sum of no terms
+                self._push_back(total, update, lookups, played)
             losses = {words: losses[words] + v if words in losses else v for words, (v, _) in values.items()}
             with torch.no_grad():
                 for key, memory in remembered.items():
@@ -379,17 +385,3 @@ class Engine:
                     "lower its learning rates, or look for extreme values in its columns"
                 )
         return scores, np.concatenate(row_ids), {name: np.concatenate(parts) for name, parts in labels.items()}
-
-
-def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Add up dense gradients over processes; losses are divided by global weights already.
-
-    A parameter that no process has a gradient of has none afterwards either: a zero would move it by its momentum.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]] if world() > 1 else []
-    there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int64, device=device())
-    for parameter, found in zip(parameters, add_up(there).tolist(), strict=True):
-        if found:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            add_up(parameter.grad)

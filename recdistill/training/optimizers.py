@@ -8,6 +8,8 @@ from torch import nn
 from recdistill.distill.member import Part
 from recdistill.spec.train import DenseOptimizer
 from recdistill.training.cast import Cast
+from recdistill.training.processes import add_up, world
+from recdistill.training.sharding import device
 
 
 def dense_optimizers(parts: Iterable[Part], cast: Cast, default: DenseOptimizer) -> list[torch.optim.Optimizer]:
@@ -27,6 +29,20 @@ def scale_learning_rates(optimizers: Iterable[torch.optim.Optimizer], factor: fl
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Add up dense gradients over processes; losses are divided by global weights already.
+
+    A parameter that no process has a gradient of has none afterwards either: a zero would move it by its momentum.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]] if world() > 1 else []
+    there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int64, device=device())
+    for parameter, found in zip(parameters, add_up(there).tolist(), strict=True):
+        if found:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            add_up(parameter.grad)
 
 
 def _optimizer(setting: DenseOptimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -21,7 +21,7 @@ from recdistill.training import memory as memory_module
 from recdistill.training.memory import Meter, RowMemory, measured, memory_of
 from recdistill.training.play import play
 from tests.conftest import Small
-from tests.training.bench import BCE, LAST, OTHER, STUDENT, Bench, problems
+from tests.training.bench import BCE, LAST, OTHER, STUDENT, Bench, problems, same
 
 IDS = torch.tensor([70, -5, 3, 2**62, 900])
 
@@ -275,7 +275,6 @@ def test_rows_of_which_nothing_is_known_take_no_part(small: Small, group: None) 
 
 
 def test_a_memory_warms_up_while_its_term_weighs_nothing(small: Small, group: None) -> None:
-    """As long as another term of the update weighs something: otherwise there is no update to be part of."""
     term = SELF + " * step(0, 1, at=2)"
     b = Bench.of(small, {"student": STUDENT}, [{"steps": 40, "terms": [BCE, term], **LAST}])
     batch = b.batch(64)
@@ -284,6 +283,22 @@ def test_a_memory_warms_up_while_its_term_weighs_nothing(small: Small, group: No
     assert list(b.step(at=Now(0, 40), batch=batch)) == [BCE]
     assert torch.equal(b.engine.memories[key].read(batch.row_id_B), logit)
     assert float(b.step(at=Now(2, 40), batch=batch)[term].detach()) > 0
+
+
+def test_a_memory_warms_up_while_nothing_else_is_done(small: Small, group: None) -> None:
+    """An update whose terms all weigh nothing moves nobody, not even by a penalty, and remembers all the same."""
+    terms = [BCE + " * step(0, 1, at=2)", SELF + " * step(0, 1, at=2)"]
+    penalised = {"tables": {"sgd": {"lr": 0.5, "l2": 0.1}}}
+    b = Bench.of(small, {"student": STUDENT}, [{"steps": 40, "terms": terms, **LAST}], train=penalised)
+    batch = b.batch(64)
+    (key,) = b.plan.phases[0].memories
+    before = b.state("student")
+    logit = play(b.cast, ["student"], batch)["student"].logits_BK[:, 0].clone()
+    assert b.step(at=Now(0, 40), batch=batch) == {}
+    assert same(b.state("student"), before)
+    assert torch.equal(b.engine.memories[key].read(batch.row_id_B), logit)
+    assert float(b.step(at=Now(2, 40), batch=batch)[terms[1]].detach()) > 0
+    assert not same(b.state("student"), before)
 
 
 def test_parts_of_a_batch_remember_what_the_whole_does(small: Small, group: None) -> None:
