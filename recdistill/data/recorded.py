@@ -87,13 +87,14 @@ class RecordedScores:
             raise LogError(f"{file}: scores a row twice; score a log whose rows are identified by the spec's `row_id`")
 
     @classmethod
-    def open(cls, file: Path, labels: Sequence[str], *, shift: float = 0.0) -> "RecordedScores":
+    def open(cls, file: Path, labels: Sequence[str], shift_K: NDArray[np.float32] | float = 0.0) -> "RecordedScores":
         """The scores in a file for some labels.
 
         Args:
             file: the score file.
             labels: the labels.
-            shift: added to all logits: what turns them into those of a log, or a training, without some negatives.
+            shift_K: added to the logits of each label, which are those of all rows: what turns them into those of a
+                log, or a training, without some negatives.
 
         Raises:
             LogError: the file holds no scores of a label, or cannot be read.
@@ -107,7 +108,7 @@ class RecordedScores:
             frame = pl.read_parquet(file, columns=["row_id", *columns])
         except (OSError, pl.exceptions.PolarsError) as error:
             raise LogError(f"{file}: cannot be read ({str(error).splitlines()[0]}); write it again") from None
-        logits_NK = frame.select(columns).to_numpy().astype(np.float32) + np.float32(shift)
+        logits_NK = frame.select(columns).to_numpy().astype(np.float32) + shift_K
         return cls(file, frame["row_id"].to_numpy(), logits_NK)
 
     def read(self, row_id_B: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """From a checkpoint to the serving module of a member, and what the artefact says of its inputs."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.data.fit import FittedSpec
+from recdistill.data.keep_rates import correction
 from recdistill.data.transforms.raw import keyed_by_text, unit_of
 from recdistill.distill.checks import behind
 from recdistill.distill.heads import build_heads, in_order
@@ -51,7 +51,7 @@ def serving_student(
         spec: the feature spec.
         fitted: the fitted columns.
         parameters: of the checkpoint; only those of the served members are used.
-        negative_keep_rate: the share of negatives that it has seen; logits are corrected by its logarithm.
+        negative_keep_rate: the share of negatives that it has seen; logits are corrected for it (`keep_rates.py`).
 
     Raises:
         VisibilityError: a member reads a column that is known only after the event.
@@ -80,8 +80,9 @@ def serving_student(
         parts.append(_serving_member(layout.members[each.name], spec, parameters, by_kind, reads, head))
         offsets[each.name] = sum(2 + len(made.trial[name].hidden) for name in offsets)
     modules = {kind: [fitted.columns[n].torch() for n in names] for kind, names in by_kind.items()}
+    correction_K = torch.from_numpy(correction(member.labels, negative_keep_rate))
     encoders = Encoders(modules["id"], modules["bag"], modules["sequence"], modules["float"])
-    return ServingStudent(encoders, parts, math.log(negative_keep_rate), ranks=member.net.ranks).eval()
+    return ServingStudent(encoders, parts, correction_K, ranks=member.net.ranks).eval()
 
 
 def of(each: Member, member: Member) -> str:

@@ -194,12 +194,14 @@ class ServingStudent(nn.Module):
     Args:
         encoders: from raw columns to rows and numbers.
         members: the student last, and before it the members whose outputs it reads.
-        correction: added to every logit, for negatives left out of the log or of training.
+        correction_K: added to the logit of each label, for negatives left out of the log or of training.
         ranks: whether its logit is an inner product of a user's and an item's vector.
     """
 
+    correction_K: Tensor
+
     def __init__(
-        self, encoders: Encoders, members: list[ServingMember], correction: float, *, ranks: bool = False
+        self, encoders: Encoders, members: list[ServingMember], correction_K: Tensor, *, ranks: bool = False
     ) -> None:
         super().__init__()
         self.singles = nn.ModuleList(encoders.singles)
@@ -207,7 +209,7 @@ class ServingStudent(nn.Module):
         self.sequences = nn.ModuleList(encoders.sequences)
         self.numbers = nn.ModuleList(encoders.numbers)
         self.members = nn.ModuleList(members)
-        self.correction = correction
+        self.register_buffer("correction_K", correction_K)
         self.ranks = ranks
 
     def forward(self, numbers: dict[str, Tensor], texts: dict[str, list[str]], lengths: dict[str, Tensor]) -> Tensor:
@@ -289,7 +291,7 @@ class ServingStudent(nn.Module):
                 the column has none.
             floats_BN: scaled numbers, float32 (B, N).
         """
-        logits_BK = self.answers(ids_FB, values, lengths, channels, floats_BN)[0] + self.correction
+        logits_BK = self.answers(ids_FB, values, lengths, channels, floats_BN)[0] + self.correction_K
         return logits_BK.squeeze(1) if logits_BK.size(1) == 1 else logits_BK
 
     def answers(

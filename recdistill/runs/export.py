@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from recdistill.data.encoded import EncodedLog
+from recdistill.data.keep_rates import correction
 from recdistill.data.log import raw_batches
 from recdistill.data.scores import served_logits
 from recdistill.distill.compile import Plan
@@ -72,7 +73,8 @@ def export_student(
     items = lists.items_of(job, spec, raw_log, described["lists"]["item"]) if described["lists"] else None
     artefact.write(student, out, manifest=described, golden=first, withheld=withheld(job, spec), items=items)
     loaded, manifest = artefact.load(out)
-    expected = served_logits(training / "scores", f"{member.name}.test") + np.float32(np.log(spec.negative_keep_rate))
+    expected = served_logits(training / "scores", f"{member.name}.test")
+    expected = expected + correction(member.labels, spec.negative_keep_rate)
     parity = _parity(loaded, manifest, chain([first], batches), expected)
     if not parity <= artefact.TOLERANCE:
         raise ExportError(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from recdistill.data.encode import encode
 from recdistill.data.encoded import EncodedLog, load_fitted
 from recdistill.data.fit import FittedSpec
+from recdistill.data.keep_rates import correction
 from recdistill.data.log import ROW_ID, raw_batches
 from recdistill.data.reader import Reader
 from recdistill.data.recorded import Provenance
@@ -166,7 +167,7 @@ def score_run(path: Path, log: str, out: Path, member: str | None = None, *, out
         logits, row_id_N, _ = engine.score(copies, engine.train)
         keys = pa.concat_tables(raw_batches(spec, log, {}, None, [*spec.row_id], EVALUATION_BATCH))
     logits_NK = together([logits[copy] for copy in copies], row_id_N, out_of_fold=out_of_fold)
-    logits_NK = logits_NK + np.float32(np.log(spec.negative_keep_rate))  # as those of the artefact
+    logits_NK = logits_NK + correction(run.members[copies[0]].labels, spec.negative_keep_rate)  # as of the artefact
     named = keys.rename_columns(key_names(keys.column_names)).add_column(0, "row_id", pa.array(row_id_N))
     table = _with_scores(named, logits_NK, made_by.labels)
     work = out.with_name(f".{out.name}")
@@ -309,7 +310,8 @@ def _of_rows(run: Finished, log: str, spec: FeatureSpec, encoded: EncodedLog) ->
     inputs = manifest["inputs"]
     raw = raw_batches(spec, log, run.job.where, None, required(inputs), EVALUATION_BATCH, fresher(inputs))
     parts = [artefact.score(student, manifest, b, EVALUATION_BATCH).numpy().reshape(len(b), -1)[:, 0] for b in raw]
-    served = scored(row_id_N, labels[label], np.concatenate(parts), roles).only(known_N)
+    served_N = np.concatenate(parts) - np.float32(np.log(spec.negative_keep_rate))  # of this log, as those of members
+    served = scored(row_id_N, labels[label], served_N, roles).only(known_N)
     members = {name: {"test": summary(found)} for name, found in per_member.items()}
     return {"members": members, "artefact": {"test": summary([served])}}
 

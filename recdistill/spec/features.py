@@ -134,7 +134,8 @@ class FeatureSpec(Strict):
         serving: columns that a serving member may read.
         post_event: columns that only a label, a teacher or nobody may read.
         reference: raw score columns that are reported beside the members, for example a production score.
-        negative_keep_rate: the share of negative rows that was kept when the log was written; corrected at export.
+        negative_keep_rate: the share of the rows with a main label of 0 that was kept when the log was written;
+            corrected at export.
     """
 
     row_id: Annotated[list[str], BeforeValidator(_key_columns)] = []

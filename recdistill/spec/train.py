@@ -121,7 +121,7 @@ class TrainSpec(Strict):
         precision: of the dense parts; tables and losses stay in float32.
         stop: the stop rule of phases that have none of their own.
         refit: after choosing the number of steps on validation, train again on train + valid for as many epochs.
-        negative_keep_rate: share of the negative training rows that is used; scores are corrected for it.
+        negative_keep_rate: share of the training rows whose main label is 0 that is used; scores are corrected for it.
         keep_labels: share of the rows trained on whose label is kept (an experiment on scarce labels).
         unknown: how often known values are taken for unknown ones.
         micro_batch: rows whose dense parts are computed at once; gradients of the parts add up to those of the batch.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recdistill.data.nodes import Nodes
 from recdistill.data.recorded import RecordedScores
-from recdistill.distill.checks import behind
+from recdistill.distill.checks import behind, trained_names
 from recdistill.distill.heads import build_heads
 from recdistill.distill.layout import Layout, MemberLayout
 from recdistill.distill.member import Member, Part
@@ -23,6 +23,8 @@ from recdistill.spec.features import FeatureSpec
 from recdistill.spec.graph import SIDES
 from recdistill.spec.members import FromRun
 from recdistill.training.sharding import Tables, device
+
+Propagated = tuple[Tensor, Tensor, Tensor, Tensor]  # users and items, before and after the graph
 
 
 class Cast:
@@ -37,9 +39,6 @@ class Cast:
         seed: of the initial parameters; those of a member depend on its own name and the seed alone.
         recorded: the scores of members that have no net.
         nodes: users and items, for members that work on a graph or rank.
-
-    Attributes:
-        propagated: what graphs make of all users and items, for members whose parameters rest; emptied when they move.
 
     Raises:
         VisibilityError: a member that serves was given a column that is known only after the event.
@@ -61,7 +60,7 @@ class Cast:
         self.tables, self.spec, self.precision, self.seed = tables, spec, precision, seed
         self.recorded = dict(recorded or {})
         self.nodes = nodes
-        self.propagated: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._propagated: dict[str, Propagated] = {}
         serving = {name for name, member in self.members.items() if member.serve}
         self.served = frozenset(behind(serving, {n: replace(m, embed=None) for n, m in self.members.items()}))
         made = build_heads(list(self.members.values()), layout, lambda member: drawn(seed, member.name))
@@ -105,6 +104,20 @@ class Cast:
             with torch.no_grad():
                 for mine, theirs in self.tables_beside(name, of):
                     mine.copy_(theirs)
+
+    def propagated(self, name: str) -> Propagated | None:
+        """What the graph of a member has made of all users and items, if its parameters rest since."""
+        return self._propagated.get(name)
+
+    def keep_propagated(self, name: str, vectors: Propagated) -> None:
+        """Remember it until the member moves."""
+        self._propagated[name] = vectors
+
+    def moved(self, names: Iterable[str]) -> None:
+        """Told by whoever has changed the parameters of members; their second names have moved as well."""
+        names = trained_names(names, self.members)
+        for name in [n for n in self._propagated if n in names or self.members[n].same in names]:
+            del self._propagated[name]
 
     def banks_of(self, names: Iterable[str]) -> frozenset[str]:
         """The banks that some members look up."""

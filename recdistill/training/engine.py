@@ -20,6 +20,7 @@ from torch import Tensor
 
 from recdistill.data.batch import Batch
 from recdistill.data.candidates import CandidateFeed
+from recdistill.data.keep_rates import correction
 from recdistill.data.reader import Reader
 from recdistill.distill.member import Phase, Update
 from recdistill.distill.schedule import Now
@@ -135,30 +136,30 @@ class Engine:
             self._go_on(stopped, optimizers, watch)
         elif save is not None:
             save(self._stopped(0, optimizers, watch))
-        self.cast.propagated.clear()  # by now all parameters are those that the phase begins or goes on with
+        self.cast.moved(self.cast.members)  # since the phase before
         self.rank_candidates(phase)
+        taken = first
         for step in range(first, last):
             now = Now(step, planned, tuple(watch.seen) if watch else (), step // per_epoch)
             self._set_rates(phase, now, optimizers)
             losses = self.step(phase, self._batches(phase, step), now, optimizers)
-            self._follow(index, phase, step + 1, planned)
-            if step % REPORT_EVERY == 0 or step == last - 1:
+            taken = step + 1
+            self._follow(index, phase, taken, planned)
+            if step % REPORT_EVERY == 0 or taken == last:
                 self._report(index, step, planned, losses)
-            if watch is not None and watch.is_due(step + 1, last, per_epoch):
-                watch.look(step + 1, planned)
+            if watch is not None and watch.is_due(taken, last, per_epoch):
+                watch.look(taken, planned)
                 if watch.exhausted:
                     break
-            if save is not None and (step + 1) % (self.settings.checkpoint_every or last) == 0 and step + 1 < last:
-                save(self._stopped(step + 1, optimizers, watch))
+            if save is not None and taken % (self.settings.checkpoint_every or last) == 0 and taken < last:
+                save(self._stopped(taken, optimizers, watch))
         for cursor in self.cursors.values():
             cursor.close()
-        kept = watch.finish(last) if watch is not None else last
-        self.cast.propagated.clear()
-        return kept
+        return watch.finish(taken) if watch is not None else taken
 
     def _begin(self, index: int, phase: Phase) -> None:
         """What happens before the first step of a phase."""
-        self.followers.phase_begins(first=index == 0)
+        self.followers.phase_begins(phase, first=index == 0)
         for name in phase.restart:
             self.generations[name] = self.generations.get(name, 0) + 1
             self.cast.begin_anew(name, self.generations[name])
@@ -229,9 +230,8 @@ class Engine:
         remembered = {memory.key: memory for term in heard for memory in term.memories}  # whatever a term weighs
         if not terms and not remembered:
             return {}
-        self._forget(update)
-        moved = [name for name in update.trained if terms and update.owns_tables(name)]
-        owned = self.cast.banks_of(moved)
+        self.cast.moved(update.trained)  # graphs pass their gradients on, so what they made before is of no use
+        owned = self.cast.banks_of(name for name in update.trained if terms and update.owns_tables(name))
         lookups = Lookups(self.cast, sorted(update.members), batch, owned, training=True, seed=self.seed, now=now)
         losses = self._backward(update, lookups, terms, remembered, now)
         if not terms:
@@ -241,13 +241,8 @@ class Engine:
             sum_gradients(optimizer)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        self._forget(update)
+        self.cast.moved(update.trained)
         return losses
-
-    def _forget(self, update: Update) -> None:
-        """What graphs have made of members that are about to move, or have moved, is old."""
-        for name in (*update.trained, *self.followers.of(update.trained)):
-            self.cast.propagated.pop(name, None)
 
     def _backward(
         self,
@@ -359,7 +354,8 @@ class Engine:
     ) -> tuple[Scores, NDArray[np.int64], dict[str, NDArray[np.float32]]]:
         """Logits (rows, labels) of members, row ids and raw labels, in the order of the log.
 
-        Nothing of training changes. Logits are corrected for the share of negatives that training left out. With
+        Nothing of training changes. Logits are corrected for the share of negatives that training left out
+        (`keep_rates.py`), so that they are those of the log. With
         ``as_served`` members that are judged on distorted rows answer to the rows as they are.
 
         Raises:
@@ -376,8 +372,8 @@ class Engine:
                 row_ids.append(batch.row_id_B.numpy())
                 for name, parts in labels.items():
                     parts.append(batch.labels[name].numpy())
-        shift = np.float32(math.log(self.settings.negative_keep_rate))
-        scores = {name: np.concatenate(parts) + shift for name, parts in logits.items()}
+        kept, members = self.settings.negative_keep_rate, self.cast.members
+        scores = {n: np.concatenate(parts) + correction(members[n].labels, kept) for n, parts in logits.items()}
         for name, values in scores.items():
             if not np.isfinite(values).all():
                 raise TrainingError(

@@ -15,7 +15,6 @@ second.
 """
 
 import json
-import math
 import os
 import shutil
 import time
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 
 from recdistill.data.encoded import EncodedLog
+from recdistill.data.keep_rates import correction
 from recdistill.data.nodes import Nodes
 from recdistill.data.reader import Reader
 from recdistill.data.recorded import RecordedScores
@@ -52,7 +52,7 @@ from recdistill.training.reading import Logs, Training, feeds_of, nodes_of, read
 from recdistill.training.resume import LATEST, Progress, Stopped
 from recdistill.training.runlog import Event, Listener, RunLog, silent
 from recdistill.training.sharding import Tables, process_group
-from recdistill.training.warm_start import warm_start
+from recdistill.training.warm_start import refuse_other_negatives, warm_start
 
 DONE = "fit.json"
 
@@ -184,8 +184,8 @@ def build_cast(
     for member in plan.members:
         if isinstance(member.origin, Recorded):
             labels = [plan.columns[k] for k in member.labels]
-            shift = -math.log(log.spec.negative_keep_rate * settings.negative_keep_rate)
-            recorded[member.name] = RecordedScores.open(Path(member.origin.file), labels, shift=shift)
+            shift_K = -correction(member.labels, log.spec.negative_keep_rate * settings.negative_keep_rate)
+            recorded[member.name] = RecordedScores.open(Path(member.origin.file), labels, shift_K)
     cast = Cast(
         plan.members,
         layout,
@@ -198,6 +198,7 @@ def build_cast(
     )
     for member in plan.members if warm else ():
         if isinstance(member.origin, FromRun):
+            refuse_other_negatives(member, member.origin, plan.columns[0], log.spec, settings)
             warm_start(cast, member, member.origin, log.fitted, exact=True)
         elif member.warm_start is not None:
             warm_start(cast, member, member.warm_start, log.fitted)

@@ -49,14 +49,23 @@ class Followers:
         names |= {n for n, m in moving.items() if m.follows in names}
         return [n for n, m in moving.items() if m.follows in names]
 
-    def phase_begins(self, first: bool) -> None:
-        """Previous copies become what their originals are now; in the first phase that is nothing yet."""
-        for name, member in self.members.items():
-            if isinstance(member.origin, Previous) and not first:
+    def phase_begins(self, phase: Phase, *, first: bool) -> None:
+        """Previous copies become what their originals are now, and so do snapshots of members that the phase trains.
+
+        In the first phase that is nothing yet.
+        """
+        moving = trained_names(phase.trained, self.cast.members)
+        for name, member in self.members.items() if not first else ():
+            if isinstance(member.origin, Previous) or (
+                isinstance(member.origin, Snapshot) and member.follows in moving
+            ):
                 self._copy(name)
 
     def step_taken(self, step: int, planned: int, phase: Phase) -> dict[str, float]:
         """Averages and snapshots follow the members that the phase trains, others are met.
+
+        A snapshot is taken where a stretch of its length begins. At the end of a phase none does, so that whoever was
+        taught last by the snapshot is reported beside it, and not beside itself.
 
         Args:
             step: steps taken in the phase, this one included.
@@ -73,14 +82,14 @@ class Followers:
             origin = member.origin
             if isinstance(origin, Ema) and step % origin.every == 0:
                 self._average(name, origin.decay**origin.every)
-            elif isinstance(origin, Snapshot) and Moment(origin.every).stretch(step, planned)[0] == step:
+            elif isinstance(origin, Snapshot) and step < planned and begins(origin.every, step, planned):
                 self._copy(name)
         found: dict[str, float] = {}
         for exchange in self.exchanges:
-            due = Moment(exchange.origin.every).stretch(step, planned)[0] == step
-            if due and exchange.origin.of in moving:
+            if begins(exchange.origin.every, step, planned) and exchange.origin.of in moving:
                 found |= exchange.visit(phase, step)
                 self.ready |= exchange.taken
+                self.cast.moved(exchange.copies)
         return found
 
     def evaluated(self, values: dict[str, float], monitor: str, trained: Iterable[str]) -> None:
@@ -124,12 +133,14 @@ class Followers:
                     mine.lerp_(theirs, 1 - decay)
                 else:
                     mine.copy_(theirs)
+        self.cast.moved([name])
 
     def _each(self, name: str, value: Callable[[int, Tensor], Tensor]) -> None:
         with torch.no_grad():
             for i, (mine, theirs) in enumerate(self._pairs(name)):
                 mine.copy_(value(i, theirs))
         self.ready.add(name)
+        self.cast.moved([name])
 
     def _pairs(self, name: str) -> list[tuple[Tensor, Tensor]]:
         original = self.members[name].follows
@@ -158,3 +169,8 @@ class Followers:
         for name, found in self.best.items():
             count = len(self._pairs(name))
             self.kept[name] = [[tensors[f"{name}/{k}/{i}"] for i in range(count)] for k in range(len(found))]
+
+
+def begins(every: float, step: int, planned: int) -> bool:
+    """Whether a stretch of so many steps (below 1: of the planned ones) begins after a number of steps."""
+    return Moment(every).stretch(step, planned)[0] == step

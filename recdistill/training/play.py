@@ -25,13 +25,12 @@ from recdistill.nets.inputs import Outputs
 from recdistill.nets.retrieval import GraphNet
 from recdistill.spec.graph import SIDES
 from recdistill.spec.members import Distortion
-from recdistill.training.cast import Cast
+from recdistill.training.cast import Cast, Propagated
 from recdistill.training.lookup import Lookup, spread
 from recdistill.training.processes import world
 from recdistill.training.sharding import device
 
 Rows = tuple[int, int]
-Propagated = tuple[Tensor, Tensor, Tensor, Tensor]  # users and items, before and after the graph
 View = tuple[Distortion, str] | Literal["nodes"] | None  # a distortion and whose draw of it; None: the batch as it is
 
 
@@ -67,7 +66,7 @@ class Lookups:
         self.owned = owned
         for name in names:
             member = cast.members[name]
-            if (training and member.embed is not None) or name in cast.propagated:
+            if (training and member.embed is not None) or cast.propagated(name) is not None:
                 continue
             view = self.view_of(member)
             if view not in self.views:
@@ -231,7 +230,7 @@ class Play(Mapping[str, Outputs]):
 
     def _propagated(self, member: Member) -> Propagated:
         """All users and items before and after the graph; of a member that does not move this is done once."""
-        known = self.nodes.get(member.name) or self.cast.propagated.get(member.name)
+        known = self.nodes.get(member.name) or self.cast.propagated(member.name)
         if known is not None:
             return known
         layout = self.cast.layout.members[member.name]
@@ -246,7 +245,7 @@ class Play(Mapping[str, Outputs]):
         assert isinstance(net, GraphNet)
         self.nodes[member.name] = (user, item, *net.propagate(user, item))
         if not self.learns(member.name):
-            self.cast.propagated[member.name] = self.nodes[member.name]
+            self.cast.keep_propagated(member.name, self.nodes[member.name])
         return self.nodes[member.name]
 
     def _rows_of(self, batch: Batch) -> Batch:

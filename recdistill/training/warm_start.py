@@ -1,6 +1,7 @@
 """Parameters to begin with: a member of a finished run, mapped value by value into the vocabularies of this one."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,8 +19,11 @@ from recdistill.distill.member import Member
 from recdistill.errors import RunError
 from recdistill.nets.graph import Bipartite, Propagation, Sparse
 from recdistill.nets.retrieval import GraphNet
+from recdistill.spec.features import FeatureSpec
 from recdistill.spec.graph import SIDES
+from recdistill.spec.load import read_yaml
 from recdistill.spec.members import FromRun
+from recdistill.spec.train import TrainSpec
 from recdistill.training import checkpoint
 from recdistill.training.cast import Cast
 
@@ -122,6 +126,32 @@ def _refuse_other_scales(cast: Cast, member: Member, source: FromRun, fitted: Fi
                 f"members.{member.name}.frozen: {name!r} is scaled otherwise here than in {source.run}; train with "
                 f"`extends: {source.run}`, or write its scores with `recdistill score` and read them with `scores:`"
             )
+
+
+def refuse_other_negatives(member: Member, source: FromRun, label: str, spec: FeatureSpec, settings: TrainSpec) -> None:
+    """Raise unless a frozen member has seen the share of negatives that the members of this job see.
+
+    Args:
+        member: the member.
+        source: where it comes from.
+        label: by which negatives are left out here.
+        spec: the feature spec.
+        settings: how the job trains.
+
+    Raises:
+        RunError: it has seen another share, so that its logits are those of other odds.
+    """
+    run = Path(source.run)
+    job, theirs = read_yaml(run / "job.yaml"), read_yaml(run / "spec.yaml")
+    labels = [job["label"]] if isinstance(job["label"], str) else job["label"]
+    rate_there = theirs.get("negative_keep_rate", 1.0) * job["train"]["negative_keep_rate"]
+    rate_here = spec.negative_keep_rate * settings.negative_keep_rate
+    if not math.isclose(rate_there, rate_here) or (rate_here < 1 and labels[0] != label):
+        raise RunError(
+            f"members.{member.name}.frozen: {run} has kept a share {rate_there:g} of the negatives of {labels[0]!r}, "
+            f"this job keeps {rate_here:g} of those of {label!r}, so that its logits are of other odds; write its "
+            "scores with `recdistill score`, which are corrected, and read them with `scores:`"
+        )
 
 
 def chosen_seed(run: Path) -> int:

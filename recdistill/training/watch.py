@@ -95,13 +95,14 @@ class Watch:
         else:
             self.unimproved += 1
 
-    def finish(self, last: int) -> int:
+    def finish(self, taken: int) -> int:
         """Return to the best parameters, if they are to be kept; the steps that led to the parameters now in place."""
         if self.phase.stop.keep == "last" or not self.kept:
-            return last
+            return taken
         with torch.no_grad():
             for key, tensor in self.engine.cast.state(self.returning).items():
                 tensor.copy_(self.kept[key])
+        self.engine.cast.moved(self.returning)
         return self.best_step
 
 

@@ -118,6 +118,37 @@ def test_scores_are_those_of_a_log_with_all_its_negatives(run: Path, scores: Pat
         assert np.allclose(read, file - np.log(rate), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": {**TRAIN, "negative_keep_rate": 1.0}}, f"share {KEPT} of the negatives of 'purchase', .* keeps 1 "),
+        ({"label": "click"}, f"of 'purchase', this job keeps {KEPT} of those of 'click'"),
+    ],
+)
+def test_a_frozen_teacher_that_has_seen_other_negatives_is_refused(
+    run: Path, small: Small, group: None, change: dict[str, Any], message: str
+) -> None:
+    """Its logits would be off by a constant, in what it teaches and in what is reported of it."""
+    with pytest.raises(RunError, match=message + r".*read them with `scores:`"):
+        reading(small, frozen(run), **change)
+
+
+def test_members_and_artefact_are_evaluated_on_the_scale_of_the_log(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The artefact answers for a log that lacks no negatives; on one that lacks some, both are judged alike."""
+    monkeypatch.setenv("RECDISTILL_CACHE", str(tmp_path / "cache"))
+    spec = yaml.safe_load((ROOT / "feature_specs/marketplace.yaml").read_text())
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump({**spec, "negative_keep_rate": 0.25}, sort_keys=False))
+    job = described(small, {"student": STUDENT}, [{"steps": 20, "terms": [BCE], **LAST}], train=TRAIN)
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump({**job, "spec": str(tmp_path / "spec.yaml")}))
+    execute(Request(tmp_path / "job.yaml", tmp_path / "run"))
+    found = evaluate_run(tmp_path / "run", str(small.log))
+    member, served = found["members"]["student"]["test"], found["artefact"]["test"]
+    for metric in ("auc", "logloss", "pcoc"):
+        assert served[metric]["mean"] == pytest.approx(member[metric]["mean"], abs=1e-6)
+
+
 def test_the_student_and_others_are_scored_on_one_scale(small: Small, run: Path, tmp_path: Path) -> None:
     """A log that lacks three of four negatives: the artefact corrects for it, and so do the scores of other members."""
     poorer = tmp_path / "run"

@@ -11,7 +11,7 @@ from recdistill.distill.schedule import Now
 from recdistill.errors import TrainingError
 from recdistill.training import watch
 from tests.conftest import Small
-from tests.training.bench import BCE, LAST, STUDENT, Bench, distance, problems, same
+from tests.training.bench import BCE, LAST, OTHER, STUDENT, Bench, distance, problems, same
 
 SOFT = "soft(student.logit, copy.logit)"
 
@@ -65,6 +65,25 @@ def test_a_snapshot_stands_still_between_its_moments(small: Small, group: None) 
         if step >= 4:
             assert same(b.state("copy"), taken), step
     assert not same(b.state("student"), taken)
+
+
+def test_a_snapshot_is_taken_where_a_stretch_begins_and_not_where_a_phase_ends(small: Small, group: None) -> None:
+    """Who was taught last by it is reported beside it; a later phase begins with what its original is by then."""
+    phases = [{"steps": 8, "terms": [BCE, SOFT], **LAST}] * 2 + [
+        {"steps": 8, "terms": ["bce(other.logit, label)"], **LAST}
+    ]
+    members = {"student": STUDENT, "copy": {"snapshot": {"of": "student", "every": 0.5}}, "other": OTHER}
+    b = Bench.of(small, members, phases)
+    b.engine.run(0, b.plan.phases[0])
+    half, end = b.state("copy"), b.state("student")
+    assert not same(half, end)
+    b.engine._begin(1, b.plan.phases[1])
+    assert same(b.state("copy"), end)
+    b.engine.run(1, b.plan.phases[1])
+    later = b.state("copy")
+    assert not same(later, end) and not same(later, b.state("student"))
+    b.engine._begin(2, b.plan.phases[2])
+    assert same(b.state("copy"), later)  # its original does not move
 
 
 def test_a_previous_copy_is_what_the_member_was_when_the_phase_began(small: Small, group: None) -> None:
@@ -242,3 +261,16 @@ def test_the_best_evaluation_is_none_where_validation_rows_are_trained_on(small:
     idle = {**members, "other": {**STUDENT, "serve": False}}
     phases = [{"steps": 4, "terms": [BCE]}, {"steps": 4, "terms": ["soft(other.logit, copy.logit)"]}]
     assert len(problems(small, idle, phases, train={"refit": True})) == 1  # where it follows, not where it teaches
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("last", 5), ("best", 2)])
+def test_a_phase_that_stops_early_says_how_many_steps_it_has_taken(
+    small: Small, group: None, keep: str, kept: int
+) -> None:
+    """The steps behind what is kept, which `refit` repeats, and not those that were planned."""
+    stop = {"every": 1, "patience": 3, "keep": keep, "monitor": "logloss"}
+    b = Bench.of(small, {"student": STUDENT}, [{"steps": 40, "terms": [BCE], "stop": stop}])
+    losses = iter([0.6, 0.5, 0.7, 0.7, 0.7, 0.7])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "evaluate", lambda *_: {"student.logloss": next(losses)})
+        assert b.engine.run(0, b.plan.phases[0]) == kept

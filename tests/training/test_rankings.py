@@ -12,12 +12,14 @@ from hypothesis import settings as tried
 from hypothesis import strategies as st
 
 from recdistill.data.graph import Graph
-from recdistill.distill.compile import compile_job, problems_of
+from recdistill.distill.compile import Plan, compile_job, problems_of
+from recdistill.distill.schedule import Now
 from recdistill.errors import LogError
 from recdistill.spec.graph import RankingSpec
 from recdistill.spec.load import assign, parse_job
 from recdistill.training.engine import Engine
 from recdistill.training.fit import engine_of, rankings_of
+from recdistill.training.optimizers import dense_optimizers
 from recdistill.training.play import play
 from recdistill.training.rankings import Rankings, Vectors, top_places, vectors_of
 from recdistill.training.reading import Data, Logs, Training
@@ -118,10 +120,14 @@ def test_the_best_places_are_those_of_a_sorted_list_without_what_is_taken(edges,
 # Of members, on a log
 
 
-def engine(tastes: Small, changes: dict[str, Any] | None = None) -> Engine:
-    job, spec = parse_job(assign(tastes.job, {**NONE, **(changes or {})}, "test"), "test", check=problems_of)
+def built_of(tastes: Small, changes: dict[str, Any]) -> tuple[Engine, Plan]:
+    job, spec = parse_job(assign(tastes.job, {**NONE, **changes}, "test"), "test", check=problems_of)
     training = Training(compile_job(job, spec), job.train, Data.of(tastes.encoded), 0)
-    return engine_of(training, Logs(tastes.encoded), ("train",), Path("/nowhere"), lambda _: None)
+    return engine_of(training, Logs(tastes.encoded), ("train",), Path("/nowhere"), lambda _: None), training.plan
+
+
+def engine(tastes: Small, changes: dict[str, Any] | None = None) -> Engine:
+    return built_of(tastes, changes or {})[0]
 
 
 def described(rows: pl.DataFrame, log: Any, name: str) -> list[int]:
@@ -170,6 +176,21 @@ def test_training_on_candidates_goes_on_bit_for_bit(tastes: Small, tmp_path: Pat
     stopped_after(tastes, tmp_path / "parts", 9, RANKED, monkeypatch)
     tastes.fit(tmp_path / "parts", RANKED)
     assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
+
+
+def test_a_snapshot_of_a_member_on_a_graph_answers_by_what_it_has_copied(tastes: Small, group: None) -> None:
+    """Within a phase, where the vectors that its graph makes are kept as long as it rests, and no longer."""
+    terms = ["bpr(gcn.scores, own)", "soft_sides(gcn.scores, old.scores, taken)"]
+    built, plan = built_of(tastes, {"members.old": {"snapshot": {"of": "gcn", "every": 2}}, "phases.0.terms": terms})
+    phase = plan.phases[0]
+    built._begin(0, phase)
+    optimizers = [dense_optimizers(update.parts, built.cast, built.settings.dense) for update in phase.updates]
+    for step in range(5):
+        built.step(phase, built._batches(phase, step), Now(step, 6), optimizers)
+        built.followers.step_taken(step + 1, 6, phase)
+        if step > 0:
+            old, gcn = (vectors_of(built.cast, name, seed=0).user_UD for name in ("old", "gcn"))
+            assert torch.equal(old, gcn) == ((step + 1) % 2 == 0), step
 
 
 def test_training_moves_who_is_taught_and_its_lists_get_better(tastes: Small, tmp_path: Path) -> None:
