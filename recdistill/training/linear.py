@@ -19,6 +19,8 @@ from recdistill.data.reader import Reader
 from recdistill.distill.member import Phase, Update
 from recdistill.distill.signal import Logit, Signal
 from recdistill.evaluation.alignment import Alignment, angle, disagreement, projection
+from recdistill.losses.representation import l2
+from recdistill.losses.response import soft
 from recdistill.nets.towers import Mlp
 from recdistill.training.engine import EVALUATION_BATCH, Engine
 from recdistill.training.play import play
@@ -26,6 +28,7 @@ from recdistill.training.play import play
 Floats = NDArray[np.float64]
 PLENTY = 100_000  # rows, more than which tell nothing new
 DEGREES = (30, 60, 80)
+LEADS_TO_ITS_TARGET = (soft, l2)  # losses of two logits that are least where both are equal
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ def taught_linear(engine: Engine, phase: Phase) -> Iterator[Taught]:
     for update in phase.updates:
         for term in update.terms:
             learner, alone = term.learner, sum(term.taught <= each.taught for each in phase.terms) == 1
-            answers = len(term.targets) == 1 and bool(term.targets[0].members) and term.rows is None
+            logits = all(isinstance(target, Logit) for target in term.targets)
+            answers = logits and term.loss in LEADS_TO_ITS_TARGET and term.rows is None
             if isinstance(learner, Logit) and alone and answers and _is_linear(engine, update, learner.member):
                 yield Taught(learner, term.targets[0], update.feed)
 

@@ -42,6 +42,7 @@ DECAY = plain_steps(weight_decay=0.003)
 OTHER_STEPS = {"members.probe.dense": {"adam": {"lr": 0.01}}}
 NOT_FROM_ZERO = {"members.probe.init": 1.0}
 HARD_LABELS = {"phases.1.terms": ["bce(probe.logit, label)"]}
+ANSWERS_AS_LABELS = {"phases.1.terms": ["bce(probe.logit, probability(teacher.logit))"]}  # whose target is no logit
 LABELS_MIXED_IN = {"phases.1.terms": ["soft(probe.logit, teacher.logit) * 0.9", "bce(probe.logit, label) * 0.1"]}
 OTHER_ROWS = {"phases.1.terms": ["soft(probe.logit, shuffled(teacher.logit))"]}
 WRONG = [DECAY, OTHER_STEPS, NOT_FROM_ZERO, HARD_LABELS, LABELS_MIXED_IN, OTHER_ROWS]
@@ -273,6 +274,7 @@ def test_the_report_notices_what_keeps_a_student_from_the_projection(tmp_path: P
         HARD_LABELS,
         LABELS_MIXED_IN,
         {"members.probe.net": {"mlp": [4]}},
+        ANSWERS_AS_LABELS,
     ):  # no such student, so nothing is promised
         assert not reported(lab.fit({**rows(12), "phases.1.steps": 4, **other}))
 
