@@ -26,6 +26,8 @@ from recdistill.spec.columns import Bag, Text
 from recdistill.spec.columns import Sequence as SequenceColumn
 from recdistill.spec.features import FeatureSpec
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Feature:
@@ -300,10 +302,18 @@ class Assembled:
     lengths: list[Tensor]
 
 
-def assemble(layout: MemberLayout, leaves: Mapping[str, Leaf], batch: Batch, taps: Sequence[Tensor] = ()) -> Assembled:
+def assemble(
+    layout: MemberLayout,
+    leaves: Mapping[str, Leaf],
+    batch: Batch,
+    taps: Sequence[Tensor] = (),
+    *,
+    device: torch.device = CPU,
+) -> Assembled:
     """A member's input: slices of leaves, bags divided by their sizes, plain numbers, taps, tokens of sequences.
 
-    A member without privileged columns is never given the privileged view.
+    A member without privileged columns is never given the privileged view. All parts are brought to the device where
+    the leaves lie and the member works.
 
     Raises:
         VisibilityError: the batch does not show a column that the member reads.
@@ -312,22 +322,22 @@ def assemble(layout: MemberLayout, leaves: Mapping[str, Leaf], batch: Batch, tap
     for piece in layout.pieces:
         part = _slice(piece, leaves[piece.bank])
         if piece.feature is not None and piece.feature.mean:
-            part = part / size_of(piece.feature, batch).unsqueeze(1)
+            part = part / size_of(piece.feature, batch).unsqueeze(1).to(device)
         parts.append(part)
     if layout.serving_floats:
         parts.append(batch.serving.floats(layout.serving_floats))
     if layout.privileged_floats:
         parts.append(view_of(batch, "privileged").floats(layout.privileged_floats))
-    parts += taps
+    parts = [part.to(device) for part in (*parts, *taps)]
     tokens, lengths = [], []
     for sequence in layout.sequences:
         values_TD = _slice(sequence.tokens, leaves[sequence.tokens.bank])
         if sequence.gaps is not None:
             values_TD = values_TD + _slice(sequence.gaps, leaves[sequence.gaps.bank])
-        lengths_B = view_of(batch, sequence.audience).bag(sequence.column).lengths_B
+        lengths_B = view_of(batch, sequence.audience).bag(sequence.column).lengths_B.to(device)
         tokens.append(padded(values_TD, lengths_B))
         lengths.append(lengths_B)
-    flat = parts[0] if len(parts) == 1 else torch.cat(parts, 1) if parts else torch.zeros(len(batch), 0)
+    flat = parts[0] if len(parts) == 1 else torch.cat(parts, 1) if parts else torch.zeros(len(batch), 0, device=device)
     return Assembled(flat, tokens, lengths)
 
 

@@ -8,6 +8,7 @@ import torch
 from recdistill.data.reader import Reader
 from recdistill.training.cast import Cast
 from recdistill.training.play import play
+from recdistill.training.sharding import at_work, device
 
 BATCH = 8192
 
@@ -29,5 +30,6 @@ def choose(cast: Cast, names: Iterable[str], valid: Reader) -> dict[str, dict[st
                 inputs.append(play(cast, [*cast.members], batch)[name].embed_BE[known_B])
                 labels.append(batch.labels[label][known_B])
         net: Any = cast.heads[name].net
-        found[name] = net.choose(torch.cat(inputs), torch.cat(labels))
+        with at_work():
+            found[name] = net.choose(torch.cat(inputs).to(device()), torch.cat(labels).to(device()))
     return found

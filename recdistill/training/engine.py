@@ -276,15 +276,13 @@ class Engine:
         self, update: Update, lookups: Lookups, terms: Sequence[tuple[Term, float]], now: Now, parts: Sequence[Any]
     ) -> dict[str, Tensor]:
         """What each term divides by, for all parts of a batch together; the random numbers of dropout are put back."""
-        state = torch.get_rng_state()
         found: dict[str, Tensor] = {}
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng():
             for part in parts:
                 scene = Play(self.cast, lookups, part, update.trained, self.seed, now, self.memories).scene
                 for term, _ in terms:
                     total = divisor(term, scene)
                     found[term.words] = found[term.words] + total if term.words in found else total
-        torch.set_rng_state(state)
         return {words: add_up(total) for words, total in found.items()}
 
     def _push_back(self, total: Tensor, update: Update, lookups: Lookups, played: Play) -> None:

@@ -86,14 +86,14 @@ def in_order(bank: Bank, given: list[str], wanted: list[str]) -> Tensor:
 def spread(bank: Bank, lookup: Lookup, value_B: Tensor) -> Tensor:
     """A number of each row on the lines that stand for it: (B, 1), or in a bank of tokens as wide as its vectors."""
     if not lookup.spans:
-        return value_B.unsqueeze(1)
+        return value_B.unsqueeze(1).to(lookup.pooled.device)
     found = torch.zeros_like(lookup.pooled)
     for feature in bank.features:
         lines = lookup.lines.get(feature.name)
         first, end = lookup.spans[feature.name]
         start, width = bank.columns(feature)
         of_lines = value_B if lines is None else torch.repeat_interleave(value_B, lines)
-        found[first:end, start : start + width] = of_lines.unsqueeze(1)
+        found[first:end, start : start + width] = of_lines.unsqueeze(1).to(found.device)
     return found
 
 
@@ -108,7 +108,7 @@ def rarity_of(
         values_L, _, _ = _lines(feature, view_of(batch, feature.audience))
         first, end = spans.get(feature.name, (0, len(batch)))
         start, width = bank.columns(feature)
-        found[first:end, start : start + width] = rarity[feature.table][values_L].unsqueeze(1)
+        found[first:end, start : start + width] = rarity[feature.table][values_L].unsqueeze(1).to(found.device)
     return found
 
 

@@ -28,7 +28,7 @@ from recdistill.spec.members import Distortion
 from recdistill.training.cast import Cast, Propagated
 from recdistill.training.lookup import Lookup, spread
 from recdistill.training.processes import world
-from recdistill.training.sharding import device
+from recdistill.training.sharding import at_work, device
 
 Rows = tuple[int, int]
 View = tuple[Distortion, str] | Literal["nodes"] | None  # a distortion and whose draw of it; None: the batch as it is
@@ -201,14 +201,16 @@ class Play(Mapping[str, Outputs]):
             self.passed.add(member.name)
         with torch.set_grad_enabled(learns), self._autocast():
             given = self._given(member)
-            return in_float32(head(given.flat_BE, given.tokens, given.lengths))
+            with at_work():
+                outputs = head(given.flat_BE, given.tokens, given.lengths)
+            return in_float32(outputs)
 
     def _given(self, member: Member) -> Assembled:
         """What a member's head receives."""
         if member.net.whole:
             return self._convolved(member)
         if self.lookups.training and member.embed is not None:
-            return Assembled(let_through(member.embed, member.embed.value(self.scene)), [], [])
+            return Assembled(let_through(member.embed, member.embed.value(self.scene)).to(device()), [], [])
         view = self.lookups.view_of(member)
         if view not in self.parts:
             self.parts[view] = self._rows_of(self.lookups.views.get(view, self.lookups.batch))
@@ -217,7 +219,9 @@ class Play(Mapping[str, Outputs]):
             visible = replace(visible, privileged=None)
         layout = self.cast.layout.members[member.name]
         leaves = {bank: self.lookups.leaf(bank, view, self.rows) for bank in layout.banks}
-        return assemble(layout, leaves, visible, taps_of(member, self.scene, let_through))
+        taps = taps_of(member, self.scene, let_through)
+        with at_work():
+            return assemble(layout, leaves, visible, taps, device=device())
 
     def _convolved(self, member: Member) -> Assembled:
         """The vectors of each row's user and item, as the tables hold them, and as the graph has made them."""
@@ -236,7 +240,7 @@ class Play(Mapping[str, Outputs]):
         layout = self.cast.layout.members[member.name]
         everyone = self.lookups.views["nodes"]
         leaves = {bank: self.lookups.leaf(bank, "nodes", (0, len(everyone))) for bank in layout.banks}
-        flat_NE = assemble(layout, leaves, everyone).flat_BE
+        flat_NE = assemble(layout, leaves, everyone, device=device()).flat_BE
         width = flat_NE.shape[1] // 2
         of = {column.name: flat_NE[:, k * width : (k + 1) * width] for k, column in enumerate(layout.columns)}
         rows = {feature.column: self.cast.layout.banks[bank].tables[feature.table] for feature, bank in layout.lookups}
@@ -279,12 +283,12 @@ def let_through(signal: Signal, value: Tensor) -> Tensor:
 
 
 def in_float32(outputs: Outputs) -> Outputs:
-    """Outputs as float32, so that losses and metrics never see a lower precision."""
+    """Outputs as float32 on the CPU: losses and metrics never see a lower precision, nor another device."""
     return Outputs(
-        outputs.logits_BK.float(),
-        [h.float() for h in outputs.hidden],
-        outputs.embed_BE.float(),
-        [weight.float() for weight in outputs.attention],
+        outputs.logits_BK.to("cpu", torch.float32),
+        [h.to("cpu", torch.float32) for h in outputs.hidden],
+        outputs.embed_BE.to("cpu", torch.float32),
+        [weight.to("cpu", torch.float32) for weight in outputs.attention],
     )
 
 

@@ -121,7 +121,13 @@ def capture(cast: Cast, optimizers: Sequence[torch.optim.Optimizer], kept: Mappi
         for j, state in optimizer.state_dict()["state"].items():
             found |= {f"dense/{i}/{j}/{key}": value for key, value in state.items()}
     found |= {f"kept/{key}": value for key, value in kept.items()}
-    return found | {"random": torch.get_rng_state()}
+    return found | random_states()
+
+
+def random_states() -> dict[str, Tensor]:
+    """The states of PyTorch's random numbers, of which dropout draws."""
+    states = {"random": torch.get_rng_state()}
+    return states | ({"random.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
 def restore(
@@ -147,6 +153,8 @@ def restore(
                 state_by_parameter.setdefault(int(parameter), {})[key] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state_by_parameter})
     torch.set_rng_state(tensors["random"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
     return {name.removeprefix("kept/"): value for name, value in tensors.items() if name.startswith("kept/")}
 
 

@@ -10,9 +10,10 @@ Rules that keep it exact, each measured (see the tests):
 """
 
 import hashlib
+import os
 import sys
 from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -46,10 +47,14 @@ def process_group() -> Iterator[None]:
         yield
         return
     hook = sys.excepthook  # PyTorch wraps it at every initialisation
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"  # batches and losses stay on the CPU
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if dist.is_torchelastic_launched():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group(backend)
     else:
-        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     comm_ops.set_gradient_division(False)
     try:
         yield
@@ -59,8 +64,17 @@ def process_group() -> Iterator[None]:
 
 
 def device() -> torch.device:
-    """Where tables and nets live."""
+    """Where tables and nets live; batches, signals, losses and memories stay on the CPU.
+
+    So there are three crossings: what is looked up (`Tables.look_up`), what a net receives (`assemble`), and what it
+    answers (`Play`).
+    """
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def at_work() -> AbstractContextManager[object]:
+    """While nets work: what they make anew lies where they live."""
+    return nullcontext() if device().type == "cpu" else device()
 
 
 class Tables:
@@ -164,6 +178,8 @@ class Tables:
             lines = {f.name: view_of(batch, f.audience).bag(f.column).lengths_B for f in unpooled}
         else:
             features = self._features(bank, batch)
+        if device().type != "cpu":
+            features = features.to(device())
         with torch.set_grad_enabled(train):
             vectors = self.model.module[name](features)
             pooled = vectors.values()

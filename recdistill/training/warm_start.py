@@ -173,4 +173,4 @@ def _copy_rows(shard: Tensor, first: int, source: Tensor, rows: np.ndarray, colu
         )
     local = torch.from_numpy(rows[first : first + len(shard)])
     found = local >= 0
-    shard[found] = source[local[found]]
+    shard[found.to(shard.device)] = source[local[found]].to(shard.device)
