@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from recdistill.api.run import Run
 from recdistill.data.reader import Reader
 from recdistill.distill.compile import net_of
+from recdistill.errors import RunError
 from recdistill.evaluation import auc
 from recdistill.nets.inputs import Inputs
 from recdistill.runs.console import Reporter
@@ -74,10 +75,12 @@ def learn_rows(
         batch: real rows of one outer step.
 
     Raises:
-        RunError: the run has no such member, or is not complete.
+        RunError: the run has no such member, or several copies of it, or is not complete.
     """
     finished = Finished.open(run.folder)
-    (name,) = finished.copies(member, out_of_fold=False)
+    name, *others = finished.copies(member, out_of_fold=False)
+    if others:
+        raise RunError(f"{run.folder}: {member!r} has {len(others) + 1} copies; name one of them, {name!r} for example")
     reporter = Reporter(Console(quiet=True))
     log, spec = raw_log(finished.job, finished.spec, reporter)
     fit_on = ("train", "valid") if finished.job.train.refit else ("train",)

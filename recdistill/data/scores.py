@@ -33,10 +33,10 @@ class Scored:
     scenario_N: NDArray[np.str_] | None = None
     weight_N: NDArray[np.float32] | None = None
 
-    def only(self, rows_N: NDArray[np.bool_]) -> "Scored":
-        """Some of the rows."""
+    def only(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> "Scored":
+        """Some of the rows, by a mask or by their places."""
         further = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(self, **{name: value[rows_N] for name, value in further.items()})
+        return replace(self, **{name: value[rows] for name, value in further.items()})
 
     @property
     def score_N(self) -> NDArray[np.float64]:

@@ -151,7 +151,7 @@ class Smallest:
     def mask(self, scene: Scene) -> Tensor:
         """True for the selected rows, (B,): of n known ones ``floor(keep * n)``; of equal losses the first."""
         loss_B, weight_B = self.loss.losses(scene)
-        keep = self.keep.weight(scene.now)
+        keep = kept_share(self.keep, scene.now)
         if self.within is None:
             return lowest(loss_B, weight_B > 0, keep)
         class_B = self.within.value(scene)
@@ -275,10 +275,21 @@ def smallest(
     left = drop if isinstance(drop, Schedule) else fixed(drop)
     words, metrics = f"{given.words} - {left.words}", (*given.metrics, *left.metrics)
     share = Schedule(lambda now: given.weight(now) - left.weight(now), words, metrics)
-    for now in (Now(0), Now(10**9)):
-        if not 0 < share.weight(now) <= 1:
-            raise TrainingError(f"smallest: keeps a share in (0, 1] of the rows, found {share.weight(now)}")
+    for step in (*range(Now().planned + 1), 10**9):
+        kept_share(share, Now(step))
     return Smallest(loss, share, within)
+
+
+def kept_share(share: Schedule, now: Now) -> float:
+    """The share of the rows that are kept now.
+
+    Raises:
+        TrainingError: it is not in (0, 1].
+    """
+    found = share.weight(now)
+    if not 0 < found <= 1:
+        raise TrainingError(f"smallest: keeps a share in (0, 1] of the rows, found {found:g} at step {now.step}")
+    return found
 
 
 def sampled(rate: float) -> Sampled:

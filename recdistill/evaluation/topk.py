@@ -71,7 +71,7 @@ class Lists:
 
     def without(self, other: "Lists") -> "Lists":
         """The items that a user does not have in the other."""
-        everyone, span = np.arange(self.users), int(max([0, *self.item_E, *other.item_E])) + 1
+        everyone, span = np.arange(self.users), max(int(e.item_E.max(initial=0)) for e in (self, other)) + 1
         (user_E, item_E), (user_F, item_F) = self.pairs(everyone), other.pairs(everyone)
         kept_E = ~np.isin(user_E * span + item_E, user_F * span + item_F)
         return Lists.of(self.users, user_E[kept_E], item_E[kept_E])

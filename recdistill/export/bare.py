@@ -22,7 +22,7 @@ FORBIDDEN = ("torchrec", "fbgemm_gpu", "recdistill")
 MISSING_INTEGER = -(2**63)
 CHUNK = 8192  # items at a time
 WORD = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*")
-TEXT = re.compile(rb'"(?:[^"\\\\]|\\\\.)*"')
+TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
 class _Forbid(importlib.abc.MetaPathFinder):

@@ -35,9 +35,8 @@ def present(tokens_BLD: Tensor, lengths_B: Tensor) -> Tensor:
 
 def softmax_over_tokens(score_BL: Tensor, present_BL: Tensor) -> Tensor:
     """Weights of the tokens that are present, which add up to 1; all 0 for an empty sequence."""
-    highest_B1 = (score_BL * present_BL).amax(1, keepdim=True).detach()
-    weight_BL = torch.exp(torch.clamp(score_BL - highest_B1, max=30.0)) * present_BL
-    return weight_BL / torch.clamp(weight_BL.sum(1, keepdim=True), min=1e-12)
+    among_BL = score_BL.masked_fill(present_BL == 0, -1e30)  # not infinite, for a row without tokens would be NaN
+    return torch.softmax(among_BL, 1) * present_BL
 
 
 class Mean(nn.Module):

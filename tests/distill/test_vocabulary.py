@@ -11,7 +11,7 @@ from torch import Tensor
 from recdistill.data.batch import Batch, View
 from recdistill.distill.combine import SIGNALS, closest, mean, memory, pick, reverse, route, vote, weighted
 from recdistill.distill.compile import compile_job, examine
-from recdistill.distill.schedule import Now, cosine
+from recdistill.distill.schedule import Now, Schedule, cosine, cycle, ramp
 from recdistill.distill.selector import SELECTORS, agrees, any_of, beats, sampled, smallest
 from recdistill.distill.signal import Column, Live, Logit, Scene
 from recdistill.distill.term import Term
@@ -201,6 +201,13 @@ def test_what_is_not_remembered_agrees_with_nothing() -> None:
     assert agrees(remembered, Y).mask(s).tolist() == [True, True, False, False, False, True]
     assert agrees(Y, remembered).mask(s).tolist() == [True, True, False, False, False, True]
     assert not bool(beats(A, remembered, Y).mask(s)[2:5].any())
+
+
+@pytest.mark.parametrize("keep", [cycle(1, -0.5, over=100), ramp(1, 0, over=0.5), cycle(1.5, 0.5, over=300)])
+def test_a_share_that_is_none_at_some_step_is_refused(keep: Schedule) -> None:
+    measured = Term("bce(a.logit, y)", bce, A, (Y,))
+    with pytest.raises(TrainingError, match=r"keeps a share in \(0, 1\] of the rows, found .* at step \d+"):
+        smallest(measured, keep=keep)
 
 
 def test_smallest_keeps_the_easiest_labelled_rows() -> None:

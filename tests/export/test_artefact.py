@@ -151,7 +151,8 @@ def test_the_file_holds_the_student_alone(exported: Exported) -> None:
     assert b"/" + b"work" not in content and b"site-packages" not in content
     own = sum(v.numel() for k, v in exported.parameters.items() if k.startswith(("student.", "tables.student.")))
     cuts = len(exported.small.encoded.fitted.columns["price_band"].cuts)
-    assert exported.manifest["parameters"] == own + cuts
+    corrections = len(exported.manifest["outputs"])
+    assert exported.manifest["parameters"] == own + cuts + corrections
 
 
 def test_the_same_student_is_written_as_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
@@ -237,6 +238,15 @@ def test_negatives_left_out_of_the_log_are_corrected_for(exported: Exported) -> 
     corrected = thinned.logits(*bare.tensors(exported.raw, exported.inputs))
     odds = torch.exp(plain.double()) * 0.25  # four times as many negatives as the log shows
     assert torch.allclose(torch.exp(corrected.double()), odds, rtol=1e-5)
+
+
+@pytest.mark.parametrize("before", ['"line\\n"', '"a \\"quoted\\" word"', '"\\\\"'])
+def test_a_name_in_the_code_is_found_behind_escaped_characters(tmp_path: Path, before: str) -> None:
+    archive = tmp_path / "student.pt"
+    with zipfile.ZipFile(archive, "w") as content:
+        content.writestr("student/code/__torch__.py", f'f = {before}; g = uninitialized; h = "dwell_ms"')
+    data, code = bare.words(archive)
+    assert b"dwell_ms" in data and b"uninitialized" in code and b"uninitialized" not in data
 
 
 def test_a_folder_without_an_artefact_is_refused(tmp_path: Path) -> None:

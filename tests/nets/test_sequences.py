@@ -8,7 +8,7 @@ from torch import Tensor
 
 from recdistill.errors import TrainingError
 from recdistill.nets.inputs import Field, Inputs
-from recdistill.nets.sequences import POOLS, build_pool, padded
+from recdistill.nets.sequences import POOLS, build_pool, padded, softmax_over_tokens
 
 WIDTH = 4
 INPUTS = Inputs((Field("item", 0, WIDTH, embedded=True), Field("price", WIDTH, 1, embedded=False)))
@@ -87,6 +87,18 @@ def test_target_attention_follows_its_equation(normalise: bool) -> None:
         weights = torch.softmax(scores, 0) if normalise else scores
         assert torch.allclose(found[row], (weights * tokens).sum(0), atol=1e-6)
         assert torch.allclose(weight_BL[row, : len(tokens)], weights.squeeze(1), atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 40.0, 1e4])
+def test_weights_of_tokens_add_up_to_one_whatever_stands_beside_them(scale: float) -> None:
+    """A row is weighed alike in any batch: as alone, without the places behind its last token."""
+    score_BL = torch.tensor([[-3.0, -3.1, 7.0, 9.0], [2.0, 1.0, 0.5, -1.0], [5.0, 5.0, 5.0, 5.0]]) * scale
+    lengths = [2, 4, 0]
+    there_BL = torch.tensor([[float(place < length) for place in range(4)] for length in lengths])
+    found_BL = softmax_over_tokens(score_BL, there_BL)
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(found_BL[row, :length], torch.softmax(score_BL[row, :length], 0))
+        assert not bool(found_BL[row, length:].any())
 
 
 def test_self_attention_agrees_with_pytorchs_own_heads() -> None:

@@ -49,8 +49,9 @@ def by_scenario(scored: Scored) -> dict[str, float]:
     A model may rank well over all traffic only because it tells the scenarios apart.
     """
     assert scored.scenario_N is not None
-    names, rows = np.unique(scored.scenario_N, return_counts=True)
-    parts = {str(n): scored.only(scored.scenario_N == n) for n in names[np.argsort(-rows, kind="stable")]}
+    names, place_N, rows = np.unique(scored.scenario_N, return_inverse=True, return_counts=True)
+    together = np.split(np.argsort(place_N, kind="stable"), np.cumsum(rows)[:-1])
+    parts = {str(names[k]): scored.only(together[k]) for k in np.argsort(-rows, kind="stable")}
     found = {n: auc(part.label_N, part.logit_N) for n, part in parts.items()}
     sizes = {n: len(part.label_N) for n, part in parts.items() if not math.isnan(found[n])}
     mean = sum(found[n] * size for n, size in sizes.items()) / sum(sizes.values()) if sizes else math.nan
