@@ -3,6 +3,10 @@
 What is drawn depends on row id, column and a number that differs in every step, so that rows are distorted alike
 however they meet. A value that is lost becomes what a missing value is in the encoded log: the row for missing values,
 and 0 for a scaled number. A list that is lost becomes what a missing list is; a single value of a list keeps its place.
+
+Source: E12, Markov and Matsui, 2016: a teacher on clean rows, a student on noisy ones (its values unverified).
+Departure: values go missing and numbers are disturbed, anew in every step, instead of recordings with noise; levels,
+    temperature 1 and the share of the teacher are the job's.
 """
 
 # Shapes: B rows, F id columns, N float columns, L list elements over all rows.

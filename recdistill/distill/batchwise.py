@@ -115,12 +115,17 @@ def _ordered(list_B: Tensor, then_B: Tensor, by_B: Tensor) -> Tensor:
 
 
 def quota(signal: Signal, label: Column, *, within: Scenario | Column | None = None) -> Quota:
-    """Hard labels for rows without one, by rank: as many are 1 as among the rows with one, in each segment (D2)."""
+    """Hard labels for rows without one, by rank: as many are 1 as among the rows with one, in each segment.
+
+    Source: D2, Radosavovic et al., 2018 (details unverified): as many annotations as labelled examples have on average.
+    Departure: the quota is met in each batch and segment, not by one threshold. In the job annotations are made anew in
+        every step instead of written once, and labels and annotations meet six to four by weight, not by rows.
+    """
     return Quota(signal, label, within)
 
 
 def smoothed(signal: Signal, *, by: Scenario, values: str, graph: str) -> Smoothed:
-    """Logits whose rates within scenarios are smoothed over a graph of related ones (P2a).
+    """Logits whose rates within scenarios are smoothed over a graph of related ones.
 
     Args:
         signal: the logits.
@@ -131,6 +136,10 @@ def smoothed(signal: Signal, *, by: Scenario, values: str, graph: str) -> Smooth
 
     Raises:
         TrainingError: the graph is no square of numbers, or trusts nobody.
+
+    Source: P2a, Li et al., 2017: a graph of labels guides the teacher (formula unverified).
+    Departure: rates of scenarios in the batch are smoothed, by ``p + (r' - r)`` instead of ``G p`` over related labels,
+        so that rows of a scenario keep their differences.
     """
     names = values.split()
     try:
@@ -148,5 +157,10 @@ def smoothed(signal: Signal, *, by: Scenario, values: str, graph: str) -> Smooth
 
 
 def scrambled(signal: Signal) -> Scrambled:
-    """Within each list all values but the highest change places, drawn anew in every step (S2, DKPP)."""
+    """Within each list all values but the highest change places, drawn anew in every step.
+
+    Source: S2, Furlanello et al., 2018 (DKPP).
+    Departure: the classes are the rows of a list; of a lone logit's two classes there is nothing to permute. The job
+        keeps labels beside it.
+    """
     return Scrambled(signal)

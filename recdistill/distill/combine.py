@@ -45,11 +45,7 @@ def listed(signals: tuple[Signal, ...]) -> str:
 
 @dataclass(frozen=True)
 class Weighted(Several):
-    """The weighted mean of signals; the weights add up to 1.
-
-    A mean of probabilities that are softened by a temperature is returned as the logit which, softened likewise, is
-    that mean.
-    """
+    """A mean by weights that add up to 1; of softened probabilities, the logit that softens to their mean."""
 
     signals: tuple[Signal, ...]
     weights: tuple[float, ...]
@@ -91,11 +87,7 @@ class Closest(Several):
 
 @dataclass(frozen=True)
 class Picked(Several):
-    """One of the signals at random: for a whole step, so that only one member answers, or for each row by itself.
-
-    By epoch, each row begins with one of them and goes through them in turn, so that it meets every one of m signals
-    once in m epochs, as in a log that holds each row m times.
-    """
+    """One of the signals: for a whole step, so that only one member answers, for each row, or in turn by epoch."""
 
     signals: tuple[Signal, ...]
     weights: tuple[float, ...]
@@ -271,8 +263,7 @@ def weighted(*signals: Signal, weights: str, of: str = "logit", temperature: flo
     """The weighted mean; ``weights`` is a text of numbers: ``weighted(a.logit, b.logit, weights='3 1')``.
 
     Raises:
-        TrainingError: the weights are not as many positive numbers as there are signals, ``of`` is unknown, or the
-            temperature is not positive.
+        TrainingError: the weights are not positive or do not fit, ``of`` is unknown, or the temperature not positive.
     """
     return weighted_mean(signals, positive_numbers(weights, len(signals), "weighted"), of, temperature, "weighted")
 
@@ -311,12 +302,13 @@ def closest(label: Column, *signals: Signal) -> Closest:
 
 
 def pick(*signals: Signal, by: str = "step", weights: str = "") -> Picked:
-    """One of the signals at random, drawn anew in every ``step``, or for every ``row`` (E9, T6).
-
-    By ``epoch`` every row meets all of them in turn.
+    """One of the signals, drawn anew in every ``step`` or for every ``row``; by ``epoch`` a row meets each in turn.
 
     Raises:
         TrainingError: there is only one signal, ``by`` is unknown, or the weights do not fit.
+
+    Source: E9, Fukuda et al., 2017 (details unverified): one teacher for a batch, or each row once with every teacher.
+    Departure: rows take turns by id and epoch, m epochs for m teachers, instead of m copies; the job adds labels * 0.1.
     """
     if by not in BY:
         raise TrainingError(f"pick: by is {by!r}; expected one of {', '.join(BY)}")
@@ -328,13 +320,15 @@ def pick(*signals: Signal, by: str = "step", weights: str = "") -> Picked:
 
 
 def route(column: Column | Scenario, *signals: Signal, values: str = "") -> Routed:
-    """For each row the signal whose number a binary column holds, or of its scenario (E3, E10).
+    """For each row the signal whose number a binary column holds, or of its scenario.
 
-    ``route(scenario, a.logit, b.logit, values='home search')`` names the scenario of each signal; a text or a number as
-    the log holds it.
+    ``route(scenario, a.logit, b.logit, values='home search')`` names the scenario of each signal as the log holds it.
 
     Raises:
         TrainingError: there is only one signal, or the scenarios are not as many as the signals.
+
+    Source: E3, Tan et al., 2019: rows of a language hear the expert of that language.
+    Departure: no store of top K answers, since one logit is all there is; T = 1 in the job instead of 0.6 with T^2.
     """
     several(signals, "route")
     named = values.split()
@@ -347,12 +341,16 @@ def route(column: Column | Scenario, *signals: Signal, values: str = "") -> Rout
 
 
 def out_of_fold(*signals: Signal) -> Unseen:
-    """For each row the copy that has not learned from it: ``out_of_fold(teacher[:].logit)`` of a member with folds."""
+    """For each row the copy that has not learned from it: ``out_of_fold(teacher[:].logit)`` of a member with folds.
+
+    Source: E8, Freitag, Al-Onaizan and Sankaran, 2017 (from summaries).
+    Departure: out of fold; the paper's ensemble labels the rows that it was trained on.
+    """
     return Unseen(several(signals, "out_of_fold"))
 
 
 def vote(*signals: Signal) -> Voted:
-    """The share of signals that speak for a click (E1)."""
+    """The share of signals that speak for a click."""
     return Voted(several(signals, "vote"))
 
 

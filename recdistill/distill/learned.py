@@ -209,10 +209,13 @@ def adapt(signal: Signal, *, width: float, hidden: float = 0) -> WantedAdapter:
 
 
 def gate(*signals: Signal, by: Signal) -> WantedGate:
-    """A learned mean of signals, weighted row by row by what ``by`` says (O5).
+    """A learned mean of signals, weighted row by row by what ``by`` says.
 
     Raises:
         TrainingError: there are fewer than two signals.
+
+    Source: O5, Lan, Zhu and Gong, 2018 (as in its code).
+    Departure: the softmax of a linear layer instead of ``softmax(ReLU(BN(W pool(u))))``.
     """
     if len(signals) < 2:
         raise TrainingError(f"gate: weighs signals against each other, so it takes at least two; found {len(signals)}")

@@ -287,6 +287,11 @@ class Remembered(OfSignal):
     """``memory(x, decay=)``: the moving average of what a signal was for each row in earlier steps; NaN at first.
 
     The average is divided by what has entered it, so that a constant is remembered as itself from the first time on.
+
+    Source: O3, Laine and Aila, 2017 (as in its code).
+    Departure: a value enters right after its step, not at the end of the epoch. In the job the weight rises by step
+        instead of epoch, to 10 instead of 30, without the code's factor of labelled rows M / N: labels are averaged
+        over the rows that have one, so that it cancels. Neither rate nor beta1 is ramped.
     """
 
     signal: Signal

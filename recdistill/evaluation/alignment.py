@@ -33,6 +33,8 @@ def projection(x_ND: Floats, logit_N: Floats) -> Floats:
         array([3., 0., 0.])
 
     Source: U1, Phuong and Lampert, 2019; the formula is from memory, and checked against trained students.
+    Departure: a bias is a coordinate of one; the student takes steps with momentum instead of gradient flow, and by
+        default reads a net's last layer, in which its teacher is linear.
     """
     return np.asarray(np.linalg.lstsq(x_ND, logit_N, rcond=SMALLEST)[0], np.float64)
 
@@ -92,5 +94,6 @@ class Alignment:
             0.3125
 
         Source: U1, Phuong and Lampert, 2019; the formula is from memory, and checked on drawn rows.
+        Departure: p is counted on rows, in which a bias is a coordinate of one; by default of a net's last layer.
         """
         return float(min(1.0, (self.tail(GRID) + self.tail(GRID[::-1]) ** rows).min()))

@@ -42,8 +42,8 @@ def relative_order(student_BH: Tensor, *teacher_BH: Tensor, margin: float = 0.2,
         (tensor([0., 0., 0.]), tensor([1.8000, 0.6000, 1.4000]))
 
     Source: E1, You et al., 2017 (the exact form of the loss is unverified).
-    Departure: triplets are rows that meet in a batch, not a stored list of examples; the layers of the teachers are
-        named in the job, not chosen by how much their votes agree.
+    Departure: triplets are rows that meet in a batch, not a stored list of examples, and the loss is their mean, not
+        their sum; the layers of the teachers are named in the job, not chosen by how much their votes agree.
     """
     if not teacher_BH or triplets < 1:
         raise TrainingError(f"relative_order: needs a teacher and at least one pair a row, found {triplets} pairs")

@@ -31,6 +31,10 @@ class Sharing(Strict):
         trunk: the member whose trunk (its first layers) is used.
         modules: further parts of the net by their path, and the member in which the same path is used, for example
             ``{net.stack.blocks.0: booster}``, or whose part by its own path, ``booster.net.stack.blocks.2``.
+
+    Source: P6, Xu et al., 2020, for tables, shared column by column (from notes on the paper); O4, Zhou et al., 2018,
+        for the first layers.
+    Departure: none; the job says what is shared.
     """
 
     tables: str | dict[str, str] | None = None
@@ -86,6 +90,9 @@ class Best(Strict):
     Attributes:
         of: the member, or a moving average of one.
         average: how many of its best evaluations are averaged.
+
+    Source: O2, Wei et al., 2019 (``best``, ``ma`` and ``ave_best_k`` of its code).
+    Departure: no warm-up epoch; evaluations come every so many steps, and the first one already counts.
     """
 
     of: str
@@ -93,14 +100,23 @@ class Best(Strict):
 
 
 class Snapshot(Strict):
-    """A copy of another member that is renewed every so many steps (or a fraction, below 1, of the phase)."""
+    """A copy of another member that is renewed every so many steps (or a fraction, below 1, of the phase).
+
+    Source: O1, Anil et al., 2018, for a peer as it was some steps ago (details unverified); S3, Yang et al., 2019, for
+        the end of a cycle of the learning rate.
+    Departure: O1: copied within one process; `Remote` exchanges checkpoints. S3: none.
+    """
 
     of: str
     every: float = Field(gt=0)
 
 
 class Previous(Strict):
-    """A copy of another member as it was when the phase, or its repetition, began."""
+    """A copy of another member as it was when the phase, or its repetition, began.
+
+    Source: S2, Furlanello et al., 2018: each generation learns from the one before it.
+    Departure: none; a job that keeps the labels in every generation is the paper's BAN+L.
+    """
 
     of: str
 
@@ -116,6 +132,9 @@ class Remote(Strict):
         exchange: the shared folder.
         name: what this process is called there; no two may have one name.
         every: steps between two visits to the folder (or a fraction, below 1, of the phase).
+
+    Source: O1, Anil et al., 2018 (details unverified).
+    Departure: peers that are missing, late or broken are passed over (`training/exchange.py`).
     """
 
     of: str
@@ -147,6 +166,11 @@ class Distortion(Strict):
         levels: factors of all of these, one of which is drawn for every row; ``[1]`` is one level.
         columns: the columns that are distorted; by default all that the member reads.
         scores: whether evaluation sees the distorted columns as well, at the level given.
+
+    Source: S1, Xu and Liu, 2019 (from notes and unofficial code): a second name of the member (`same`) with a
+        distortion of its own is the second view.
+    Departure: columns are distorted instead of pictures; the two views pass the net one after the other, so that batch
+        statistics see each by itself; answers are compared at temperature 1 in the job, not 3.
     """
 
     mask: float = Field(0.0, ge=0, lt=1)

@@ -5,6 +5,10 @@
 A meeting is one phase of one job, on one log and with one seed, so that seeds and controls do not mix; whose rows have
 other numbers does not meet the others at all. Of each process the last two checkpoints stay, since somebody may be
 reading the older one. Nobody waits for anybody, and what cannot be used is passed over and counted.
+
+Source: O1, Anil et al., 2018: replicas exchange checkpoints instead of gradients (details unverified).
+Departure: a peer that is missing, late or broken is passed over: its last readable checkpoint, another peer or the
+    copy's own last parameters stand in. What the paper does then is not known to us.
 """
 
 import hashlib
