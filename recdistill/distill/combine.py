@@ -111,7 +111,7 @@ class Picked(Several):
 
 @dataclass(frozen=True)
 class Routed(Several):
-    """For each row the signal whose number a binary column holds, or that its scenario names; else their mean."""
+    """The signal of each row, numbered by a binary column or named by its scenario; else their mean."""
 
     column: Column | Scenario
     signals: tuple[Signal, ...]
@@ -137,7 +137,7 @@ class Routed(Several):
 
 @dataclass(frozen=True)
 class Unseen(Several):
-    """For each row the copy that has learned from other folds; copy k has seen no row of the fold k."""
+    """The copy that was trained without the row's fold; copy k has seen no row of fold k."""
 
     signals: tuple[Signal, ...]
 
@@ -155,7 +155,7 @@ def fold_of(row_id_B: Tensor, folds: int) -> Tensor:
 
 
 def chosen(signals: tuple[Signal, ...], place_B: Tensor, scene: Scene) -> Tensor:
-    """Row by row the value of the signal at a place; a value that is not chosen cannot spoil another, even NaN."""
+    """The value of the signal chosen for each row; values that are not chosen, even NaN, have no effect."""
     found = signals[0].value(scene)
     for k, signal in enumerate(signals[1:], 1):
         here_B = (place_B == k).reshape(-1, *[1] * (found.dim() - 1))
@@ -165,7 +165,7 @@ def chosen(signals: tuple[Signal, ...], place_B: Tensor, scene: Scene) -> Tensor
 
 @dataclass(frozen=True)
 class Voted(Several):
-    """The share of signals that speak for a click, as a logit; one more half vote on each side keeps it finite."""
+    """The share of signals that speak for a click, as a logit; half a vote added to each side keeps it finite."""
 
     signals: tuple[Signal, ...]
 
@@ -191,7 +191,7 @@ class _Turned(Function):
 
 @dataclass(frozen=True)
 class Reversed:
-    """A signal whose gradient turns around: who is behind it is taught the opposite (T8)."""
+    """A signal with its gradient reversed: the members behind it are taught the opposite (T8)."""
 
     signal: Signal
     scale: float
@@ -272,7 +272,7 @@ def positive_numbers(words: str, count: int, name: str) -> tuple[float, ...]:
     """The numbers in a text.
 
     Raises:
-        TrainingError: they are not so many positive numbers.
+        TrainingError: they are not ``count`` positive numbers.
     """
     try:
         numbers = tuple(float(word) for word in words.split())
@@ -320,7 +320,7 @@ def pick(*signals: Signal, by: str = "step", weights: str = "") -> Picked:
 
 
 def route(column: Column | Scenario, *signals: Signal, values: str = "") -> Routed:
-    """For each row the signal whose number a binary column holds, or of its scenario.
+    """The signal of each row, numbered by a binary column or named by its scenario.
 
     ``route(scenario, a.logit, b.logit, values='home search')`` names the scenario of each signal as the log holds it.
 

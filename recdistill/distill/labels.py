@@ -82,9 +82,9 @@ class FirstKnown(Several):
 
 @dataclass(frozen=True)
 class Unflipped(OfSignal):
-    """A label whose mean is that of the true one, whose flips are known: ``(y - f+) / (1 - f+ - f-)``.
+    """A label made unbiased by known rates of flips: ``(y - f+) / (1 - f+ - f-)``.
 
-    Of single rows it lies outside of [0, 1]; losses that are linear in their target, such as `bce`, are unbiased.
+    On single rows it may lie outside [0, 1]; losses that are linear in their target, such as `bce`, are unbiased.
     """
 
     signal: Column
@@ -104,7 +104,7 @@ class Hedged:
     """``w y + (1 - w) p``: a label that is wrong at times and a teacher's probability, each as far as it is trusted.
 
     ``w = R_p / (R_p + R_y)``, where R is the mean squared distance to the verified label, over the verified rows of the
-    batch. Of two guesses whose errors are independent it is the mixture with the smallest one.
+    batch. For two guesses with independent errors, no other mixture has a smaller error.
     """
 
     label: FirstKnown

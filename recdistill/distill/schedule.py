@@ -35,9 +35,9 @@ class Moment:
         return self.given * planned if self.given < 1 else self.given
 
     def stretch(self, step: int, planned: int) -> tuple[int, int]:
-        """First step and end of the stretch that a step lies in, if stretches of this length follow each other.
+        """First step and end of the stretch that holds a step, where stretches of this length follow each other.
 
-        Ends are rounded each by itself, so that quarters of a phase end where the phase does, whatever its length.
+        Each end is rounded separately, so that quarters of a phase end where the phase does, whatever its length.
         """
         length = max(1.0, self.steps(planned))
         number = int(step / length) + 1
@@ -268,7 +268,7 @@ def behind(
 ) -> Schedule:
     """``weight`` while the learner is not better than its teacher by the margin, ``caught_up`` otherwise.
 
-    It goes by the last evaluation, in both directions; before the first one the learner is behind.
+    It follows the last evaluation, in both directions; before the first one the learner counts as behind.
 
     Args:
         weight: the weight while the learner is behind.

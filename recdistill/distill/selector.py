@@ -209,7 +209,7 @@ def absent(column: Column) -> ByColumn:
 
 
 def sure(signal: Signal) -> Sure:
-    """All rows, each with the weight with which a logit is sure of its answer.
+    """All rows, weighted by how sure a logit is of its answer.
 
     A term divides by the weights of its rows, so a signal that is equally sure of all of them changes nothing.
 

@@ -1,4 +1,4 @@
-"""Signals of several values a row, put together or cut: what a member of few labels says in the place of many."""
+"""Signals of several values per row, joined or cut, so that a member of few labels can teach one of many."""
 
 from dataclasses import dataclass
 

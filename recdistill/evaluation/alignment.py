@@ -1,4 +1,4 @@
-"""How well a few rows tell a linear student where a linear teacher points, and how often the two then disagree.
+"""How well a few rows show a linear student its linear teacher's direction, and how often the two then disagree.
 
 Rows are vectors whose last coordinate is one, so that a bias is a weight like any other.
 """
@@ -16,7 +16,7 @@ GRID = np.linspace(0, np.pi / 2, 1801)
 
 
 def projection(x_ND: Floats, logit_N: Floats) -> Floats:
-    """Where a linear student ends that begins at zero and is taught a linear teacher's answers to some rows.
+    """Weights a linear student reaches from zero when taught these answers of a linear teacher.
 
     ``w = X^T (X X^T)^+ z``, the shortest vector that answers z: with z = X w* the projection of the teacher w* onto the
     span of the rows, and w* itself as soon as they span everything.
@@ -75,7 +75,7 @@ class Alignment:
 
     @classmethod
     def of(cls, x_ND: Floats, weight_D: Floats) -> "Alignment":
-        """That of a direction among rows."""
+        """The alignment of a direction among rows."""
         return cls(np.sort(angles(x_ND, weight_D)))
 
     def tail(self, theta: float | Floats) -> Floats:
@@ -84,7 +84,7 @@ class Alignment:
         return found
 
     def bound(self, rows: int) -> float:
-        """What the disagreement of teacher and student, taught so many rows, stays below in the mean over such rows.
+        """Upper bound on the expected disagreement of a teacher and a student taught ``rows`` rows.
 
         ``min over beta of p(beta) + p(pi/2 - beta)^n``: one of n rows lies within pi/2 - beta of the teacher, and so
         does the student, who then only fails on rows that lie beyond beta.

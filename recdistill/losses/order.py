@@ -26,7 +26,7 @@ def relative_order(student_BH: Tensor, *teacher_BH: Tensor, margin: float = 0.2,
     Args:
         student_BH: a layer of the learner, (B, H).
         teacher_BH: a layer of each teacher, (B, H).
-        margin: by how much the closer row is to be closer.
+        margin: by how much the closer row should be closer.
         triplets: pairs for each row.
 
     Returns:
@@ -63,7 +63,7 @@ def relative_order(student_BH: Tensor, *teacher_BH: Tensor, margin: float = 0.2,
 
 
 def opinion(layer_BH: Tensor, n: int) -> Tensor:
-    """1 where the first of the n-th pair of rows that follow a row is closer to it, -1 where the second is, else 0."""
+    """1 if the first of the row's n-th pair of successors is closer, -1 if the second is, else 0."""
     first_B, second_B = distances(layer_BH, n)
     apart_B = second_B - first_B
     return torch.sign(apart_B) * (apart_B.abs() > EQUAL * (first_B + second_B))
@@ -83,7 +83,7 @@ def distances(layer_BH: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 @within_batch
 def pairwise(logit_B: Tensor, label_B: Tensor) -> Tensor:
-    """How far rows of the other class are from standing on their side of a row: a smooth AUC.
+    """Pairwise logistic loss against rows of the other class: a smooth AUC.
 
     ``mean_j log(1 + exp(s_j - s))`` over the rows j that were not clicked, for a row that was clicked, and with both
     logits exchanged for one that was not; so the mean over a batch is the mean over all pairs of a clicked row and

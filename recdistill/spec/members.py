@@ -92,7 +92,7 @@ class Best(Strict):
         average: how many of its best evaluations are averaged.
 
     Source: O2, Wei et al., 2019 (``best``, ``ma`` and ``ave_best_k`` of its code).
-    Departure: no warm-up epoch; evaluations come every so many steps, and the first one already counts.
+    Departure: no warm-up epoch; evaluations come by step, not by epoch, and the first one already counts.
     """
 
     of: str
@@ -100,7 +100,7 @@ class Best(Strict):
 
 
 class Snapshot(Strict):
-    """A copy of another member that is renewed every so many steps (or a fraction, below 1, of the phase).
+    """A copy of another member, renewed every ``every`` steps (or that fraction, below 1, of the phase).
 
     Source: O1, Anil et al., 2018, for a peer as it was some steps ago (details unverified); S3, Yang et al., 2019, for
         the end of a cycle of the learning rate.
@@ -124,8 +124,8 @@ class Previous(Strict):
 class Remote(Strict):
     """A copy of another member as it is in other processes, which run the same job on other rows.
 
-    All of them leave their parameters in a shared folder, each under its own name, and read there those of the others.
-    Copies of a remote member are as many others.
+    All of them leave their parameters in a shared folder, each under its own name, and read the others' there.
+    With ``copies: n`` it follows n peers.
 
     Attributes:
         of: the member that this process leaves there.
@@ -233,7 +233,7 @@ class MemberSpec(Strict):
         view: which columns it reads: ``serving``, ``privileged``, or names of columns; ``-name`` leaves one out. Or
             ``{embed: signal}``.
         inputs: signals that it reads beside its columns; ``live(...)`` lets gradients through.
-        outputs: a member that answers so many values instead of a logit for each label (a critic, a generator).
+        outputs: number of values it answers instead of a logit for each label (a critic, a generator).
         labels: the labels that it predicts, by default all of the job.
         distort: the distorted view on which it is trained.
         copies: how many members of this kind there are; ``name[0]`` is the first, ``name[:]`` are all of them.
