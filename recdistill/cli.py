@@ -132,7 +132,7 @@ def score(
     ] = False,
     spec: Annotated[Path | None, typer.Option(help="For an artefact: the feature spec, for row ids and joins.")] = None,
     top: Annotated[
-        int | None, typer.Option(min=1, help="Instead of rows: the so many best items of each user.")
+        int | None, typer.Option(min=1, help="Write the N best items of each user instead of row scores.")
     ] = None,
     known: Annotated[str | None, typer.Option(help="With --top: a log of users and items that are left out.")] = None,
     items: Annotated[str | None, typer.Option(help="With --top: a file of other items, new ones for example.")] = None,

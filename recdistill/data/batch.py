@@ -110,7 +110,7 @@ class Candidates:
 
     Attributes:
         anchor: which side the anchors are, ``user`` or ``item``.
-        parts: the rows of the candidates, part by part: of each anchor its own, int64 (A, n), or for all the same, (n,)
+        parts: the rows of the candidates, part by part: one set per anchor, int64 (A, n), or one for all, (n,)
         marks: what is known of each candidate, float32 (A, M), by name: ``own`` is 1 for the anchor's own, 0 for
             negatives, NaN for others; ``taken`` is 1 for all that the anchor is known to have taken, 0 for others;
             ``log_q`` is the logarithm of how often it is expected among the draws; ``popularity`` its group.

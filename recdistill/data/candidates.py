@@ -72,7 +72,7 @@ class CandidateFeed:
 
     @cached_property
     def share_I(self) -> Tensor:
-        """How large a share of an epoch's anchors has each candidate as its own, as expected, float64 (I,)."""
+        """Expected share of an epoch's anchors whose positive is each candidate, float64 (I,)."""
         sides = self.sides
         if self.spec.each == "edge":
             return sides.item_degree_I.double() / len(sides.item_E)
@@ -142,7 +142,7 @@ class CandidateFeed:
 
 @dataclass(frozen=True)
 class _Part:
-    """Some candidates: of each anchor its own, (A, n), or for all the same, (n,); and their marks, (A, n) or a number.
+    """Some candidates, one set per anchor, (A, n), or one for all, (n,); and their marks, (A, n) or a number.
 
     Attributes:
         item: rows of the candidates' table.
@@ -196,7 +196,7 @@ class _Drawing:
         return _Part(item_AM, 0.0, 0.0, log_q_AM)
 
     def _shared(self, count: int, number: int) -> _Part:
-        """The same for all anchors, drawn as for somebody who has taken nothing."""
+        """Shared negatives, drawn for an anchor with no positives."""
         nobody_M, id_M = torch.zeros(count, dtype=torch.int64), -1 - number * count - torch.arange(count)
         item_M1, log_q_M1 = self.feed.negatives.draw(nobody_M, id_M, 1, seed=self.seed, step=self.epoch)
         item_M, log_q_M = item_M1[:, 0], log_q_M1[:, 0] + math.log(count)

@@ -114,7 +114,7 @@ def _kinds(log: EncodedLog) -> dict[str, str]:
 
 
 def blank(names: Sequence[str], kinds: Mapping[str, str], rows: int, spec: FeatureSpec) -> View:
-    """Rows of which nothing is known: what the encoder writes for missing values."""
+    """Rows with every value missing, as the encoder writes them."""
     id_names = tuple(name for name in names if kinds[name] == "id")
     float_names = tuple(name for name in names if kinds[name] == "float")
     missing = [1.0 if isinstance(spec.columns[name], declared.Missing) else 0.0 for name in float_names]
@@ -136,7 +136,7 @@ def _blank_list(name: str, rows: int, spec: FeatureSpec) -> Jagged:
 
 
 def overlaid(view: View, sides: Mapping[str, tuple[View, Tensor]]) -> View:
-    """A view whose columns are taken from others where these have them, each with the row of it for each row."""
+    """The view, with the columns that other views have taken from these, at the given row of each."""
     ids_FB, floats_BN, bags = view.ids_FB.clone(), view.floats_BN.clone(), dict(view.bags)
     for side, row_B in sides.values():
         for i, name in enumerate(view.id_names):

@@ -1,8 +1,12 @@
 """Distorted views of a batch: values that go missing, sequences cut short, noise on numbers; drawn by row id.
 
-What is drawn depends on row id, column and a number that differs in every step, so that rows are distorted alike
-however they meet. A value that is lost becomes what a missing value is in the encoded log: the row for missing values,
-and 0 for a scaled number. A list that is lost becomes what a missing list is; a single value of a list keeps its place.
+What is drawn depends on row id, column and a number that differs in every step, so that a row's distortion does not
+depend on its batch. A lost value becomes what a missing value is in the encoded log: the row for missing values, and 0
+for a scaled number. A lost list becomes what a missing list is; a lost value of a list keeps its place.
+
+Source: E12, Markov and Matsui, 2016: a teacher on clean rows, a student on noisy ones (its values unverified).
+Departure: values go missing and numbers are disturbed, anew in every step, instead of recordings with noise; levels,
+    temperature 1 and the share of the teacher are the job's.
 """
 
 # Shapes: B rows, F id columns, N float columns, L list elements over all rows.

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what is drawn for and not on when: seed, step, purpose and row id.
+"""Random numbers that depend only on what they are drawn for: seed, step, purpose and row id.
 
 Each row has a stream of its own, SplitMix64 started from a hash of its id, so that neither the order of rows nor how
 they fall into batches, micro-batches or processes changes what is drawn.

@@ -112,7 +112,7 @@ def estimate(events: int, users: int, items: int) -> int:
 
 
 def check_memory(needed: int, limit: int | None, place: str) -> None:
-    """Nothing, if so many bytes may be taken.
+    """Raise unless this many bytes may be taken.
 
     Raises:
         LogError: they may not.

@@ -247,5 +247,5 @@ class Graph:
 
 
 def offsets_of(length_R: Tensor) -> Tensor:
-    """Where each of some lists starts when they stand in a row, and where the last one ends, int64 (R + 1,)."""
+    """CSR offsets for lists of these lengths, int64 (R + 1,)."""
     return torch.cat([length_R.new_zeros(1), length_R.cumsum(0)])

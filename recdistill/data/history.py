@@ -54,7 +54,7 @@ def causal(
     session_N: Integers | None = None,
     half_life: float | None = None,
 ) -> Past:
-    """Number and sum of the counted rows of the same key before each row, less those of the same session.
+    """Number and sum of the counted rows of the same key before each row, excluding its session.
 
     What is found for a row depends, to the last bit, on the rows before it alone.
 
@@ -186,7 +186,7 @@ def _weight(later: NDArray[Any], earlier: NDArray[Any], half_life: float | None)
 
 @dataclass(frozen=True)
 class PastLists:
-    """For each row of a log the kept rows before it, as a run of all kept rows; in memory N, not N times their length.
+    """The kept rows before each row of a log, as runs in one array: memory for N rows, not for all lists.
 
     Attributes:
         row_M: numbers of the kept rows, by key and time.

@@ -128,7 +128,7 @@ class RecordedScores:
 
 
 def refuse_stale(file: Path, expected: Mapping[str, Any]) -> None:
-    """Nothing, if a score file belongs to what is expected of it.
+    """Raise unless a score file belongs to what is expected.
 
     Args:
         file: the score file.

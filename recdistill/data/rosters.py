@@ -20,7 +20,7 @@ def last_rows(table: pa.Table, key: str) -> pa.Table:
 
 
 def last_of_log(log: str, columns: list[str]) -> pa.Table:
-    """The last row of each value of the first of some columns; of the others only that one must be there.
+    """The last row per value of ``columns[0]``, which must exist; the others are kept if present.
 
     Raises:
         LogError: the first column is missing.
@@ -35,7 +35,7 @@ def last_of_log(log: str, columns: list[str]) -> pa.Table:
 
 
 def known_pairs(log: str, users: pa.Array, items: pa.Array, user: str, item: str) -> Pairs:
-    """The places, among some items, of those that each of some users is known to have taken.
+    """For each user, indices into ``items`` of what the log says they took.
 
     Raises:
         LogError: the log lacks one of the columns ``user`` and ``item``, or holds values of another type there.
@@ -60,5 +60,5 @@ def known_pairs(log: str, users: pa.Array, items: pa.Array, user: str, item: str
 
 
 def _of_one_width(frame: pl.LazyFrame) -> pl.LazyFrame:
-    """The same with all whole numbers as wide as each other, so that they can be told to be equal."""
+    """The same with all integers at one width, so that equal values compare equal."""
     return frame.with_columns(pl.selectors.integer().cast(pl.Int64))

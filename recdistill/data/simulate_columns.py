@@ -46,7 +46,7 @@ STEPS = {"hour": 3600, "hour_of_week": 3600, "weekday": 86_400, "day": 86_400, "
 
 
 def in_order(columns: Mapping[str, AnyColumn]) -> list[tuple[str, AnyColumn]]:
-    """Columns in an order in which each raw column is made for the typed one that is hardest to please."""
+    """Columns in an order in which each raw column is made for its most demanding typed column."""
 
     def place(column: AnyColumn) -> int:
         return 0 if isinstance(column, Text | DatePart) else 2 if isinstance(column, Cross | Missing) else 1
@@ -67,9 +67,9 @@ def needs_clock(spec: FeatureSpec) -> bool:
 
 
 def distinct_keys(spec: FeatureSpec, rows: int, rng: np.random.Generator) -> dict[str, Integers]:
-    """The values of the columns of a row id that are all embedded, users and items say: no two rows have the same.
+    """Values for row-id columns that are all embedded (user and item, say), unique per row.
 
-    Of all combinations one in eight occurs. Nothing where the row id has other columns, or one alone.
+    One in eight of all combinations occurs. Empty if the row id has other columns, or a single one.
     """
     keys = [n for n, c in spec.serving.items() if isinstance(c, Categorical | Id) and spec.source(n) in spec.row_id]
     if len(keys) < 2 or {spec.source(name) for name in keys} != {*spec.row_id}:

@@ -32,7 +32,7 @@ GENRES, REGIONS = 12, 8
 def simulate_preferences(
     path: Path, *, rows: int, seed: int = 0, progress: Callable[[int], None] = lambda _: None
 ) -> None:
-    """Write a log of preferences with about so many rows, 26 for each user.
+    """Write a log of preferences with about ``rows`` rows, 26 for each user.
 
     Args:
         path: the parquet file to write; it appears only when it is complete.

@@ -47,7 +47,7 @@ class Sample:
 
     @classmethod
     def of(cls, row_id_N: NDArray[np.int64], count: int) -> "Sample":
-        """So many of some rows, the same for every seed; fewer of them are among more."""
+        """A sample of ``count`` rows, the same for every seed; smaller samples are subsets of larger ones."""
         return cls(row_id_N[np.argsort(drawn(row_id_N, "sample", 0), kind="stable")[:count]])
 
     def holds(self, key_N: NDArray[np.int64]) -> NDArray[np.bool_]:

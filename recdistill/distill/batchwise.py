@@ -12,10 +12,10 @@ from recdistill.errors import TrainingError
 
 @dataclass(frozen=True)
 class Quota(OfSignal):
-    """Labels, where none is known given by rank: as large a share becomes 1 as of the known ones is 1.
+    """Labels, with unknown ones filled in by rank so that the share of ones matches the known labels.
 
-    In each segment of a batch, and where a segment has no known label, by the share of the whole batch; a batch without
-    any has no answer.
+    Shares are those of each segment of a batch; a segment without known labels takes the share of the whole batch, and
+    a batch without any has no answer.
     """
 
     signal: Signal
@@ -83,7 +83,7 @@ class Scrambled(OfSignal):
 class Smoothed(OfSignal):
     """Logits whose rate within each scenario moves to that of related ones: ``r' = G r``, row by row ``p + (r' - r)``.
 
-    The rate r of a scenario is the mean probability of its rows in the batch; rows of no named scenario stay.
+    The rate r of a scenario is the mean probability of its rows in the batch; rows of unnamed scenarios stay.
     """
 
     signal: Signal
@@ -107,7 +107,7 @@ class Smoothed(OfSignal):
 
 
 def _ordered(list_B: Tensor, then_B: Tensor, by_B: Tensor) -> Tensor:
-    """The rows list by list, within a list by a key, and those of equal keys by another one."""
+    """The rows ordered by list, then by one key, then by another."""
     order = torch.argsort(then_B, stable=True)
     for key_B in (by_B, list_B):
         order = order[torch.argsort(key_B[order], stable=True)]
@@ -115,12 +115,17 @@ def _ordered(list_B: Tensor, then_B: Tensor, by_B: Tensor) -> Tensor:
 
 
 def quota(signal: Signal, label: Column, *, within: Scenario | Column | None = None) -> Quota:
-    """Hard labels for rows without one, by rank: as many are 1 as among the rows with one, in each segment (D2)."""
+    """Hard labels by rank for rows without one, with the share of ones among the known labels of their segment.
+
+    Source: D2, Radosavovic et al., 2018 (details unverified): as many annotations as labelled examples have on average.
+    Departure: the quota is met in each batch and segment, not by one threshold. In the job annotations are made anew in
+        every step instead of written once, and labels and annotations meet six to four by weight, not by rows.
+    """
     return Quota(signal, label, within)
 
 
 def smoothed(signal: Signal, *, by: Scenario, values: str, graph: str) -> Smoothed:
-    """Logits whose rates within scenarios are smoothed over a graph of related ones (P2a).
+    """Logits whose rates within scenarios are smoothed over a graph of related ones.
 
     Args:
         signal: the logits.
@@ -131,6 +136,10 @@ def smoothed(signal: Signal, *, by: Scenario, values: str, graph: str) -> Smooth
 
     Raises:
         TrainingError: the graph is no square of numbers, or trusts nobody.
+
+    Source: P2a, Li et al., 2017: a graph of labels guides the teacher (formula unverified).
+    Departure: rates of scenarios in the batch are smoothed, by ``p + (r' - r)`` instead of ``G p`` over related labels,
+        so that rows of a scenario keep their differences.
     """
     names = values.split()
     try:
@@ -148,5 +157,10 @@ def smoothed(signal: Signal, *, by: Scenario, values: str, graph: str) -> Smooth
 
 
 def scrambled(signal: Signal) -> Scrambled:
-    """Within each list all values but the highest change places, drawn anew in every step (S2, DKPP)."""
+    """Within each list all values but the highest change places, drawn anew in every step.
+
+    Source: S2, Furlanello et al., 2018 (DKPP).
+    Departure: the classes are the rows of a list; of a lone logit's two classes there is nothing to permute. The job
+        keeps labels beside it.
+    """
     return Scrambled(signal)

@@ -14,7 +14,7 @@ Members = Mapping[str, Member]
 
 
 def check_members(members: Members, served: Sequence[str], spec: FeatureSpec) -> list[str]:
-    """What is wrong with who reads and shares what."""
+    """Problems with what members read and share."""
     found = []
     for member in members.values():
         if (loop := loop_through(member.name, members)) is not None:
@@ -37,7 +37,7 @@ def check_members(members: Members, served: Sequence[str], spec: FeatureSpec) ->
 
 
 def _wrong_inputs(member: Member, spec: FeatureSpec) -> list[str]:
-    """What a member cannot read: it must have a value for every row, whether anything is known of it or not."""
+    """Inputs that a member cannot read; an input needs a value for every row, labelled or not."""
     found = []
     for signal in member.signals:
         place, parts = f"members.{member.name}.inputs", [*walk(signal)]
@@ -53,7 +53,7 @@ def _wrong_inputs(member: Member, spec: FeatureSpec) -> list[str]:
 
 
 def loop_through(name: str, members: Members) -> list[str] | None:
-    """A circle of members that read each other, if a member is in one."""
+    """The circle of members reading each other that a member is in, if any."""
     paths = [[name]]
     while paths:
         path = paths.pop()
@@ -66,7 +66,7 @@ def loop_through(name: str, members: Members) -> list[str] | None:
 
 
 def check_phases(phases: Sequence[Phase], members: Members, job: Job, spec: FeatureSpec) -> list[str]:
-    """What is wrong with who moves when, and on which rows."""
+    """Problems with what phases train, and on which rows."""
     found = [
         f"members.{m.name}: no term teaches it; add one, or remove the member"
         for m in members.values()
@@ -94,7 +94,7 @@ def check_phases(phases: Sequence[Phase], members: Members, job: Job, spec: Feat
 
 
 def trained_names(names: Iterable[str], members: Members) -> set[str]:
-    """Members, with those of whom they are a second name."""
+    """The members, plus the originals behind second names."""
     return {*names, *(same for name in names if (same := members[name].same) is not None)}
 
 
@@ -117,9 +117,9 @@ def _wrong_parts(update: Update, place: str, members: Members) -> list[str]:
 
 
 def _wrong_terms(update: Update, place: str, members: Members) -> list[str]:
-    """Terms that stand there twice, of which one would be lost; and folds that do not fit."""
+    """Duplicate terms, one of which would be lost, and incompatible folds."""
     words = [term.words for term in update.terms]
-    found = [f"{place}: {word!r} stands there twice; multiply it by 2" for word in {*words} if words.count(word) > 1]
+    found = [f"{place}: {word!r} is listed twice; multiply it by 2 instead" for word in {*words} if words.count(word) > 1]
     for term in update.terms:
         if len(folds := folds_of(behind(term.taught, members, live=True), members)) > 1:
             found.append(
@@ -137,7 +137,7 @@ def _wrong_terms(update: Update, place: str, members: Members) -> list[str]:
 
 
 def folds_of(names: Iterable[str], members: Members) -> list[tuple[int, int]]:
-    """The folds that some members may not learn from."""
+    """The folds held out from these members."""
     return sorted({fold for name in names if members[name].trainable and (fold := members[name].fold) is not None})
 
 
@@ -151,7 +151,7 @@ def kind_of(member: Member) -> str:
 
 
 def behind(names: Iterable[str], members: Members, *, live: bool = False) -> set[str]:
-    """Members, and everyone whose outputs they read, directly or not; with ``live`` only where gradients pass."""
+    """The members and all whose outputs they read, even indirectly; with ``live`` only where gradients pass."""
     found, waiting = {*names}, [*names]
     while waiting:
         for read in members[waiting.pop()].signals:
@@ -162,7 +162,7 @@ def behind(names: Iterable[str], members: Members, *, live: bool = False) -> set
 
 
 def _wrong_rows(update: Update, place: str, members: Members, job: Job) -> list[str]:
-    """A feed of noise has no columns and no labels."""
+    """Members and terms that ask a feed of noise for columns or labels, of which it has none."""
     feed = job.feeds.get(update.feed)
     if feed is None or feed.noise is None:
         return []
@@ -183,7 +183,7 @@ def _wrong_rows(update: Update, place: str, members: Members, job: Job) -> list[
 
 
 def _wrong_candidates(update: Update, place: str, members: Members, job: Job, moving: frozenset[str]) -> list[str]:
-    """Candidates are users and items as they are known ahead: they have no labels, and nothing privileged."""
+    """Requests for what candidates, users and items known in advance, lack: labels and anything privileged."""
     feed = job.feeds.get(update.feed)
     if feed is None or feed.candidates is None or job.graph is None:
         return []
@@ -206,7 +206,7 @@ def _wrong_candidates(update: Update, place: str, members: Members, job: Job, mo
 
 
 def check_rankings(members: Members, job: Job) -> list[str]:
-    """What is wrong with who works on the job's graph."""
+    """Problems with members that work on the job's graph."""
     found = []
     for name, member in members.items():
         if member.net.whole:
@@ -240,7 +240,7 @@ def _undescribed(place: str, member: Member, job: Job) -> list[str]:
 
 
 def _wrong_memories(update: Update, place: str, job: Job, spec: FeatureSpec) -> list[str]:
-    """Rows are remembered by their ids: they must come back, and those of several logs must not be confused."""
+    """Memories on feeds where row ids do not recur, or where those of several logs could be confused."""
     words = ", ".join(repr(term.words) for term in update.terms if term.memories)
     feed = job.feeds.get(update.feed)
     if words and feed is not None and feed.noise is not None:
@@ -254,7 +254,7 @@ def _wrong_memories(update: Update, place: str, job: Job, spec: FeatureSpec) -> 
 
 
 def table_owners(member: Member, members: Members) -> set[str]:
-    """The members among whose tables a member looks its columns up."""
+    """The members whose tables a member looks its columns up in."""
     if member.same is not None:
         return table_owners(members[member.same], members)
     columns = [*member.serving, *member.privileged]
@@ -266,7 +266,7 @@ def table_owners(member: Member, members: Members) -> set[str]:
 
 
 def two_owners(phase: Phase, index: int, members: Members) -> list[str]:
-    """Tables step inside the backward pass, so in one step one update moves them, or several on other rows."""
+    """Tables moved by two updates on one feed; a fused optimizer steps inside backward, so only one may own them."""
     found = []
     feeds = [update.feed for update in phase.updates]
     owned = [{o for m in _moving_tables(update, members) for o in table_owners(m, members)} for update in phase.updates]
@@ -286,7 +286,7 @@ def _moving_tables(update: Update, members: Members) -> list[Member]:
 
 
 def _moved_by_others(phase: Phase, index: int, members: Members) -> list[str]:
-    """No phase moves what a frozen member of it uses."""
+    """Parameters a phase trains although one of its frozen members uses them."""
     found = []
     moving = trained_names(phase.trained, members)
     moved = {m.name: m for update in phase.updates for m in _moving_tables(update, members)}
@@ -335,7 +335,7 @@ def _wrong_start(phase: Phase, index: int, members: Members) -> list[str]:
 
 
 def _needs_validation(phase: Phase, index: int, members: Members, job: Job) -> list[str]:
-    """What is decided on validation rows cannot be decided when those are trained on."""
+    """Decisions that need validation rows in a job whose refit trains on them."""
     if not job.train.refit:
         return []
     found = [

@@ -45,11 +45,7 @@ def listed(signals: tuple[Signal, ...]) -> str:
 
 @dataclass(frozen=True)
 class Weighted(Several):
-    """The weighted mean of signals; the weights add up to 1.
-
-    A mean of probabilities that are softened by a temperature is returned as the logit which, softened likewise, is
-    that mean.
-    """
+    """A mean by weights that add up to 1; of softened probabilities, the logit that softens to their mean."""
 
     signals: tuple[Signal, ...]
     weights: tuple[float, ...]
@@ -91,11 +87,7 @@ class Closest(Several):
 
 @dataclass(frozen=True)
 class Picked(Several):
-    """One of the signals at random: for a whole step, so that only one member answers, or for each row by itself.
-
-    By epoch, each row begins with one of them and goes through them in turn, so that it meets every one of m signals
-    once in m epochs, as in a log that holds each row m times.
-    """
+    """One of the signals: for a whole step, so that only one member answers, for each row, or in turn by epoch."""
 
     signals: tuple[Signal, ...]
     weights: tuple[float, ...]
@@ -119,7 +111,7 @@ class Picked(Several):
 
 @dataclass(frozen=True)
 class Routed(Several):
-    """For each row the signal whose number a binary column holds, or that its scenario names; else their mean."""
+    """The signal of each row, numbered by a binary column or named by its scenario; else their mean."""
 
     column: Column | Scenario
     signals: tuple[Signal, ...]
@@ -145,7 +137,7 @@ class Routed(Several):
 
 @dataclass(frozen=True)
 class Unseen(Several):
-    """For each row the copy that has learned from other folds; copy k has seen no row of the fold k."""
+    """The copy that was trained without the row's fold; copy k has seen no row of fold k."""
 
     signals: tuple[Signal, ...]
 
@@ -163,7 +155,7 @@ def fold_of(row_id_B: Tensor, folds: int) -> Tensor:
 
 
 def chosen(signals: tuple[Signal, ...], place_B: Tensor, scene: Scene) -> Tensor:
-    """Row by row the value of the signal at a place; a value that is not chosen cannot spoil another, even NaN."""
+    """The value of the signal chosen for each row; values that are not chosen, even NaN, have no effect."""
     found = signals[0].value(scene)
     for k, signal in enumerate(signals[1:], 1):
         here_B = (place_B == k).reshape(-1, *[1] * (found.dim() - 1))
@@ -173,7 +165,7 @@ def chosen(signals: tuple[Signal, ...], place_B: Tensor, scene: Scene) -> Tensor
 
 @dataclass(frozen=True)
 class Voted(Several):
-    """The share of signals that speak for a click, as a logit; one more half vote on each side keeps it finite."""
+    """The share of signals that speak for a click, as a logit; half a vote added to each side keeps it finite."""
 
     signals: tuple[Signal, ...]
 
@@ -199,7 +191,7 @@ class _Turned(Function):
 
 @dataclass(frozen=True)
 class Reversed:
-    """A signal whose gradient turns around: who is behind it is taught the opposite (T8)."""
+    """A signal with its gradient reversed: the members behind it are taught the opposite (T8)."""
 
     signal: Signal
     scale: float
@@ -271,8 +263,7 @@ def weighted(*signals: Signal, weights: str, of: str = "logit", temperature: flo
     """The weighted mean; ``weights`` is a text of numbers: ``weighted(a.logit, b.logit, weights='3 1')``.
 
     Raises:
-        TrainingError: the weights are not as many positive numbers as there are signals, ``of`` is unknown, or the
-            temperature is not positive.
+        TrainingError: the weights are not positive or do not fit, ``of`` is unknown, or the temperature not positive.
     """
     return weighted_mean(signals, positive_numbers(weights, len(signals), "weighted"), of, temperature, "weighted")
 
@@ -281,7 +272,7 @@ def positive_numbers(words: str, count: int, name: str) -> tuple[float, ...]:
     """The numbers in a text.
 
     Raises:
-        TrainingError: they are not so many positive numbers.
+        TrainingError: they are not ``count`` positive numbers.
     """
     try:
         numbers = tuple(float(word) for word in words.split())
@@ -311,12 +302,13 @@ def closest(label: Column, *signals: Signal) -> Closest:
 
 
 def pick(*signals: Signal, by: str = "step", weights: str = "") -> Picked:
-    """One of the signals at random, drawn anew in every ``step``, or for every ``row`` (E9, T6).
-
-    By ``epoch`` every row meets all of them in turn.
+    """One of the signals, drawn anew in every ``step`` or for every ``row``; by ``epoch`` a row meets each in turn.
 
     Raises:
         TrainingError: there is only one signal, ``by`` is unknown, or the weights do not fit.
+
+    Source: E9, Fukuda et al., 2017 (details unverified): one teacher for a batch, or each row once with every teacher.
+    Departure: rows take turns by id and epoch, m epochs for m teachers, instead of m copies; the job adds labels * 0.1.
     """
     if by not in BY:
         raise TrainingError(f"pick: by is {by!r}; expected one of {', '.join(BY)}")
@@ -328,13 +320,15 @@ def pick(*signals: Signal, by: str = "step", weights: str = "") -> Picked:
 
 
 def route(column: Column | Scenario, *signals: Signal, values: str = "") -> Routed:
-    """For each row the signal whose number a binary column holds, or of its scenario (E3, E10).
+    """The signal of each row, numbered by a binary column or named by its scenario.
 
-    ``route(scenario, a.logit, b.logit, values='home search')`` names the scenario of each signal; a text or a number as
-    the log holds it.
+    ``route(scenario, a.logit, b.logit, values='home search')`` names the scenario of each signal as the log holds it.
 
     Raises:
         TrainingError: there is only one signal, or the scenarios are not as many as the signals.
+
+    Source: E3, Tan et al., 2019: rows of a language hear the expert of that language.
+    Departure: no store of top K answers, since one logit is all there is; T = 1 in the job instead of 0.6 with T^2.
     """
     several(signals, "route")
     named = values.split()
@@ -347,12 +341,16 @@ def route(column: Column | Scenario, *signals: Signal, values: str = "") -> Rout
 
 
 def out_of_fold(*signals: Signal) -> Unseen:
-    """For each row the copy that has not learned from it: ``out_of_fold(teacher[:].logit)`` of a member with folds."""
+    """For each row the copy that has not learned from it: ``out_of_fold(teacher[:].logit)`` of a member with folds.
+
+    Source: E8, Freitag, Al-Onaizan and Sankaran, 2017 (from summaries).
+    Departure: out of fold; the paper's ensemble labels the rows that it was trained on.
+    """
     return Unseen(several(signals, "out_of_fold"))
 
 
 def vote(*signals: Signal) -> Voted:
-    """The share of signals that speak for a click (E1)."""
+    """The share of signals that speak for a click."""
     return Voted(several(signals, "vote"))
 
 

@@ -131,7 +131,7 @@ def net_of(described: Mapping[str, Any]) -> Net:
 
 
 def _members(c: Compiler) -> dict[str, Member]:
-    """The members of the job, those that have the net of another one last to be made."""
+    """The job's members; those derived from another are built last."""
     made: dict[str, Member | None] = dict.fromkeys(c.job.members)
     for name, described in c.job.members.items():
         if described.of is None:
@@ -289,7 +289,7 @@ def _wrong_pools(c: Compiler, name: str, member: MemberSpec, columns: list[str])
 
 
 def _across_towers(place: str, member: MemberSpec, column: str, target: str | None) -> list[str]:
-    """A tower whose sequence attends to the other side could not be computed before that side is known."""
+    """A tower's sequence must attend to its own side, so that towers can be computed separately."""
     net = member.net or {}
     item = (net.get("two_tower") or {}).get("item", [])
     if target is None or "two_tower" not in net or (column in item) == (target in item):
@@ -333,7 +333,7 @@ def _owned_twice(
 
 
 def _kept_apart(term: Term, members: Mapping[str, Member]) -> Term:
-    """The term without the rows of the fold that someone whom it teaches may not learn from."""
+    """The term, excluding the held-out fold of the member it teaches."""
     folds = folds_of(behind(term.taught, members, live=True), members)
     return replace(term, fold=next(iter(folds), None))
 

@@ -55,7 +55,7 @@ def expanded(job: Job, problems: list[str]) -> Job:
 
 
 def _wrong_numbers(job: Job, copies: Copies) -> list[str]:
-    """Words outside of terms and signals that name a copy which does not exist, or all of them where one is meant."""
+    """References outside of terms and signals to a missing copy, or to all copies where one is required."""
     one: list[tuple[str, str | None]] = []
     some: list[tuple[str, str]] = []
     for name, member in job.members.items():
@@ -120,7 +120,7 @@ def _copy(name: str, member: MemberSpec, k: int, copies: Copies, problems: list[
 
 
 def _twin(word: str, name: str, k: int, copies: Copies) -> str:
-    """Whom the k-th copy follows: the k-th copy of the other, if both have as many and it names none."""
+    """The member the k-th copy follows: the other's k-th copy, if both have equally many and none is named."""
     same_number = "[" not in word and copies.get(word, 1) == copies[name] > 1
     return _copy_name(word, k, copies) if same_number else _one(word, copies)
 
@@ -175,17 +175,17 @@ def _terms(text: str, place: str, copies: Copies, problems: list[str]) -> list[s
 
 
 def _width(arguments: list[Argument], copies: Copies) -> int:
-    """How many copies the arguments of a loss name at once, where no signal takes them all together."""
+    """How many terms the ``[:]`` names expand to; those inside variadic signals do not count."""
     return max(_widths(arguments, copies), default=1)
 
 
 def _widths(arguments: list[Argument], copies: Copies) -> set[int]:
-    """The numbers of copies that some arguments name, where no signal takes them all together."""
+    """The numbers of copies behind the ``[:]`` names that are not inside a variadic signal."""
     return {copies.get(str(name.path[0]), 1) for name in _apart(arguments) if ALL in name.path}
 
 
 def _unequal(arguments: list[Argument], rows: Argument | None, copies: Copies, place: str) -> list[str]:
-    """Copies that cannot be put side by side: of two members of which there are not as many, or of a selector alone."""
+    """Copies that cannot be paired: of members with unequal numbers of them, or named by a selector alone."""
     taught, chosen = _widths(arguments, copies), _widths([] if rows is None else [rows], copies)
     found = []
     if len(taught - {1}) > 1:
@@ -196,7 +196,7 @@ def _unequal(arguments: list[Argument], rows: Argument | None, copies: Copies, p
 
 
 def _apart(arguments: list[Argument]) -> Iterator[Name]:
-    """The names in some arguments that no signal of many takes together."""
+    """Names that are not inside a variadic signal."""
     for argument in arguments:
         if isinstance(argument, Name):
             yield argument
@@ -225,7 +225,7 @@ def takes_many(function: str) -> bool:
 
 
 def _resolved(argument: Argument, k: int, copies: Copies, place: str, problems: list[str]) -> Argument:
-    """An argument in which every name is that of one copy: the k-th, where all are meant, but not together."""
+    """The argument with each name bound to one copy; ``[:]`` outside a variadic signal means the k-th."""
     if isinstance(argument, Name):
         return _named(argument, k, copies, place, problems)
     if not isinstance(argument, Call):

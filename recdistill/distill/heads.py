@@ -68,7 +68,7 @@ def build_heads(members: Sequence[Member], layout: Layout, draws: Draws) -> Head
 
 
 def convolved(layout: MemberLayout) -> tuple[Column, ...]:
-    """What a net over a graph reads of the graph, behind the vectors of its tables: as wide, in the same order."""
+    """Columns for the convolved vectors, after the table vectors, with equal widths and order."""
     return tuple(Column(f"{c.name} in the graph", c.width, embedded=False) for c in layout.columns if c.embedded)
 
 
@@ -141,7 +141,7 @@ def _head(member: Member, layout: MemberLayout, made: Heads) -> Head:
 
 
 def _share_module(head: Head, path: str, lender: Head, theirs: str, place: str, owner: str) -> None:
-    """Put another head's module in the place of the own one.
+    """Replace a head's own module with another head's.
 
     Raises:
         TrainingError: there is no such module, or the two are built differently.

@@ -82,9 +82,9 @@ class FirstKnown(Several):
 
 @dataclass(frozen=True)
 class Unflipped(OfSignal):
-    """A label whose mean is that of the true one, whose flips are known: ``(y - f+) / (1 - f+ - f-)``.
+    """A label made unbiased by known rates of flips: ``(y - f+) / (1 - f+ - f-)``.
 
-    Of single rows it lies outside of [0, 1]; losses that are linear in their target, such as `bce`, are unbiased.
+    On single rows it may lie outside [0, 1]; losses that are linear in their target, such as `bce`, are unbiased.
     """
 
     signal: Column
@@ -104,7 +104,7 @@ class Hedged:
     """``w y + (1 - w) p``: a label that is wrong at times and a teacher's probability, each as far as it is trusted.
 
     ``w = R_p / (R_p + R_y)``, where R is the mean squared distance to the verified label, over the verified rows of the
-    batch. Of two guesses whose errors are independent it is the mixture with the smallest one.
+    batch. For two guesses with independent errors, no other mixture has a smaller error.
     """
 
     label: FirstKnown
@@ -135,10 +135,13 @@ class Hedged:
 
 
 def first_known(*signals: Signal) -> FirstKnown:
-    """The first of several labels that is known: ``first_known(label, reported)`` (P2a).
+    """The first of several labels that is known: ``first_known(label, reported)``.
 
     Raises:
         TrainingError: there is no label.
+
+    Source: P2a, Li et al., 2017: the student learns from verified and other rows together (details unverified).
+    Departure: none; where a row has both labels, the verified one counts.
     """
     if not signals:
         raise TrainingError("first_known: takes at least one label")
@@ -146,7 +149,7 @@ def first_known(*signals: Signal) -> FirstKnown:
 
 
 def unflipped(label: Column, *, false_positive: float = 0.0, false_negative: float = 0.0) -> Unflipped:
-    """A label that is wrong at times, made unbiased (P2a).
+    """A label that is wrong at times, made unbiased.
 
     Args:
         label: the label as it is reported.
@@ -155,6 +158,9 @@ def unflipped(label: Column, *, false_positive: float = 0.0, false_negative: flo
 
     Raises:
         TrainingError: the label would tell nothing, or the opposite.
+
+    Source: P2a, Li et al., 2017, for the label that is mixed; that it is unbiased first is an adaptation to clicks.
+    Departure: the paper mixes labels as they are. The rates of flips are given in the job, not fitted on verified rows.
     """
     if min(false_positive, false_negative) < 0 or false_positive + false_negative >= 1:
         raise TrainingError(
@@ -164,7 +170,7 @@ def unflipped(label: Column, *, false_positive: float = 0.0, false_negative: flo
 
 
 def hedged(label: Signal, signal: Signal) -> Hedged:
-    """A label and a teacher's answer, mixed by how far each is from verified labels (P2a).
+    """A label and a teacher's answer, mixed by how far each is from verified labels.
 
     A teacher that has learned from the verified rows looks better on them than it is; of copies with folds,
     ``hedged(first_known(label, reported), out_of_fold(teacher[:].logit))`` takes those that have not.
@@ -176,7 +182,8 @@ def hedged(label: Signal, signal: Signal) -> Hedged:
     Raises:
         TrainingError: the label is no pair of a verified and a reported one.
 
-    Source: P2a, Li et al., 2017 (the mixture; its share as the handbook derives it from the risks of both).
+    Source: P2a, Li et al., 2017 (the mixture; its share as the handbook derives it from the risks of both; unverified).
+    Departure: the share is measured on the verified rows of each batch instead of being one number tuned on them.
     """
     if not isinstance(label, FirstKnown) or len(label.signals) != 2:
         raise TrainingError(f"hedged: expected first_known(verified, reported), found {label}")
@@ -186,7 +193,7 @@ def hedged(label: Signal, signal: Signal) -> Hedged:
 def corrected(
     label: Column, signal: Signal, *, most: float = 0.9, by: str = "quantile", trust: str = "auc", decay: float = 0.9
 ) -> Corrected:
-    """A label, corrected by a belief as far as the two have agreed so far (U4).
+    """A label, corrected by a belief as far as the two have agreed so far.
 
     Args:
         label: the label as it is given.

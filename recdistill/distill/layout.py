@@ -265,7 +265,7 @@ def _member_layout(member: Member, homes: dict[str, str], banks: dict[str, Bank]
 
 
 def _append(pieces: list[Piece], piece: Piece) -> None:
-    """Add a piece, joined to the one before where both are one run of the same leaf."""
+    """Append a piece, merged with the previous one where both are one run of the same leaf."""
     last = pieces[-1] if pieces else None
     joined = last is not None and last.bank == piece.bank and last.start + last.width == piece.start
     if last is not None and joined and last.feature is None and piece.feature is None:

@@ -92,10 +92,10 @@ class Gated:
 
 @dataclass(frozen=True)
 class Expert(OfMember):
-    """A mixture of experts on a signal, of the width of the teacher by whose vector a gate chooses among them.
+    """Experts mapping a signal to the teacher's width; the gate reads the teacher's vector.
 
     The choice is a softmax of the gate's logits with Gumbel noise, drawn by row id, seed and step: the lower the
-    temperature, the more one expert answers alone, and becomes responsible for a part of the vectors.
+    temperature, the more a single expert dominates and specialises.
     """
 
     member: str
@@ -209,10 +209,13 @@ def adapt(signal: Signal, *, width: float, hidden: float = 0) -> WantedAdapter:
 
 
 def gate(*signals: Signal, by: Signal) -> WantedGate:
-    """A learned mean of signals, weighted row by row by what ``by`` says (O5).
+    """A learned mean of signals, weighted row by row by what ``by`` says.
 
     Raises:
         TrainingError: there are fewer than two signals.
+
+    Source: O5, Lan, Zhu and Gong, 2018 (as in its code).
+    Departure: the softmax of a linear layer instead of ``softmax(ReLU(BN(W pool(u))))``.
     """
     if len(signals) < 2:
         raise TrainingError(f"gate: weighs signals against each other, so it takes at least two; found {len(signals)}")
@@ -220,7 +223,7 @@ def gate(*signals: Signal, by: Signal) -> WantedGate:
 
 
 def experts(signal: Signal, teacher: Signal, *, count: float = 4, temperature: float | Schedule = 1.0) -> WantedExperts:
-    """Learned maps of a signal to the width of a teacher's, among which a gate chooses by the teacher's (DE).
+    """Learned maps of a signal to a teacher's width; a gate that reads the teacher chooses among them (DE).
 
     Args:
         signal: what is mapped, usually a user's or an item's vector of the student.

@@ -36,7 +36,7 @@ class Member:
         serving: the serving columns that it reads.
         privileged: the post-event columns that it reads; always empty for a member that serves.
         serve: whether it is the student that is exported.
-        judged: whether it is a student, served or further: by these stop rules go.
+        judged: whether it is a student, served or compared; stop rules go by these.
         labels: which of the job's labels it predicts, by their numbers.
         origin: where its parameters come from; None if it is trained.
         inputs: signals that it reads beside its columns.
@@ -45,7 +45,7 @@ class Member:
         distort: the distorted view of its columns.
         fold: (k, n) if it may not learn from the rows of the fold k of n.
         dim: width of its embeddings,
-        dims: of some columns another width.
+        dims: other widths for some columns.
         pool: how each sequence becomes one vector; by default by its mean.
         dropout: share of its input vector dropped while training.
         trunk: widths of its first layers, its own or borrowed.
@@ -130,7 +130,7 @@ class Update:
         terms: what should agree.
         parts: what moves.
         members: everyone whose answers are needed.
-        every: it takes place in every so many-th step.
+        every: run on every ``every``-th step.
         feed: the rows.
     """
 

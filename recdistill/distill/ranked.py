@@ -79,7 +79,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Untaken(OfSignal):
-    """A signal over candidates, NaN for those that the anchor is known to have taken: they are no candidates then."""
+    """A signal over candidates, NaN, which is no candidate, for those that the anchor is known to have taken."""
 
     signal: Signal
 
@@ -94,7 +94,7 @@ class Untaken(OfSignal):
 
 @dataclass(frozen=True)
 class Hardest(OfSignal):
-    """``own`` with those negatives alone that a member scores highest; NaN for the others, which are left out."""
+    """``own`` with only the negatives that a member scores highest; the others are NaN and so left out."""
 
     signal: Signal
     count: int
@@ -144,7 +144,7 @@ def is_ranked(thing: object) -> bool:
 
 
 def permuted(thing: Thing) -> Thing:
-    """The same with the vectors of anchors exchanged in all scores that it looks at."""
+    """A copy whose scores use permuted anchor vectors."""
     if isinstance(thing, Scores):
         return replace(thing, permuted=True)
     if not is_dataclass(thing) or isinstance(thing, type):

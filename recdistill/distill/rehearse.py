@@ -1,4 +1,4 @@
-"""Every term once on two rows of zeros, before any data is read: wrong layers and widths that do not fit are named.
+"""Runs every term once on two rows of zeros, before any data is read, to find wrong layers and unequal widths.
 
 Tables are not needed for it, because the widths of all vectors are known from the job alone.
 """

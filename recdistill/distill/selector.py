@@ -209,9 +209,12 @@ def absent(column: Column) -> ByColumn:
 
 
 def sure(signal: Signal) -> Sure:
-    """All rows, each with the weight with which a logit is sure of its answer (S2).
+    """All rows, weighted by how sure a logit is of its answer.
 
     A term divides by the weights of its rows, so a signal that is equally sure of all of them changes nothing.
+
+    Source: S2, Furlanello et al., 2018 (CWTM).
+    Departure: none; the larger one of two classes is ``max(p, 1 - p)``.
     """
     return Sure(signal)
 
@@ -231,12 +234,16 @@ def equals(column: Column | Scenario, value: float | str) -> ByColumn:
 
 
 def agrees(first: Signal, second: Signal, *, rate: Column | None = None) -> Agreeing:
-    """The rows on which two logits, or a logit and a label, are on the same side (E10).
+    """The rows on which two logits, or a logit and a label, are on the same side.
 
     Args:
         first: a logit or a label.
         second: likewise.
         rate: a column; a logit then speaks for a click on as large a share of the rows as this column.
+
+    Source: E10, Cui et al., 2017 (details unverified).
+    Departure: with a rate, rank in the batch instead of the most likely class. In the job's rounds members agree with
+        each other instead of with a label, which takes the place of a confidence score for rows without one.
     """
     return Agreeing(first, second, rate)
 
@@ -260,7 +267,7 @@ def beats(better: Signal, worse: Signal, label: Column, *, margin: float = 0.0) 
 def smallest(
     loss: Measured, *, keep: float | Schedule = 1.0, drop: float | Schedule = 0.0, within: Column | None = None
 ) -> Smallest:
-    """The rows of a batch whose loss is smallest (P2b): the share ``keep``, or all but the share ``drop``.
+    """The rows of a batch whose loss is smallest: the share ``keep``, or all but the share ``drop``.
 
     Args:
         loss: the loss to rank by; it is not trained on.
@@ -270,6 +277,12 @@ def smallest(
 
     Raises:
         TrainingError: a share is not in (0, 1].
+
+    Source: P2b, Han et al., 2018 (as in its code); E8, Freitag, Al-Onaizan and Sankaran, 2017, for a filter by how far
+        the labels of ensemble and log are apart (from summaries).
+    Departure: P2b: within each class; the job lets ``drop`` rise by step instead of epoch, and neither rate nor beta1
+        falls at the end. E8: a share of each batch instead of one cut for all rows; rows are labelled out of fold; no
+        variants for lists or for the best of several answers.
     """
     given = keep if isinstance(keep, Schedule) else fixed(keep)
     left = drop if isinstance(drop, Schedule) else fixed(drop)

@@ -188,7 +188,7 @@ class Embed(OfMember):
 
 @dataclass(frozen=True)
 class Attention(OfMember):
-    """``member.attention.column``: the weights that a member gives the tokens of a sequence, (B, L), zeros behind.
+    """``member.attention.column``: the weights that a member gives the tokens of a sequence, (B, L), zero-padded.
 
     L is the most that the sequence can hold, whatever a batch or a shortened view of it holds, so that what a row is
     worth depends on no other.
@@ -287,6 +287,11 @@ class Remembered(OfSignal):
     """``memory(x, decay=)``: the moving average of what a signal was for each row in earlier steps; NaN at first.
 
     The average is divided by what has entered it, so that a constant is remembered as itself from the first time on.
+
+    Source: O3, Laine and Aila, 2017 (as in its code).
+    Departure: a value enters right after its step, not at the end of the epoch. In the job the weight rises by step
+        instead of epoch, to 10 instead of 30, without the code's factor of labelled rows M / N: labels are averaged
+        over the rows that have one, so that it cancels. Neither rate nor beta1 is ramped.
     """
 
     signal: Signal
@@ -294,7 +299,7 @@ class Remembered(OfSignal):
 
     @property
     def key(self) -> str:
-        """What tells it from other memories: what is made in the same way is remembered once."""
+        """Tells it from other memories; equal signals share one."""
         return repr(self)
 
     def __str__(self) -> str:
@@ -344,7 +349,7 @@ def salted(scene: Scene, purpose: str) -> Tensor:
 
 
 def draw(scene: Scene, key_B: Tensor, purpose: str, width: int = 1) -> Tensor:
-    """Numbers in [0, 1) by key, seed, step and purpose, float64 (B, width): alike however rows meet."""
+    """Numbers in [0, 1) by key, seed, step and purpose, float64 (B, width): independent of batch composition."""
     place_W = splitmix64_tensor(torch.arange(width, dtype=torch.int64) ^ salted(scene, purpose))
     hashed_BW = splitmix64_tensor(key_B.unsqueeze(1) ^ place_W)
     return (hashed_BW & (2**53 - 1)).to(torch.float64) / 2.0**53

@@ -59,7 +59,7 @@ class Term:
 
     @property
     def taught(self) -> frozenset[str]:
-        """The members that the term is about to move: its learner's, and those of live targets."""
+        """The members the term may move: those behind its learner and its live targets."""
         live = [t.members for t in self.targets if flows(t)]
         return self.learner.members.union(*live)
 
@@ -100,11 +100,10 @@ class Term:
     def losses(self, scene: Scene) -> tuple[Tensor, Tensor]:
         """The loss of each row, and the weight with which the row takes part, both (B,).
 
-        A row whose target is not known (NaN) takes no part, and what a target says of such a row, be it NaN, changes
-        nothing. Losses that compare the rows of a batch see only those that take part, (R,). Of losses over lists it is
-        the loss of each list, (G,), which consists of those of its rows that take part, and weighs as much as one of
-        them on average; of losses over the batch it is one value, with the weight of all rows that take part, both
-        (1,). Where candidates are compared, the rows are the anchors.
+        A row whose target is unknown (NaN) takes no part; the target value of a row that takes no part, even NaN, has
+        no effect. Losses that compare the rows of a batch see only those that take part, (R,). List losses: one value
+        per list, (G,), over its participating rows; its weight is their mean weight. Batch losses: one value, with the
+        total weight of the rows that take part, both (1,). Where candidates are compared, the rows are the anchors.
         """
         targets = [t.value(scene) if flows(t) else t.value(scene).detach() for t in self.targets]
         weight_B = self._weights(scene)

@@ -1,4 +1,4 @@
-"""Classes of which every teacher knows some: one distribution over all of them, and its part that a teacher knows.
+"""Teachers that each know some classes: one distribution over all classes, and the part of it that each knows.
 
 A teacher that knows the classes L says ``p(l | L) = q(l) / sum_L q`` of the distribution q over all; what several say
 determines q as soon as their classes are linked.
@@ -133,7 +133,7 @@ def _curvature(score_BK: Tensor, known: Known) -> Tensor:
 
 
 def _length(score_BK: Tensor, step_BK: Tensor, slope_BK: Tensor, wanted_BK: Tensor, known: Known) -> Tensor:
-    """How much of a step is taken in each row: 1, or so many halves of it that the loss falls, (B,)."""
+    """The length of the step in each row: 1, halved until the loss falls, (B,)."""
 
     def loss(score_BK: Tensor) -> Tensor:
         parts = torch.stack([torch.logsumexp(score_BK[:, list(places)], 1) for places in known])
@@ -151,7 +151,7 @@ def _length(score_BK: Tensor, step_BK: Tensor, slope_BK: Tensor, wanted_BK: Tens
 
 
 def unify(*signals: Signal, by: str = "logit") -> Unified:
-    """One distribution over all classes from members that know some of them each (P3).
+    """One distribution over all classes from members that each know some of them (P3).
 
     ``unify(north.logits, south.logits)`` of members whose `labels` overlap.
 

@@ -1,4 +1,4 @@
-"""Signals of several values a row, put together or cut: what a member of few labels says in the place of many."""
+"""Signals of several values per row, joined or cut, so that a member of few labels can teach one of many."""
 
 from dataclasses import dataclass
 
@@ -61,10 +61,14 @@ def stack(*signals: Signal) -> Stacked:
 
 
 def top(signal: Signal, *, keep: float) -> Topmost:
-    """The ``keep`` largest values of each row, zeros instead of the others (A7).
+    """The ``keep`` largest values of each row, zeros instead of the others.
 
     Raises:
         TrainingError: ``keep`` is no positive whole number.
+
+    Source: A7, Gao et al., 2017 (from summaries): a target is 0 below the teacher's K largest probabilities.
+    Departure: K = 2 of three labels in the job instead of 100; beside the specialists the job teaches labels, at 0.1,
+        which the paper's loss does not.
     """
     if keep < 1 or keep != int(keep):
         raise TrainingError(f"top: keep is a positive whole number, found {keep}")
@@ -72,10 +76,13 @@ def top(signal: Signal, *, keep: float) -> Topmost:
 
 
 def pad(signal: Signal, *, before: float = 0, after: float = 0) -> Padded:
-    """Zeros before and after the values of each row: those of labels that a member does not know (A7).
+    """Zeros before and after the values of each row: those of labels that a member does not know.
 
     Raises:
         TrainingError: a number of zeros is negative or not whole.
+
+    Source: A7, Gao et al., 2017 (from summaries): a target is 0 outside of its teacher's labels.
+    Departure: none; on the job's labels see `top`.
     """
     if before < 0 or after < 0 or before != int(before) or after != int(after):
         raise TrainingError(f"pad: numbers of zeros are whole and not negative, found {before} and {after}")

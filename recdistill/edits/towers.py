@@ -90,10 +90,10 @@ class Shrink:
 
 
 def check_layer(layer: int, widths: Sequence[int], name: str) -> None:
-    """Nothing, if there is such a layer, and if it is not the only one.
+    """Raise unless the layer exists and may be edited; the only one may not be dropped.
 
     Raises:
-        TrainingError: it is not.
+        TrainingError: there is no such layer, or none would be left.
     """
     if not 0 <= layer < len(widths):
         raise TrainingError(f"{name}: no hidden layer {layer}; there are {len(widths)}, counted from 0")

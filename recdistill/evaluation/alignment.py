@@ -1,4 +1,4 @@
-"""How well a few rows tell a linear student where a linear teacher points, and how often the two then disagree.
+"""How well a few rows show a linear student its linear teacher's direction, and how often the two then disagree.
 
 Rows are vectors whose last coordinate is one, so that a bias is a weight like any other.
 """
@@ -16,7 +16,7 @@ GRID = np.linspace(0, np.pi / 2, 1801)
 
 
 def projection(x_ND: Floats, logit_N: Floats) -> Floats:
-    """Where a linear student ends that begins at zero and is taught a linear teacher's answers to some rows.
+    """Weights a linear student reaches from zero when taught these answers of a linear teacher.
 
     ``w = X^T (X X^T)^+ z``, the shortest vector that answers z: with z = X w* the projection of the teacher w* onto the
     span of the rows, and w* itself as soon as they span everything.
@@ -33,6 +33,8 @@ def projection(x_ND: Floats, logit_N: Floats) -> Floats:
         array([3., 0., 0.])
 
     Source: U1, Phuong and Lampert, 2019; the formula is from memory, and checked against trained students.
+    Departure: a bias is a coordinate of one; the student takes steps with momentum instead of gradient flow, and by
+        default reads a net's last layer, in which its teacher is linear.
     """
     return np.asarray(np.linalg.lstsq(x_ND, logit_N, rcond=SMALLEST)[0], np.float64)
 
@@ -73,7 +75,7 @@ class Alignment:
 
     @classmethod
     def of(cls, x_ND: Floats, weight_D: Floats) -> "Alignment":
-        """That of a direction among rows."""
+        """The alignment of a direction among rows."""
         return cls(np.sort(angles(x_ND, weight_D)))
 
     def tail(self, theta: float | Floats) -> Floats:
@@ -82,7 +84,7 @@ class Alignment:
         return found
 
     def bound(self, rows: int) -> float:
-        """What the disagreement of teacher and student, taught so many rows, stays below in the mean over such rows.
+        """Upper bound on the expected disagreement of a teacher and a student taught ``rows`` rows.
 
         ``min over beta of p(beta) + p(pi/2 - beta)^n``: one of n rows lies within pi/2 - beta of the teacher, and so
         does the student, who then only fails on rows that lie beyond beta.
@@ -92,5 +94,6 @@ class Alignment:
             0.3125
 
         Source: U1, Phuong and Lampert, 2019; the formula is from memory, and checked on drawn rows.
+        Departure: p is counted on rows, in which a bias is a coordinate of one; by default of a net's last layer.
         """
         return float(min(1.0, (self.tail(GRID) + self.tail(GRID[::-1]) ** rows).min()))

@@ -1,4 +1,4 @@
-"""What labels that are wrong at times are worth, where the true ones are known as well."""
+"""The value of noisy labels, measured where the true ones are also known."""
 
 # Shapes: N rows.
 
@@ -24,14 +24,14 @@ class Flips:
 
 
 def flips(noisy_N: Floats, true_N: Floats) -> Flips:
-    """How often labels are wrong, by what is true; NaN where no row tells.
+    """How often labels are wrong, for each true class; NaN where no row tells.
 
     Args:
         noisy_N: labels as reported, 0 or 1, NaN where not known.
         true_N: the true ones likewise.
 
     Returns:
-        The two rates over rows whose both labels are known.
+        The two rates, over rows with both labels known.
 
     Example:
         >>> flips(np.array([1.0, 0.0, 0.0, 1.0]), np.array([0.0, 0.0, 1.0, 1.0]))
@@ -43,7 +43,7 @@ def flips(noisy_N: Floats, true_N: Floats) -> Flips:
 
 @dataclass(frozen=True)
 class Trust:
-    """How a label that is wrong at times and a score are best mixed: ``weight * label + (1 - weight) * score``.
+    """The best mixture of a noisy label and a score: ``weight * label + (1 - weight) * score``.
 
     Attributes:
         label: risk of the label, its mean squared difference to the truth.
@@ -75,7 +75,7 @@ def trust(noisy_N: Floats, score_N: Floats, true_N: Floats) -> Trust:
         true_N: the true labels, NaN where not known.
 
     Returns:
-        Both risks over rows whose two labels are known.
+        Both risks, over rows with both labels known.
 
     Source: P2a, Li et al., 2017, section 3: the risk of a mixture is ``w^2 R_label + (1 - w)^2 R_score``.
     Departure: risks are Brier scores, against binary labels that are luck in part; that part enters both.
@@ -87,12 +87,12 @@ def trust(noisy_N: Floats, score_N: Floats, true_N: Floats) -> Trust:
 
 @dataclass(frozen=True)
 class Purity:
-    """What a choice of rows has made of the labels that are wrong at times.
+    """Label purity before and after row selection.
 
     Attributes:
         kept: share of the rows that were chosen.
-        right: share of the chosen rows whose label is true,
-        before: and of all rows.
+        right: share of the chosen rows whose label is true.
+        before: the same share of all rows.
     """
 
     kept: float
@@ -101,7 +101,7 @@ class Purity:
 
 
 def purity(chosen_N: NDArray[np.bool_], noisy_N: Floats, true_N: Floats) -> Purity:
-    """How many of the chosen rows have a true label, over rows whose two labels are known.
+    """How many of the chosen rows have the true label, among rows with both labels known.
 
     Args:
         chosen_N: whether a row was chosen.
@@ -115,5 +115,5 @@ def purity(chosen_N: NDArray[np.bool_], noisy_N: Floats, true_N: Floats) -> Puri
 
 
 def mean_of(value_N: NDArray[np.bool_] | Floats) -> float:
-    """The mean, NaN of nothing."""
+    """The mean; NaN if there are no values."""
     return float(np.mean(value_N)) if len(value_N) else float("nan")

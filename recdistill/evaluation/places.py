@@ -100,7 +100,7 @@ def _missed_all(slots_L: Counts, tied_L: Counts, row_L: Counts, users: int) -> F
 
 
 def _nth_in_user(row_L: Counts, slots_L: Counts) -> Counts:
-    """How many relevant items of the same user that have a chance to be shown stand before each.
+    """For each item, how many relevant ones of its user that have a chance to be shown come before it.
 
     Only one run of a user is shown in part, and every other run with a chance is shown as a whole, where the product is
     0 whichever number its items get, as long as that of the partial run counts from 0.

@@ -86,7 +86,7 @@ def serving_student(
 
 
 def of(each: Member, member: Member) -> str:
-    """Whom a message speaks of, where it is not the member itself."""
+    """The subject of a message, where it is not the member itself."""
     return "" if each is member or each.name == member.name else f"{each.name!r}, which it needs, "
 
 
@@ -103,18 +103,18 @@ def served_columns(member: Member, members: Sequence[Member]) -> list[str]:
 
 
 def _looked_up_first(served: Sequence[Member], layout: Layout) -> list[str]:
-    """The columns of all served members in the order in which the first of them has them in its input."""
+    """Columns of all served members, ordered as in the input of the first member that has them."""
     layouts = [layout.members[member.name] for member in served]
     return list(dict.fromkeys(c.name for mine in layouts for c in (*mine.columns, *mine.pooled)))
 
 
 def _undrawn(_: Member) -> AbstractContextManager[object]:
-    """Parameters that are about to be replaced are drawn without disturbing anybody."""
+    """A context for drawing parameters that will be replaced, which keeps the random state as it is."""
     return torch.random.fork_rng(devices=[])
 
 
 def _read(signal: Signal, trial: Mapping[str, Outputs], offsets: Mapping[str, int]) -> tuple[int, int]:
-    """The number of the output that a signal stands for, among those of all members before, and its column."""
+    """Index of the signal's output among earlier members' outputs, and its column."""
     match signal:
         case Live(signal=inner):
             return _read(inner, trial, offsets)

@@ -28,7 +28,8 @@ def quantisation(relaxed_BR: Tensor) -> Tensor:
         tensor([0.0000, 0.8750])
 
     Source: P10, Wang et al., 2019: continuous problem with a stochastic penalty; formula reconstructed.
-    Departure: the mean over bits instead of the sum, so that a weight keeps its meaning across lengths.
+    Departure: the mean over bits instead of the sum, so that a weight keeps its meaning across lengths. Of the items
+        only each anchor's own one is penalised, since rows of candidates have no weight.
     """
     if relaxed_BR.dim() != 2:
         raise ShapeError(f"quantisation: takes relaxed codes (B, R), found {tuple(relaxed_BR.shape)}; flatten them")

@@ -26,7 +26,7 @@ def relative_order(student_BH: Tensor, *teacher_BH: Tensor, margin: float = 0.2,
     Args:
         student_BH: a layer of the learner, (B, H).
         teacher_BH: a layer of each teacher, (B, H).
-        margin: by how much the closer row is to be closer.
+        margin: by how much the closer row should be closer.
         triplets: pairs for each row.
 
     Returns:
@@ -42,8 +42,8 @@ def relative_order(student_BH: Tensor, *teacher_BH: Tensor, margin: float = 0.2,
         (tensor([0., 0., 0.]), tensor([1.8000, 0.6000, 1.4000]))
 
     Source: E1, You et al., 2017 (the exact form of the loss is unverified).
-    Departure: triplets are rows that meet in a batch, not a stored list of examples; the layers of the teachers are
-        named in the job, not chosen by how much their votes agree.
+    Departure: triplets are rows that meet in a batch, not a stored list of examples, and the loss is their mean, not
+        their sum; the layers of the teachers are named in the job, not chosen by how much their votes agree.
     """
     if not teacher_BH or triplets < 1:
         raise TrainingError(f"relative_order: needs a teacher and at least one pair a row, found {triplets} pairs")
@@ -63,7 +63,7 @@ def relative_order(student_BH: Tensor, *teacher_BH: Tensor, margin: float = 0.2,
 
 
 def opinion(layer_BH: Tensor, n: int) -> Tensor:
-    """1 where the first of the n-th pair of rows that follow a row is closer to it, -1 where the second is, else 0."""
+    """1 if the first of the row's n-th pair of successors is closer, -1 if the second is, else 0."""
     first_B, second_B = distances(layer_BH, n)
     apart_B = second_B - first_B
     return torch.sign(apart_B) * (apart_B.abs() > EQUAL * (first_B + second_B))
@@ -83,7 +83,7 @@ def distances(layer_BH: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 @within_batch
 def pairwise(logit_B: Tensor, label_B: Tensor) -> Tensor:
-    """How far rows of the other class are from standing on their side of a row: a smooth AUC.
+    """Pairwise logistic loss against rows of the other class: a smooth AUC.
 
     ``mean_j log(1 + exp(s_j - s))`` over the rows j that were not clicked, for a row that was clicked, and with both
     logits exchanged for one that was not; so the mean over a batch is the mean over all pairs of a clicked row and

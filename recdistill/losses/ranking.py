@@ -94,7 +94,7 @@ def sampled_softmax(
 
 
 def positive_temperature(loss: str, temperature: float) -> None:
-    """Nothing, if a temperature can divide.
+    """Raise unless a temperature is positive.
 
     Raises:
         TrainingError: it is not positive.

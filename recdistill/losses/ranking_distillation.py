@@ -25,10 +25,10 @@ def soft_sides(
     student_temperature: float = 1.0,
     list_B: Tensor | None = None,
 ) -> Tensor:
-    """Cross entropy against the teacher's distribution, over the positives and over the negatives of an anchor apart.
+    """Cross entropy against the teacher's distributions over an anchor's positives and over its negatives.
 
-    ``sum over g in {positives, negatives} of - sum_(i in g) softmax_g(t / T)_i log softmax_g(s / S)_i``. That positives
-    rank above negatives is not said; a hard loss such as `bpr` says it.
+    ``sum over g in {positives, negatives} of - sum_(i in g) softmax_g(t / T)_i log softmax_g(s / S)_i``. It does not
+    teach that positives rank above negatives; a hard loss such as `bpr` does.
 
     Args:
         student: scores of the learner, (B, M); or (B,) with ``list_B``.

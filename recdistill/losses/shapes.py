@@ -6,7 +6,7 @@ from recdistill.errors import ShapeError
 
 
 def same_shape(learner: Tensor, target: Tensor, loss: str) -> None:
-    """Nothing, if both have the same shape.
+    """Raise unless both have the same shape.
 
     Raises:
         ShapeError: they differ.
@@ -19,7 +19,7 @@ def same_shape(learner: Tensor, target: Tensor, loss: str) -> None:
 
 
 def logits(learner: Tensor, target: Tensor, loss: str) -> None:
-    """Nothing, if both are logits of the same rows.
+    """Raise unless both are logits of the same rows.
 
     Raises:
         ShapeError: they are not of shape (B,), or differ.
@@ -33,7 +33,7 @@ def logits(learner: Tensor, target: Tensor, loss: str) -> None:
 
 
 def listed(learner: Tensor, list_B: Tensor, loss: str) -> None:
-    """Nothing, if each row has a list.
+    """Raise unless each row has a list.
 
     Raises:
         ShapeError: there are more or fewer lists than rows.

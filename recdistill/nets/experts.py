@@ -1,4 +1,4 @@
-"""Experts: small nets from a student's vector to a teacher's, and a gate that tells by the teacher's who answers."""
+"""Experts: small nets from a student's vector to a teacher's, and a gate that reads the teacher's."""
 
 # Shapes: B rows, S width of the student, T width of the teacher, E experts.
 

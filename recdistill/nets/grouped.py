@@ -1,4 +1,4 @@
-"""A net of many labels that fall into groups: below all is shared, above each group has small layers of its own."""
+"""A net for many labels in groups: lower layers are shared, and each group has small upper layers of its own."""
 
 # Shapes: B rows, S shared layer, W own layer of a group, K labels.
 

@@ -1,4 +1,4 @@
-"""Nets that put the answers of other members together and that no gradient teaches.
+"""Nets that combine the answers of other members and that no gradient teaches.
 
 They read nothing but logits: ``view: []`` and ``inputs: member[:].logit``. An average has nothing to choose; a blend is
 chosen on validation rows when a phase that needs it begins.
@@ -127,8 +127,8 @@ def staircase(score_N: Tensor, label_N: Tensor, stairs: int) -> tuple[Tensor, Te
     """Isotonic regression of labels on scores, on as many stairs of equally many rows.
 
     Returns:
-        The lowest score of each stair but the first, and the share of clicks on each, which never falls; that of few
-        rows is drawn towards the share of all.
+        The lowest score of each stair but the first, and the share of clicks on each, which never falls; the fewer
+        the rows of a stair, the closer its share to that of all rows.
     """
     score_N, order_N = torch.sort(score_N)
     label_N = label_N[order_N].double()
@@ -154,7 +154,7 @@ def simplex(parts: int, whole: int) -> Iterator[list[float]]:
 
 
 def divided(parts: int, whole: int) -> Iterator[list[int]]:
-    """Every way to write a whole number as a sum of so many, in order."""
+    """Every way to write ``whole`` as an ordered sum of ``parts`` whole numbers."""
     if parts == 1:
         yield [whole]
         return

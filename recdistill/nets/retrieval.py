@@ -128,11 +128,11 @@ class GraphNet(nn.Module):
         self.propagation: Propagation | None = None
 
     def connect(self, adjacency: Bipartite) -> None:
-        """Learn of the graph."""
+        """Attach the adjacency."""
         self.propagation = Propagation(adjacency)
 
     def settle(self, users: int, items: int) -> None:
-        """Room for vectors of all users and items that belong to its parameters and are never made again."""
+        """Allocate buffers for precomputed, frozen vectors of all users and items."""
         self.settled_user, self.settled_item = torch.zeros(users, self.width), torch.zeros(items, self.width)
 
     def propagate(self, user_UD: Tensor, item_ID: Tensor) -> tuple[Tensor, Tensor]:

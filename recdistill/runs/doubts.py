@@ -40,7 +40,7 @@ def budget_warnings(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dic
 
 
 def exchange_warnings(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
-    """Warnings about shared folders in which others were missing, or have left what could not be used."""
+    """Warnings about shared folders with missing peers, or with parameters that could not be used."""
     made = []
     for arm, summaries in fits.items():
         for name in dict.fromkeys(name for summary in summaries for name in summary.get("exchange", {})):

@@ -229,7 +229,7 @@ def _train(folder: RunFolder, arm: Arm, plan: Plan, data: Data, seed: int, repor
 
 
 def _is_there(folder: RunFolder, arm: Arm, seed: int, cached: Path | None) -> bool:
-    """Whether a training is done, maybe by another run from whose cache it is taken."""
+    """Whether a training is done; one that another run has cached is linked here."""
     if not folder.is_done(arm.name, seed) and cached is not None and cached.exists():
         link_tree(cached, folder.training(arm.name, seed))
     return folder.is_done(arm.name, seed)
@@ -323,12 +323,12 @@ def _collect_lists(
 
 
 def _judging(plans: Sequence[tuple[Arm, Plan]], student: str) -> list[tuple[Arm, Plan]]:
-    """The job, and its controls as far as they are of this student."""
+    """The job and the controls of this student."""
     return [(arm, plan) for arm, plan in plans if arm.of in (None, student)]
 
 
 def _name_in(arm: Arm, plan: Plan, main: Plan, student: str) -> str:
-    """What a student is called in a control; one that serves alone is no longer the first of several copies."""
+    """The student's name in a control, where ``student_0`` becomes ``student``."""
     serves = student == main.student.name or arm.of == student
     return plan.student.name if serves else student
 

@@ -1,4 +1,4 @@
-"""The run folder and the cache: who lies where.
+"""The run folder and the cache: what lies where.
 
 RUN/
   job.yaml spec.yaml          resolved, with all defaults

@@ -1,4 +1,4 @@
-"""Scores of earlier runs that a job reads as a teacher: are they still those of the run that they name?"""
+"""Checks that recorded scores a job reads as a teacher still belong to the run that they name."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from recdistill.spec.job import Job
 
 
 def check_scores(job: Job, spec: FeatureSpec) -> None:
-    """Nothing, if every score file that a job reads fits its log and belongs to its run as that is now.
+    """Raise unless every score file that a job reads fits its log and belongs to its run as that is now.
 
     Raises:
         LogError: rows are identified otherwise, or the teacher has changed since.

@@ -108,7 +108,7 @@ def _plain(job: Job) -> Arm:
 
 
 def _read_by(phases: list[PhaseSpec], feeds: dict[str, FeedSpec]) -> dict[str, FeedSpec]:
-    """The feeds that are left of use, so that jobs which differ in others have the same control."""
+    """The feeds still in use; jobs that differ only in others share a control."""
     read = {move.feed for phase in phases for move in phase.moves}
     read |= {part for name in read if name in feeds for part in feeds[name].mix}
     return {name: feed for name, feed in feeds.items() if name in read}
@@ -141,7 +141,7 @@ def served_with(job: Job) -> list[str]:
 
 
 def _alone(job: Job, name: str, served: list[str]) -> MemberSpec:
-    """A member without what it shares with members that are gone; what it has shared with them, it keeps."""
+    """The member with its own copy of whatever it shared with dropped members."""
     member = job.members[name]
     share = member.share
     owners = (share.trunk, *share.table_owners, *(owner for owner, _ in share.borrowed.values()))

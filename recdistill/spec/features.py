@@ -1,7 +1,7 @@
 """What a log holds: one feature spec per log schema.
 
 Columns under ``serving`` exist when a request is answered; columns under ``post_event`` happen afterwards (or are too
-dear to compute online), and a job may use them as labels or as privileged inputs, never as inputs of a serving member.
+expensive to compute online), and a job may use them as labels or as privileged inputs, never in a serving member.
 Everything here is checked before any data is read, and all problems of a file are reported together (`load.py`).
 """
 
@@ -209,7 +209,7 @@ def _clashes(spec: FeatureSpec) -> list[str]:
 def _known_after(spec: FeatureSpec) -> dict[str, str]:
     """Raw columns that are known only after the event, and the post-event columns that say so.
 
-    History columns say nothing: they stand there because they are dear to compute, or of somebody's choice.
+    History columns say nothing: they stand there because they are expensive to compute, or by the author's choice.
     """
     columns = {name: column for name, column in spec.post_event.items() if not isinstance(column, History)}
     return {raw: name for name, column in columns.items() for raw in column.sources(name)}

@@ -125,7 +125,7 @@ class CandidatesSpec(Strict):
 
 
 class Sampled(Strict):
-    """One held-out item among so many that the user has never taken, averaged over draws of these."""
+    """One held-out item among others that the user has never taken, averaged over draws of these."""
 
     others: int = Field(499, ge=1)
     draws: int = Field(5, ge=1)

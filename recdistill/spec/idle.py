@@ -1,4 +1,4 @@
-"""Keys of a member that would be ignored, because whoever its parameters come from has decided what they say."""
+"""Keys of a member that would be ignored, because the origin of its parameters decides them."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ WHY = {"frozen": "which does not move", "scores": "of which nothing but scores i
 
 
 def without_effect(name: str, member: MemberSpec) -> list[str]:
-    """The keys that are set on a member to no effect, one sentence each; a default is no setting."""
+    """The keys set on a member without effect, one sentence each; a default is no setting."""
     decided = WHY.get(member.origin or "", f"which has what {member.of!r} has")
     remedy = "remove it" if member.of is None else f"remove it, or set it on {member.of!r}"
     fields = type(member).model_fields

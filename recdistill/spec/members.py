@@ -31,6 +31,10 @@ class Sharing(Strict):
         trunk: the member whose trunk (its first layers) is used.
         modules: further parts of the net by their path, and the member in which the same path is used, for example
             ``{net.stack.blocks.0: booster}``, or whose part by its own path, ``booster.net.stack.blocks.2``.
+
+    Source: P6, Xu et al., 2020, for tables, shared column by column (from notes on the paper); O4, Zhou et al., 2018,
+        for the first layers.
+    Departure: none; the job says what is shared.
     """
 
     tables: str | dict[str, str] | None = None
@@ -86,6 +90,9 @@ class Best(Strict):
     Attributes:
         of: the member, or a moving average of one.
         average: how many of its best evaluations are averaged.
+
+    Source: O2, Wei et al., 2019 (``best``, ``ma`` and ``ave_best_k`` of its code).
+    Departure: no warm-up epoch; evaluations come by step, not by epoch, and the first one already counts.
     """
 
     of: str
@@ -93,14 +100,23 @@ class Best(Strict):
 
 
 class Snapshot(Strict):
-    """A copy of another member that is renewed every so many steps (or a fraction, below 1, of the phase)."""
+    """A copy of another member, renewed every ``every`` steps (or that fraction, below 1, of the phase).
+
+    Source: O1, Anil et al., 2018, for a peer as it was some steps ago (details unverified); S3, Yang et al., 2019, for
+        the end of a cycle of the learning rate.
+    Departure: O1: copied within one process; `Remote` exchanges checkpoints. S3: none.
+    """
 
     of: str
     every: float = Field(gt=0)
 
 
 class Previous(Strict):
-    """A copy of another member as it was when the phase, or its repetition, began."""
+    """A copy of another member as it was when the phase, or its repetition, began.
+
+    Source: S2, Furlanello et al., 2018: each generation learns from the one before it.
+    Departure: none; a job that keeps the labels in every generation is the paper's BAN+L.
+    """
 
     of: str
 
@@ -108,14 +124,17 @@ class Previous(Strict):
 class Remote(Strict):
     """A copy of another member as it is in other processes, which run the same job on other rows.
 
-    All of them leave their parameters in a shared folder, each under its own name, and read there those of the others.
-    Copies of a remote member are as many others.
+    All of them leave their parameters in a shared folder, each under its own name, and read the others' there.
+    With ``copies: n`` it follows n peers.
 
     Attributes:
         of: the member that this process leaves there.
         exchange: the shared folder.
         name: what this process is called there; no two may have one name.
         every: steps between two visits to the folder (or a fraction, below 1, of the phase).
+
+    Source: O1, Anil et al., 2018 (details unverified).
+    Departure: peers that are missing, late or broken are passed over (`training/exchange.py`).
     """
 
     of: str
@@ -147,6 +166,11 @@ class Distortion(Strict):
         levels: factors of all of these, one of which is drawn for every row; ``[1]`` is one level.
         columns: the columns that are distorted; by default all that the member reads.
         scores: whether evaluation sees the distorted columns as well, at the level given.
+
+    Source: S1, Xu and Liu, 2019 (from notes and unofficial code): a second name of the member (`same`) with a
+        distortion of its own is the second view.
+    Departure: columns are distorted instead of pictures; the two views pass the net one after the other, so that batch
+        statistics see each by itself; answers are compared at temperature 1 in the job, not 3.
     """
 
     mask: float = Field(0.0, ge=0, lt=1)
@@ -209,7 +233,7 @@ class MemberSpec(Strict):
         view: which columns it reads: ``serving``, ``privileged``, or names of columns; ``-name`` leaves one out. Or
             ``{embed: signal}``.
         inputs: signals that it reads beside its columns; ``live(...)`` lets gradients through.
-        outputs: a member that answers so many values instead of a logit for each label (a critic, a generator).
+        outputs: number of values it answers instead of a logit for each label (a critic, a generator).
         labels: the labels that it predicts, by default all of the job.
         distort: the distorted view on which it is trained.
         copies: how many members of this kind there are; ``name[0]`` is the first, ``name[:]`` are all of them.

@@ -18,7 +18,7 @@ class UpdateSpec(Strict):
         terms: what should agree.
         train: who moves: members, or parts of them by their path (``student.trunk``, ``student.tables``,
             ``student.net.stack.blocks.0``); by default every member that some term teaches.
-        every: it takes place in every so many-th step.
+        every: run on every ``every``-th step.
         feed: the rows.
     """
 
@@ -84,12 +84,13 @@ class FeedSpec(Strict):
         log: another parquet log, read with the columns fitted on the job's own; what it lacks of the labels is unknown.
         where: raw columns and the value (or values) that a row of it must have.
         mix: a share of the batch for each of several feeds, ``{log: 3, pool: 1}``.
-        noise: no log at all: rows without columns, so many in an epoch, for members that read signals only.
+        noise: number of rows in an epoch, without log or columns, for members that read signals only.
         candidates: users or items of the job's ``graph``, each with candidates to be ranked.
         shard: ``[k, n]``: the k-th of n parts of the job's own training rows, which have no row in common; ``[0, 2n]``
             is a part of ``[0, n]``.
         by: what a shard is made of: single rows, or whole groups.
-        sample: so many of the job's own training rows, the same for every seed; fewer rows are among more.
+        sample: number of the job's own training rows to sample, the same for every seed; smaller samples are nested in
+            larger ones.
     """
 
     log: str | None = None

@@ -81,8 +81,8 @@ class StopRule(Strict):
     Attributes:
         monitor: validation metric that must improve: ``logloss``, ``auc``, or a metric of lists such as ``recall@20``;
             by default that of the job's ``ranking``, or ``logloss``.
-        every: evaluate after so many steps; by default at the end of each epoch.
-        patience: stop after so many evaluations without improvement; by default a phase runs to its end.
+        every: steps between evaluations; by default one at the end of each epoch.
+        patience: evaluations without improvement after which to stop; by default a phase runs to its end.
         keep: ``best`` returns to the best checkpoint at the end of the phase, ``last`` does not.
     """
 

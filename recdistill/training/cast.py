@@ -84,7 +84,7 @@ class Cast:
         return [rows[str(member.net.options[side])] for side in SIDES]
 
     def begin_anew(self, name: str, generation: int) -> None:
-        """Fresh parameters for a member, others in every generation; what others share of it begins anew as well."""
+        """Re-initialise a member, differently in each generation; modules it shares are reset for everyone."""
         seed = f"{self.seed}/{generation}"
         layout = Layout(self.layout.banks, self.layout.members)
         fresh = build_heads(list(self.members.values()), layout, lambda member: drawn(seed, member.name))
@@ -96,7 +96,7 @@ class Cast:
                 self.tables.begin_anew(bank, seed)
 
     def edit(self, name: str) -> None:
-        """Give a member that is made from another one what the edits leave of that one's parameters, and its tables."""
+        """Initialise an edited member from its source's edited parameters and tables."""
         edited = self.members[name].edited
         if edited is not None:
             of, edits = edited
@@ -166,7 +166,7 @@ class Cast:
 
 @contextmanager
 def drawn(seed: object, name: str) -> Iterator[None]:
-    """PyTorch's random numbers as they depend on a seed and a name; those outside go on undisturbed."""
+    """A context whose random numbers depend on a seed and a name; PyTorch's state outside is kept."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int.from_bytes(digest))
@@ -174,7 +174,7 @@ def drawn(seed: object, name: str) -> Iterator[None]:
 
 
 def refuse_leak(member: Member, layout: MemberLayout, spec: FeatureSpec) -> None:
-    """Nothing, if a member that serves, or that the student reads, is wired to serving columns only.
+    """Raise unless a member that serves, or that the student reads, is wired to serving columns only.
 
     Raises:
         VisibilityError: it is not.

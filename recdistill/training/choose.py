@@ -14,7 +14,7 @@ BATCH = 8192
 
 
 def choose(cast: Cast, names: Iterable[str], valid: Reader) -> dict[str, dict[str, float]]:
-    """Let every member whose net can be chosen be chosen anew, on what it reads of the rows whose label is known.
+    """Refit members that are fitted on validation rows, using the rows with known labels.
 
     Returns:
         By member what its net says of the choice.

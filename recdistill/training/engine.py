@@ -88,7 +88,7 @@ class Engine:
         return phase.steps or (phase.epochs or 1) * self.steps_of(phase)
 
     def steps_of(self, phase: Phase) -> int:
-        """The steps of one epoch of a phase's first feed, which is not read in steps in which nobody asks for it."""
+        """Steps per epoch of the first feed; steps in which no update reads it do not consume it."""
         feed = phase.updates[0].feed
         everys = [update.every for update in phase.updates if update.feed == feed]
         cycle = math.lcm(*everys)

@@ -2,9 +2,13 @@
 
     EXCHANGE/<meeting>/<name>/<step>/   a checkpoint (`checkpoint.py`), which appears when it is complete
 
-A meeting is one phase of one job, on one log and with one seed, so that seeds and controls do not mix; whose rows have
-other numbers does not meet the others at all. Of each process the last two checkpoints stay, since somebody may be
-reading the older one. Nobody waits for anybody, and what cannot be used is passed over and counted.
+A meeting is one phase of one job, on one log and with one seed, so that seeds and controls do not mix; processes whose
+encoded logs differ never meet. The last two checkpoints of each process stay, since somebody may be reading the older
+one. Nobody waits for anybody, and what cannot be used is passed over and counted.
+
+Source: O1, Anil et al., 2018: replicas exchange checkpoints instead of gradients (details unverified).
+Departure: a peer that is missing, late or broken is passed over: its last readable checkpoint, another peer or the
+    copy's own last parameters stand in.
 """
 
 import hashlib
@@ -45,17 +49,17 @@ class Exchange:
         self.counts = {"visits": 0, "alone": 0, "unusable": 0}
 
     def visit(self, phase: Phase, step: int) -> dict[str, float]:
-        """Leave the own parameters, and let the copies become the newest ones of the others.
+        """Publish our parameters and load the peers' newest into the copies.
 
-        With fewer others than copies some stand for two of these, with more the last ones are not heard.
+        With fewer peers than copies, peers are reused; with more, the surplus is ignored.
 
         Args:
             phase: the phase that is trained.
             step: steps taken in it.
 
         Returns:
-            Whether nobody else was found; of each copy the step at which its parameters were left, and how many steps
-            ago that is by the own count.
+            Whether no peer was found; for each copy the step at which its parameters were published, and how many of
+            our own steps ago that was.
         """
         folder = Path(self.origin.exchange) / self._meeting(phase)
         self._leave(folder / self.origin.name, f"{step:09d}")
@@ -78,7 +82,7 @@ class Exchange:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def _leave(self, folder: Path, step: str) -> None:
-        """Publish the own parameters; older ones than those of the last visit go."""
+        """Publish our parameters; delete all but this and the previous checkpoint."""
         checkpoint.save(self.cast, folder / step, [self.origin.of])
         if rank() == 0:
             for entry in folder.iterdir():

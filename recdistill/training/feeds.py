@@ -98,7 +98,7 @@ class MixFeed:
 
 
 def _endless(feed: Feed, batch: int, seed: int, first: int) -> Iterator[Batch]:
-    """Batches of exactly so many rows of a feed, whose epochs follow each other, behind the first so many rows."""
+    """Batches of exactly ``batch`` rows of a feed, epoch after epoch, from behind its ``first`` rows."""
     number, behind = divmod(first, feed.rows())
     left: list[Batch] = []
     for epoch in itertools.count(number):
@@ -155,7 +155,7 @@ class Cursor:
         self._batches: Iterator[Batch] | None = None
 
     def go_to(self, number: int, taken: int) -> None:
-        """Go on in an epoch behind so many of its batches."""
+        """Go on in an epoch, skipping this many of its batches."""
         self.close()
         self.number, self.taken = number, taken
 

@@ -161,7 +161,7 @@ class _Fit:
 
 
 def _check_recorded(engine: Engine, plan: Plan, log: EncodedLog) -> None:
-    """Nothing, if there are recorded scores of all rows that they are asked for, now or at the end of training."""
+    """Raise unless recorded scores exist for all rows that they are asked for, now or at the end of training."""
     for name, scores in engine.cast.recorded.items():
         for split in ("train", "valid", "test"):
             scores.read(torch.from_numpy(reader_of(plan, log, (split,)).row_ids()))

@@ -43,7 +43,7 @@ class Followers:
         return {*self.members} - self.ready
 
     def of(self, trained: Iterable[str]) -> list[str]:
-        """Those whose original is among some members, and who follow it while it moves."""
+        """Followers that change whenever one of these members is trained."""
         names = {*trained}
         moving = {n: m for n, m in self.members.items() if not isinstance(m.origin, Previous | Snapshot | Remote)}
         names |= {n for n, m in moving.items() if m.follows in names}

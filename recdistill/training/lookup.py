@@ -27,8 +27,8 @@ class Lookup:
 
     In a bank of tokens ``spans`` holds the lines of each feature and ``lines`` how many of them each row has, where
     that is not one; otherwise a line is a row of the batch. ``rarity_BW`` is 1 / n for each looked-up vector whose
-    value occurs n times in training, if a penalty needs it. ``share`` is how much of the penalty of each line falls to
-    this process, where others look up the same rows.
+    value occurs n times in training, if a penalty needs it. ``share`` is this process's fraction of each line's
+    penalty, where others look up the same rows.
     """
 
     pooled: Tensor

@@ -87,7 +87,7 @@ class Meter:
         self.entered_M = torch.zeros(METERED)
 
     def admit(self, row_id_N: Tensor) -> None:
-        """Rows are not told apart."""
+        """Nothing to do: rows are not told apart."""
 
     def read(self, row_id_B: Tensor) -> Tensor:
         """The averages, the same for every row, NaN where nothing was measured, (B, M)."""

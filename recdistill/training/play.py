@@ -110,7 +110,7 @@ class Lookups:
         return lookup
 
     def _share(self, view: View) -> Tensor:
-        """The part of each row of a view that falls to this process: rows that all have fall to them in equal parts."""
+        """This process's share of each row of a view; rows held by every process count 1 / world."""
         rows = len(self.views[view])
         alone = 0 if view == "nodes" else rows if self.batch.candidates is None else self.batch.candidates.anchors
         return torch.cat([torch.ones(alone), torch.full((rows - alone,), 1 / world())])

@@ -31,7 +31,7 @@ def barrier() -> None:
 
 
 def in_turn(action: Callable[[], Result]) -> Result:
-    """What an action gives in every process: the first one does it alone, so that the others find what it has left."""
+    """The action's result in every process; the first one acts alone, so that the others find what it has left."""
     found = action() if rank() == 0 else None
     barrier()
     return action() if found is None else found

@@ -135,7 +135,7 @@ def _part_of(train: Reader, feed: FeedSpec, name: str) -> Shard | Sample | None:
 
 
 def _refuse_lacking(plan: Plan, log: EncodedLog, chosen: Selection, name: str, reads_for: str) -> None:
-    """Nothing, if another log holds what is read of it.
+    """Raise unless another log holds what is read from it.
 
     Raises:
         LogError: it does not.

@@ -8,7 +8,7 @@ from recdistill.training.processes import add_up
 
 
 def divisor(term: Term, scene: Scene) -> Tensor:
-    """What the sum of a term is divided by, as far as these rows go."""
+    """What these rows contribute to the divisor of a term's sum."""
     if term.over == "batch":
         return scene.batch.weight_B.sum()
     _, weight = term.losses(scene)

@@ -114,7 +114,7 @@ def _settle(
 
 
 def _refuse_other_scales(cast: Cast, member: Member, source: FromRun, fitted: FittedSpec, theirs: FittedSpec) -> None:
-    """Nothing, if the numbers that a member reads are scaled as in its own run.
+    """Raise unless the numbers that a member reads are scaled as in its own run.
 
     Raises:
         RunError: a column is scaled otherwise.

@@ -57,7 +57,7 @@ class Watch:
         still = [name for name, member in members.items() if not member.net.learns]
         carried = [name for name in still if behind({name}, members) & self.trained]
         self.moving = [*self.trained, *engine.followers.of(self.trained), *carried]
-        # A copy of the best stays what the evaluations have made of it, whatever its original returns to.
+        # Best copies keep their parameters when their original is rolled back.
         self.returning = [name for name in self.moving if name not in engine.followers.best]
         judged = [n for n in members if n in self.moving and members[n].scored and members[n].same is None]
         originals = [members[n].follows for n in engine.followers.best if members[n].follows in self.moving]

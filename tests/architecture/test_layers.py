@@ -20,7 +20,7 @@ ALLOWED = {
     "evaluation": {"evaluation", "spec", "data"},
     "training": {"training", "distill", "data", "evaluation", "spec", "nets", "losses", "edits"},
     "search": {"search", "training", "distill", "data", "evaluation", "spec", "nets", "losses", "edits"},
-    "export": {"export", "spec", "data.batch", "data.transforms", "data.fit", "distill", "nets"},
+    "export": {"export", "spec", "data.batch", "data.transforms", "data.fit", "data.keep_rates", "distill", "nets"},
     "runs": {"runs", "export", "training", "distill", "data", "evaluation", "spec"},
     "cli": {"runs", "export", "data", "evaluation", "spec"},
     "api": {"api", "runs", "search", "training", "distill", "data", "evaluation", "spec", "nets", "losses", "edits"},

@@ -231,7 +231,7 @@ def test_a_copy_out_of_fold_is_the_one_that_has_not_seen_the_row() -> None:
         (["soft(student.logit, out_of_fold(teacher[1].logit, teacher[0].logit, teacher[2].logit))"], FOLDED, {},
          "in their order"),
         (["bce(mean(teacher[:].logit), y)"], FOLDED, {}, "teaches copies of 3 folds at once"),
-        (["bce(teacher[0].logit, y)"], {}, {}, "'bce(teacher_0.logit, y)' stands there twice"),
+        (["bce(teacher[0].logit, y)"], {}, {}, "'bce(teacher_0.logit, y)' is listed twice"),
         ([], {"teacher_1": TEACHERS}, {}, "members.teacher_1: is also the name of a copy of 'teacher'"),
         ([], {"teacher": {**TEACHERS, "folds": True, "copies": 1}}, {}, ""),
     ],

@@ -121,7 +121,7 @@ class Bag(Fitted):
 
 
 def _never_empty(value_K: NDArray[Any], kept_B: Integers, missing: int) -> tuple[Integers, NDArray[Any]]:
-    """The lengths and values of the lists, where one that stands for *missing* is put into each empty one."""
+    """The lengths and values of the lists, with the *missing* value put into each empty one."""
     empty_B = np.flatnonzero(kept_B == 0)
     filled_L = np.insert(value_K, (np.cumsum(kept_B) - kept_B)[empty_B], missing) if len(empty_B) else value_K
     return np.maximum(kept_B, 1), filled_L

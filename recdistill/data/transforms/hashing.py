@@ -63,7 +63,7 @@ def fnv1a(
     length_N: NDArray[np.int64],
     before_N: NDArray[np.uint64] | None = None,
 ) -> NDArray[np.uint64]:
-    """The unfinished hash of each run of bytes, maybe continued from that of what stands before it."""
+    """FNV-1a state per byte run, optionally continued from an earlier state."""
     longest = int(length_N.max(initial=0))
     sortable = -length_N.astype(np.int16) if longest < 2**15 else -length_N  # small numbers are sorted much faster
     order = np.argsort(sortable, kind="stable")  # longest first: those still unread stay a prefix

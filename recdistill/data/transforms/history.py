@@ -46,12 +46,12 @@ class Snapshot:
 
 
 def raw_name(name: str) -> str:
-    """Under which name encoding adds the values of a history column to the raw columns."""
+    """Raw-column name under which encoding stores the values of a history column."""
     return f"__history__/{name}"
 
 
 def raw_number(name: str) -> pl.Expr:
-    """Those values."""
+    """The values stored under that name."""
     return pl.col(raw_name(name)).cast(pl.Float64)
 
 

@@ -21,7 +21,7 @@ def keyed_by_text(dtype: pl.DataType) -> bool:
 
 
 def plain(dtype: pl.DataType) -> pl.DataType:
-    """A raw type without what does not change its values: all texts are one type, and so are times of all zones."""
+    """The type without details that do not affect values: all texts are one type, and so are times of all zones."""
     if keyed_by_text(dtype):
         return pl.String()
     return pl.Datetime(dtype.time_unit) if isinstance(dtype, pl.Datetime) else dtype

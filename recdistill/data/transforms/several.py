@@ -19,7 +19,7 @@ def key_hashes(sources: Mapping[str, pl.DataType], place: str) -> pl.Expr:
 
 
 def some_known(sources: Mapping[str, pl.DataType], place: str) -> pl.Expr:
-    """Whether one key at least is not missing."""
+    """Whether at least one key is not missing."""
     return pl.any_horizontal(keys(pl.col(source), dtype, place).is_not_null() for source, dtype in sources.items())
 
 

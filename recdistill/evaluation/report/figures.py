@@ -296,7 +296,7 @@ def curves(
 
 
 def thinned(points: Sequence[Point], most: int) -> list[Point]:
-    """At most so many of the points, evenly chosen, always with both ends."""
+    """At most ``most`` of the points, evenly chosen, always with both ends."""
     if len(points) <= most:
         return list(points)
     return [points[i] for i in np.linspace(0, len(points) - 1, most).round().astype(int)]
