@@ -119,7 +119,9 @@ def _wrong_parts(update: Update, place: str, members: Members) -> list[str]:
 def _wrong_terms(update: Update, place: str, members: Members) -> list[str]:
     """Duplicate terms, one of which would be lost, and incompatible folds."""
     words = [term.words for term in update.terms]
-    found = [f"{place}: {word!r} is listed twice; multiply it by 2 instead" for word in {*words} if words.count(word) > 1]
+    found = [
+        f"{place}: {word!r} is listed twice; multiply it by 2 instead" for word in {*words} if words.count(word) > 1
+    ]
     for term in update.terms:
         if len(folds := folds_of(behind(term.taught, members, live=True), members)) > 1:
             found.append(

@@ -321,13 +321,7 @@ class Engine:
             "begun": sorted(self.begun),
         }
         if watch is not None:
-            seen = {
-                "best": watch.best,
-                "best_step": watch.best_step,
-                "unimproved": watch.unimproved,
-                "seen": watch.seen,
-            }
-            progress["watch"] = seen
+            progress["watch"] = watch.progress
         return Stopped(step, progress, tensors)
 
     def _go_on(self, stopped: Stopped, optimizers: Sequence[Optimizers], watch: Watch | None) -> None:
@@ -345,7 +339,7 @@ class Engine:
                 states.setdefault(key, {})[part] = tensor
         self.memories = {key: memory_of(state) for key, state in states.items()}
         if watch is not None:
-            vars(watch).update(stopped.progress["watch"], kept=kept)
+            watch.restore(stopped.progress["watch"], kept)
 
     def score(
         self, names: list[str], reader: Reader, *, as_served: bool = False
