@@ -23,8 +23,8 @@ def published(target: Path, *, replace: bool = True) -> Iterator[Path]:
 
     Args:
         target: where it is to be.
-        replace: whether it takes the place of a folder that somebody else has put there in the meantime. Folders of a
-            cache, which all writers would fill alike, stay, since others may be reading them.
+        replace: whether a folder takes the place of one that is there by then. In a cache it does not: whoever was
+            faster has put the same there, and others may be reading it.
     """
     with aside(target) as work:
         yield work
