@@ -34,6 +34,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "blend": Blend,
     "mixture_of_experts": Experts,
 }
+BUILT_IN = dict(NETS)  # before Python brings others
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ second.
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from recdistill.distill.layout import lay_out
 from recdistill.distill.member import Member
 from recdistill.errors import TrainingError
 from recdistill.evaluation.lists import write_lists
+from recdistill.publish import remove, write_text
 from recdistill.spec.members import FromRun, Recorded
 from recdistill.spec.train import TrainSpec
 from recdistill.training import checkpoint, resume
@@ -70,7 +71,7 @@ def fit(training: Training, folder: Path, listen: Listener = silent) -> Cast:
         before = resume.read(folder)
         barrier()
         if before is None and rank() == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             folder.mkdir(parents=True)
         barrier()
         metrics = folder / "metrics.jsonl" if rank() == 0 else Path(os.devnull)
@@ -85,10 +86,15 @@ def fit(training: Training, folder: Path, listen: Listener = silent) -> Cast:
 
 def _finish(folder: Path, summary: dict[str, Any]) -> None:
     """Say that a training is complete."""
-    shutil.rmtree(folder / LATEST, ignore_errors=True)
-    for shuffled in folder.glob(".shuffled-*"):
-        shutil.rmtree(shuffled)
-    (folder / DONE).write_text(json.dumps(summary), encoding="utf-8")
+    write_text(folder / DONE, json.dumps(summary))
+    tidy(folder)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a complete training needs no more: where it stood, permuted columns, what killed processes left."""
+    hidden = chain(folder.glob(".*"), (folder / LATEST).parent.glob(".*"))
+    for path in (folder / LATEST, *hidden):
+        remove(path)
 
 
 @dataclass
