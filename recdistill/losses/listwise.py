@@ -80,7 +80,8 @@ def score_gap(logit_B: Tensor, *, list_B: Tensor, top: int = 5) -> Tensor:
         tensor([0.4000, 0.0000])
 
     Source: U2, Yang et al., 2018 (the gap as recalled; K = 5 unverified).
-    Departure: the classes are the rows that were shown together, not a fixed set.
+    Departure: the classes are the rows that were shown together, not a fixed set. The gap alone is about lists: several
+        of their rows may be clicked, or none, so that labels and answers are learned row by row (``bce``, ``soft``).
     """
     logits(logit_B, logit_B, "score_gap")
     listed(logit_B, list_B, "score_gap")

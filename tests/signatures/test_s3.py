@@ -161,13 +161,16 @@ def outcome(labs: Sequence[Lab], overrides: Mapping[str, Any] | None = None) -> 
     return float(np.mean([m.logloss("student") for m in made])), float(np.mean([m.auc("student") for m in made]))
 
 
-def check_teacher_helps(ours: tuple[float, float], alone: tuple[float, float], least: float) -> None:
-    """Over 20 logs the log loss is .0052 smaller than without a teacher (sd .0023, .0011 to .0110), the AUC .0004.
+def check_teacher_helps(ours: tuple[float, float], alone: tuple[float, float], noise: float) -> None:
+    """The log loss falls by half of what was found at least, and the AUC by no more than noise.
 
-    Half of it is asked for. Nearly all of it is the softening: a teacher that is renewed in every step gives as much.
+    Over 20 logs the log loss is .0053 smaller than without a teacher (sd .0030, from -.0025 to .0092), with a teacher
+    that is softened on both sides .0014 (sd .0007, .0032 at most); the AUC is .0002 larger (sd .0008, from -.0020 to
+    .0015), where the handbook has .002. Nearly all of it is the softening: a teacher that is renewed in every step
+    gives as much.
     """
-    assert alone[0] - ours[0] > least, "the log loss is no smaller"
-    assert ours[1] > alone[1] - 0.002, "the AUC is worse"
+    assert alone[0] - ours[0] > 0.0027, "the log loss is no smaller"
+    assert ours[1] > alone[1] - noise, "the AUC is worse"
 
 
 def full(folder: Path, count: int) -> list[Lab]:
@@ -177,16 +180,15 @@ def full(folder: Path, count: int) -> list[Lab]:
 def test_the_teacher_helps(tmp_path: Path) -> None:
     labs = full(tmp_path, 1)
     alone = outcome(labs, ALONE)
-    check_teacher_helps(outcome(labs), alone, 0.0)
-    with pytest.raises(AssertionError):
-        check_teacher_helps(outcome(labs, SYMMETRIC), alone, 0.0)
+    check_teacher_helps(outcome(labs), alone, noise=0.002)
+    with pytest.raises(AssertionError, match="the log loss is no smaller"):
+        check_teacher_helps(outcome(labs, SYMMETRIC), alone, noise=0.002)
 
 
 @pytest.mark.signature
 def test_the_teacher_helps_over_seeds(tmp_path: Path) -> None:
     labs = full(tmp_path, 6)
     alone = outcome(labs, ALONE)
-    check_teacher_helps(outcome(labs), alone, 0.0027)
-    for wrong in (ALONE, SYMMETRIC):
-        with pytest.raises(AssertionError):
-            check_teacher_helps(outcome(labs, wrong), alone, 0.0027)
+    check_teacher_helps(outcome(labs), alone, noise=0.001)
+    with pytest.raises(AssertionError, match="the log loss is no smaller"):
+        check_teacher_helps(outcome(labs, SYMMETRIC), alone, noise=0.001)

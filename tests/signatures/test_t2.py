@@ -19,9 +19,11 @@ import pytest
 import torch
 
 from recdistill.data.batch import Batch
+from recdistill.distill.compile import Plan, compile_job, problems_of
 from recdistill.nets.inputs import Outputs
+from recdistill.spec.load import load_job
 from recdistill.training import watch
-from tests.signatures.lab import Lab, Outcome, answering, same
+from tests.signatures.lab import JOBS, Lab, Outcome, answering, same
 from tests.signatures.traces import slopes, steps_of, traced
 from tests.signatures.worlds import apart, fields
 
@@ -159,6 +161,26 @@ def test_a_hop_teaches_softened_answers_and_labels(tmp_path: Path) -> None:
     for wrong in (*others, DIRECT, BOTH, labels_at_full_weight):
         with pytest.raises(AssertionError):
             check_a_hop_teaches_softened_answers_and_labels(lab, wrong, 2, "student", "assistant")
+
+
+def check_each_sees_more_than_the_next(plan: Plan) -> None:
+    """Of the columns that come after the event the assistant has some, and the student, which serves, none."""
+    columns = {member.name: {*member.serving, *member.privileged} for member in plan.members}
+    assert columns["student"] < columns["assistant"] < columns["teacher"]
+    dear = {member.name: len(member.privileged) for member in plan.members}
+    assert dear["student"] == 0 < dear["assistant"] <= dear["teacher"] / 2
+
+
+def test_in_the_chain_of_columns_each_sees_more_than_the_next() -> None:
+    path = JOBS / f"{ROW}.yaml"
+
+    def planned(*overrides: str) -> Plan:
+        return compile_job(*load_job(path, overrides, variant="columns", check=problems_of))
+
+    check_each_sees_more_than_the_next(planned())
+    for wrong in ("[serving]", "[serving, privileged]"):
+        with pytest.raises(AssertionError):
+            check_each_sees_more_than_the_next(planned(f"members.assistant.view={wrong}"))
 
 
 # 3: what a hop loses

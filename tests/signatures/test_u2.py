@@ -212,5 +212,5 @@ def test_tolerance_pays_over_seeds(tmp_path: Path) -> None:
     labs = full(tmp_path, 4)
     check_tolerance_pays(course(labs, ETAS, tolerant))
     for wrong in (drawn_apart, tolerant_students):
-        with pytest.raises(AssertionError, match="a tolerant teacher loses no less|gap does not shrink"):
+        with pytest.raises(AssertionError, match=r"a tolerant teacher loses no less|gap does not shrink"):
             check_tolerance_pays(course(labs, ETAS, wrong))
