@@ -283,6 +283,7 @@ def test_verify_compare_report_methods_and_encode_answer(
     assert "golden" in command("verify", run / "student")[1]
     status, out, _ = command("compare", run, run)
     assert status == 0 and "+0.0000" in out
+    assert "students on the validation split" in out and out.count("best on validation") == 1
     assert "verdict" in command("report", run)[1]
     assert "P6" in command("methods")[1]
     assert "teacher" in command("methods", "P6")[1]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recdistill.evaluation.fidelity import divergence
 from tests.signatures.lab import SPLIT, Lab, Outcome, clicks, pairs_of_fields
 
 
@@ -51,10 +52,5 @@ def fields(seed: int, rows: Sequence[int], *, labelled: float = 1.0) -> World:
 
 
 def apart(found: Outcome, student: str, *teachers: str) -> float:
-    """How far a member's answers on validation rows are from its target, the mean of some members' logits.
-
-    The mean divergence of Bernoulli variables, of the target's from the member's.
-    """
-    target_N = np.mean([found.logits(name, "valid") for name in teachers], 0)
-    p, q = (np.clip(1 / (1 + np.exp(-z)), 1e-7, 1 - 1e-7) for z in (target_N, found.logits(student, "valid")))
-    return float((p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean())
+    """How far a member's answers on validation rows are from its target, the mean of some members' logits."""
+    return divergence(found.logits(student, "valid"), np.mean([found.logits(name, "valid") for name in teachers], 0))
