@@ -12,6 +12,7 @@ import yaml
 
 from recdistill.distill.compile import compile_job
 from recdistill.evaluation import auc
+from recdistill.runs.choice import distance
 from recdistill.runs.folder import RunFolder
 from recdistill.spec.load import dump_yaml, load_job
 from tests.conftest import Small
@@ -284,6 +285,8 @@ def test_verify_compare_report_methods_and_encode_answer(
     status, out, _ = command("compare", run, run)
     assert status == 0 and "+0.0000" in out
     assert "students on the validation split" in out and out.count("best on validation") == 1
+    apart = distance(run, RunFolder(run).read_report())
+    assert apart is not None and apart > 0 and f"{apart:.4f}" in out
     assert "verdict" in command("report", run)[1]
     assert "P6" in command("methods")[1]
     assert "teacher" in command("methods", "P6")[1]

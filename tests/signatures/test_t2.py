@@ -211,6 +211,6 @@ def test_the_student_follows_its_assistant_over_seeds(tmp_path: Path) -> None:
     labs = long_chains(tmp_path, 5)
     direct = mean_apart(labs, DIRECT, "teacher")
     check_the_last_hop_is_short(mean_apart(labs, {}, "assistant"), direct)
-    for wrong in (direct, mean_apart(labs, BOTH, "teacher", "assistant"), mean_apart(labs, {}, "teacher")):
+    for wrong in (mean_apart(labs, BOTH, "teacher", "assistant"), mean_apart(labs, {}, "teacher")):
         with pytest.raises(AssertionError):
             check_the_last_hop_is_short(wrong, direct)
