@@ -68,7 +68,7 @@ def loss(function: Function) -> Word:
     Raises:
         SpecError: its name already means something else.
     """
-    _refuse_taken("loss", function, losses.BUILT_IN, SIGNALS, SELECTORS, SCHEDULES)
+    _refuse_taken("loss", function, losses.BUILT_IN, SCHEDULES)  # what a term is made of
     LOSSES[function.__name__] = function
     return Word(function.__name__, LOSSES)
 
