@@ -21,7 +21,7 @@ from recdistill.losses import order
 from recdistill.losses.catalog import LOSSES
 from recdistill.losses.order import lead, opinion
 from recdistill.nets.inputs import Outputs
-from tests.signatures.lab import SPLIT, Lab, answering, splits
+from tests.signatures.lab import SPLIT, Lab, answering, clicks, splits
 
 ROW = "ensemble/multiple_teachers"
 TEACHERS = ("dwell", "cart", "cross")
@@ -30,18 +30,20 @@ PROJECTED = f"l2(adapt(student.hidden[0], width=8), mean({LAYERS})) * 0.1"
 
 
 def shop(folder: Path, seed: int, rows: tuple[int, int, int], overrides: Mapping[str, Any]) -> Lab:
-    """Items in three dimensions: each teacher sees roughly where they lie, in part; the student knows their ids."""
+    """Rows in three dimensions: each teacher sees roughly where they lie, in part; the student reads a code of each.
+
+    Of the 8000 codes in three digits of twenty values, training knows those whose sum is odd, and test the others.
+    """
     rng = np.random.default_rng(seed)
-    place, item = rng.normal(size=(40, 3)), rng.integers(40, size=sum(rows))
-    x = place[item] + 0.1 * rng.normal(size=(sum(rows), 3))
-    columns = {f"x{k}": x[:, k] for k in range(3)} | {
-        "item": item,
-        "y": (rng.random(len(x)) < 1 / (1 + np.exp(-2 * x.sum(1)))).astype(np.int8),
-        "part": splits(rows),
-    }
+    place_KV, code_NK = rng.normal(size=(3, 20)), rng.integers(20, size=(sum(rows), 3))
+    part_N = splits(rows)
+    code_NK[:, 2] += (code_NK.sum(1) + (part_N < 2)) % 2 * (1 - 2 * (code_NK[:, 2] % 2))
+    x_NK = place_KV[np.arange(3), code_NK] + 0.1 * rng.normal(size=(sum(rows), 3))
+    columns = {f"x{k}": x_NK[:, k] for k in range(3)} | {f"code{k}": code_NK[:, k] for k in range(3)}
+    columns |= {"y": clicks(2 * x_NK[:, 2], seed), "part": part_N}
     spec = {
         "split": SPLIT,
-        "serving": {"item": "categorical"},
+        "serving": {f"code{k}": "categorical" for k in range(3)},
         "post_event": {"y": "binary"} | {f"x{k}": "numeric" for k in range(3)},
     }
     own = {
