@@ -270,6 +270,9 @@ def smallest(
 
     Raises:
         TrainingError: a share is not in (0, 1].
+
+    Source: P2b, Han et al., 2018; E8, Freitag et al., 2017, drops the examples on which ensemble and label differ most.
+    Departure: of E8, a share of each class in each batch is kept, not what lies below one cut over the whole log.
     """
     given = keep if isinstance(keep, Schedule) else fixed(keep)
     left = drop if isinstance(drop, Schedule) else fixed(drop)

@@ -22,7 +22,7 @@ def relative_order(student_BH: Tensor, *teacher_BH: Tensor, margin: float = 0.2,
     distance of their layers as they are: only its order counts, so that width, scale, rotation and shift of a layer do
     not. A teacher has no opinion on rows that it finds equally close, and pairs on which the votes are equal teach
     nothing. The other rows are the next ones in the batch, which is drawn anew in every epoch; where batches hold whole
-    lists, they are mostly of the same list. A batch of few rows comes round to the row itself: such a pair says nothing.
+    lists, they are mostly of the same list. A small batch comes round to the row itself; such a pair teaches nothing.
 
     Args:
         student_BH: a layer of the learner, (B, H).
