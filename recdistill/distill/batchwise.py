@@ -115,7 +115,12 @@ def _ordered(list_B: Tensor, then_B: Tensor, by_B: Tensor) -> Tensor:
 
 
 def quota(signal: Signal, label: Column, *, within: Scenario | Column | None = None) -> Quota:
-    """Hard labels for rows without one, by rank: as many are 1 as among the rows with one, in each segment (D2)."""
+    """Hard labels for rows without one, by rank: as many are 1 as among the rows with one, in each segment (D2).
+
+    Source: D2, Radosavovic et al., 2018 (details unverified).
+    Departure: the quota is met in each batch and segment instead of by one threshold, so over the log the rate is that
+        of the labels but for chance; labels are made anew in each step instead of being written once.
+    """
     return Quota(signal, label, within)
 
 

@@ -98,6 +98,14 @@ def replaced(*terms: str) -> dict[str, Any]:
 
 LABELS_REPLACED = replaced("soft(student.logit, teacher.logit)")
 CLEAN_ONLY = replaced("bce(student.logit, label)")
+FINE_TUNED = {
+    "phases": [
+        {"epochs": 20, "terms": ["bce(teacher.logit, label)"]},
+        {"epochs": 6, "terms": ["bce(student.logit, reported)"]},
+        {"epochs": 20, "terms": ["bce(student.logit, label)"]},
+    ],
+    **NO_CONTROLS,
+}
 EVERYTHING = {"phases.0.terms": ["bce(teacher.logit, first_known(label, reported))"], **NO_CONTROLS}
 
 
