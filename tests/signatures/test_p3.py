@@ -84,11 +84,11 @@ def shares() -> Tensor:
 
 
 def check_parts_become_the_whole(lab: Lab, overrides: Mapping[str, Any]) -> None:
-    """In single precision, and with the first class of every row right."""
+    """In single precision, by either method 1e-7 here, and with the first class of every row right."""
     share_BK = shares()[:ROWS]
     with answering(saying(known_parts(shares()))):
         found_BK = taught(lab, overrides)
-    assert float((found_BK - share_BK).abs().max()) < 5e-5
+    assert float((found_BK - share_BK).abs().max()) < 1e-6
     assert torch.equal(found_BK.argmax(1), share_BK.argmax(1))
 
 
@@ -129,7 +129,7 @@ def test_parts_become_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def check_exact_parts_are_solved(solve: Solver, most: float) -> None:
-    """In double precision, without a job around it."""
+    """In double precision, without a job around it: least squares 1e-15, cross-entropy from zeros 3e-10 here."""
     share_BK = shares()
     found_BK = solve([each.log() for each in known_parts(share_BK).values()], KNOWN).softmax(1)
     assert float((found_BK - share_BK).abs().max()) < most
@@ -326,8 +326,9 @@ def test_each_part_learns_from_who_knows_it(tmp_path: Path) -> None:
 # 4: what it is good for
 
 
-def grown(folder: Path, seed: int, rows: tuple[int, int, int]) -> tuple[Lab, np.ndarray]:
+def grown(folder: Path, seed: int) -> tuple[Lab, np.ndarray]:
     """Nets with a hidden layer, and the true shares of the test rows."""
+    rows = (8000, 1000, 1000)
     columns, share_NK = world(seed, rows)
     train = {
         "batch": 500,
@@ -340,14 +341,12 @@ def grown(folder: Path, seed: int, rows: tuple[int, int, int]) -> tuple[Lab, np.
         folder / str(seed), ROW, columns, SPEC, {**described(PARTS, {"exclusive": {"mlp": [32]}}), "train": train}
     )
     lab.raw["phases"][0]["epochs"] = lab.raw["phases"][1]["epochs"] = 8
-    return lab, share_NK[-rows[2] :]
+    return lab, share_NK[-1000:]
 
 
-def distance(
-    folder: Path, seed: int, overrides: Mapping[str, Any], rows: tuple[int, int, int] = (8000, 1000, 1000)
-) -> float:
+def distance(folder: Path, seed: int, overrides: Mapping[str, Any]) -> float:
     """The mean divergence of the true shares from those of the student on test rows."""
-    lab, true_NK = grown(folder, seed, rows)
+    lab, true_NK = grown(folder, seed)
     answer = lab.answers(lab.fit(overrides, seed=seed), "test", overrides)["student"].logits_BK
     found_NK = answer.double().sigmoid().numpy()
     return float((true_NK * np.log(true_NK / found_NK)).sum(1).mean())
@@ -367,8 +366,16 @@ def check_it_comes_near_one_that_has_seen_all_labels(found: float, centralised: 
     assert found < centralised + 0.025
 
 
-@pytest.mark.signature
 def test_it_comes_near_one_that_has_seen_all_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    centralised = distance(tmp_path / "all", 0, CENTRALISED)
+    check_it_comes_near_one_that_has_seen_all_labels(distance(tmp_path / "right", 0, {}), centralised)
+    monkeypatch.setattr(unify, "least_squares", concatenated)
+    with pytest.raises(AssertionError):
+        check_it_comes_near_one_that_has_seen_all_labels(distance(tmp_path / "wrong", 0, {}), centralised)
+
+
+@pytest.mark.signature
+def test_it_comes_near_one_that_has_seen_all_labels_over_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def mean_distance(name: str, overrides: Mapping[str, Any]) -> float:
         return float(np.mean([distance(tmp_path / name, seed, overrides) for seed in range(3)]))
 
