@@ -298,15 +298,16 @@ def collect(
         return {split: [read_scores(path, label) for path in paths] for split, paths in parts.items()}
 
     main, *controls = _judging(plans, student)
+    shown = [m for m in main[1].scored if m.name not in main[1].repeats]
     number = 0 if label is None else main[1].columns.index(label)
     return Results(
         student=student,
         seeds=seeds,
-        members={m.name: scores(MAIN, m.name) for m in main[1].scored if number in m.labels},
+        members={m.name: scores(MAIN, m.name) for m in shown if number in m.labels},
         controls={arm.control: scores(arm.name, _name_in(arm, plan, main[1], student)) for arm, plan in controls},
         references=references(data.final.log, main[1].columns[0]) if label is None else {},
         warnings=column_warnings(data.tuning.log, main[0].job, label or main[1].columns[0]),
-        second_names=[m.name for m in main[1].scored if m.same == student],
+        second_names=[m.name for m in shown if m.same == student],
     )
 
 
@@ -322,7 +323,7 @@ def _collect_lists(
     return Results(
         student=student,
         seeds=seeds,
-        members={m.name: lists(MAIN, m.name) for m in main[1].ranked},
+        members={m.name: lists(MAIN, m.name) for m in main[1].ranked if m.name not in main[1].repeats},
         controls={arm.control: lists(arm.name, _name_in(arm, plan, main[1], student)) for arm, plan in controls},
         measure=measure,
     )

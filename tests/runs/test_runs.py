@@ -406,6 +406,20 @@ def test_further_students_are_judged_beside_controls_of_their_own(job: Path, tmp
     assert "Further students" in (out / "report.html").read_text()
 
 
+def test_views_of_a_member_are_not_reported_beside_it(job: Path, tmp_path: Path, command: Command) -> None:
+    """As long as they are judged on the rows as they are; on distorted ones they say something of their own."""
+    words = yaml.safe_load(job.read_text())
+    words["members"]["view"] = {"same": "teacher", "distort": {"mask": 0.3}, "copies": 2}
+    words["members"]["masked"] = {"same": "teacher", "distort": {"mask": 0.3, "scores": 1.0}}
+    words["phases"][-1]["terms"] += ["soft(student.logit, mean(view[:].logit))", "soft(student.logit, masked.logit)"]
+    job.write_text(yaml.safe_dump(words))
+    status, _, _ = command("run", job, "--out", tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert status == 0 and report["members"].keys() == {"student", "teacher", "masked"}
+    assert report["members"]["masked"] != report["members"]["teacher"]
+    assert not [name for name in report["findings"] if "view" in name]
+
+
 def auc_of(path: Path) -> float:
     scores = pl.read_parquet(path)
     return auc(scores["label"].to_numpy(), scores["logit"].to_numpy())
