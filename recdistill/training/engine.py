@@ -62,6 +62,7 @@ class Engine:
         listen: called after steps and evaluations.
         feeds: further rows, by name.
         rankings: how lists of items are judged on validation, if they are.
+        since: when the run began; what others had left in shared folders by then is not heard.
     """
 
     cast: Cast
@@ -72,11 +73,12 @@ class Engine:
     listen: Listener = silent
     feeds: Mapping[str, Feed] = field(default_factory=dict)
     rankings: Rankings | None = None
+    since: float = 0.0
 
     def __post_init__(self) -> None:
         self.feeds = {LOG: LogFeed(self.train), **self.feeds}
         self.cursors = {name: Cursor(feed, self.settings.batch, self.seed) for name, feed in self.feeds.items()}
-        self.followers = Followers(self.cast, (self.train.log.fingerprint, self.seed))
+        self.followers = Followers(self.cast, (self.train.log.fingerprint, self.seed), self.since)
         self.memories: dict[str, Memory] = {}
         self.generations: dict[str, int] = {}
         self.begun: set[str] = set()  # the members that some phase has trained
@@ -158,7 +160,7 @@ class Engine:
 
     def _begin(self, index: int, phase: Phase) -> None:
         """What happens before the first step of a phase."""
-        self.followers.phase_begins(first=index == 0)
+        self.followers.phase_begins(phase, first=index == 0)
         for name in phase.restart:
             self.generations[name] = self.generations.get(name, 0) + 1
             self.cast.begin_anew(name, self.generations[name])

@@ -233,7 +233,7 @@ def engine_of(training: Training, logs: Logs, splits: tuple[str, ...], folder: P
     cast = build_cast(training.plan, settings, log, seed=training.seed, nodes=nodes)
     feeds = feeds_of(training, logs, train, nodes, folder)
     rankings = rankings_of(training.plan, log, "valid") if valid is not None else None
-    return Engine(cast, train, valid, settings, training.seed, listen, feeds, rankings)
+    return Engine(cast, train, valid, settings, training.seed, listen, feeds, rankings, training.since)
 
 
 def rankings_of(plan: Plan, log: EncodedLog, split: str) -> Rankings | None:
