@@ -64,6 +64,11 @@ class Net:
         """Whether it is chosen on validation rows."""
         return hasattr(NETS.get(self.name), "choose")
 
+    @property
+    def in_batch(self) -> bool:
+        """Whether what it answers to a row in training depends on the other rows that it is given."""
+        return bool(self.options.get("norm") == "batch")
+
     def problems(self) -> list[str]:
         """What is wrong with the options, one sentence each."""
         return wrong_options(self.name, NETS[self.name], self.options)

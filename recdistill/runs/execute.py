@@ -1,6 +1,7 @@
 """One run: load and check the job, encode the log, train the job and its controls over all seeds, export, report."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -137,9 +138,11 @@ def run_job(
             if rank() == 0:
                 _prepare(folder, job, plans[0][1], spec, data)
             barrier()
+            since = time.time()
             for seed in range(job.seeds):
                 for arm, plan in plans:
-                    _train(folder, arm, plan, data, seed, reporter)
+                    training = Training(plan, arm.job.train, data, seed, arm.shuffle_privileged, since)
+                    _train(folder, arm, training, reporter)
             if rank() == 0:
                 _conclude(folder, {"name": name, "variant": variant}, job, plans, data, log)
             barrier()
@@ -215,18 +218,19 @@ def _prepare(folder: RunFolder, job: Job, plan: Plan, spec: FeatureSpec, data: D
         keep_nodes(folder, plan, data.final.log, ("train", "valid") if job.train.refit else ("train",))
 
 
-def _train(folder: RunFolder, arm: Arm, plan: Plan, data: Data, seed: int, reporter: Reporter) -> None:
+def _train(folder: RunFolder, arm: Arm, training: Training, reporter: Reporter) -> None:
     """One training, unless it is done already or lies in the cache."""
+    seed = training.seed
     target = folder.training(arm.name, seed)
-    cached = _cached(arm, data, seed)
+    cached = _cached(arm, training.data, seed)
     if agreed(_is_there(folder, arm, seed, cached) if rank() == 0 else False):
         return
     with reporter.training(f"{arm.name}, seed {seed}") as listen:
-        fit(Training(plan, arm.job.train, data, seed, arm.shuffle_privileged), target, listen)
+        fit(training, target, listen)
     if rank() == 0:
         if cached is not None:
             link_tree(target, cached, replace=False)
-        scored = read_scores(target / "scores" / f"{plan.student.name}.valid.parquet")
+        scored = read_scores(target / "scores" / f"{training.plan.student.name}.valid.parquet")
         reporter.say(f"{arm.name}, seed {seed}: {len(scored.label_N)} validation rows scored")
 
 

@@ -276,14 +276,15 @@ def check_generations_improve(found: Sequence[Outcome], least: float) -> None:
     """Mean test log losses over seeds.
 
     Over 20 logs the second generation's is .067 below the first's (sd .034, from .013 to .129), -.000 (sd .047) where
-    it is taught by labels alone; the mean of three is best in all of them. Half of it is asked for. These losses do
-    not tell generations from checkpoints: the mean of three of the third's course is as good (.674, .622, .690, .624
-    on the first four logs, where that of the generations has .675, .629, .692, .625).
+    it is taught by labels alone; the mean of three's is .021 below the best generation's (sd .009, from .001 to .039).
+    Half of both is asked for. These losses do not tell generations from checkpoints: the mean of three of the third's
+    course is as good (.674, .622, .690, .624 on the first four logs, where that of the generations has .675, .629,
+    .692, .625).
     """
     loss = {name: np.mean([each.logloss(name) for each in found]) for name in (*GENERATIONS, "student")}
     area = {name: np.mean([each.auc(name) for each in found]) for name in ("first", "student")}
     assert loss["first"] - loss["second"] > least, "the second generation is no better"
-    assert loss["student"] == min(loss.values()), "the mean of three is not best"
+    assert min(loss[name] for name in GENERATIONS) - loss["student"] > 0.01, "the mean of three is not best"
     assert area["student"] >= area["first"]
 
 
