@@ -3,7 +3,8 @@
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +191,13 @@ def interrupted(save: Callable[..., None], b: Bench, monkeypatch: pytest.MonkeyP
 
 
 def in_place(cast: Any, folder: Path, names: Any = None) -> None:
+    @contextmanager
+    def at_once(target: Path) -> Iterator[Path]:
+        target.mkdir(parents=True)
+        yield target
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "with_name", lambda path, _: path)
+        patch.setattr(checkpoint, "published_together", at_once)
         SAVE(cast, folder, names)
 
 
