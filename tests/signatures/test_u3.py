@@ -155,6 +155,7 @@ def full(folder: Path, count: int) -> list[Lab]:
     return [crowd(folder, seed, 3000, steps=200) for seed in range(count)]
 
 
+@pytest.mark.slow
 def test_a_long_trained_teacher_is_out_of_reach(tmp_path: Path) -> None:
     labs = full(tmp_path, 1)
     check_a_long_trained_teacher_is_out_of_reach(*course(labs, teacher_stopped))
