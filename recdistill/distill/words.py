@@ -291,7 +291,7 @@ def _tried(loss: Callable[..., torch.Tensor], targets: int, options: Mapping[str
         loss(*(torch.zeros(0) for _ in range(1 + targets)), **lists, **options)
     except ShapeError:
         return None
-    except (RecdistillError, TypeError, ValueError) as error:
+    except (RecdistillError, TypeError, ValueError, ArithmeticError) as error:
         return str(error)
     return None
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.errors import TrainingError
-from recdistill.nets.inputs import Inputs, Outputs
+from recdistill.nets.inputs import Inputs, Outputs, Rate, Width
 from recdistill.nets.towers import TwoTower
 
 KINDS = ("stochastic", "cut", "after", "real")
@@ -138,11 +138,11 @@ class BinaryTwoTower(nn.Module):
         labels: int,
         *,
         item: list[str],
-        mlp: list[int],
-        bits: int = 64,
+        mlp: list[Width],
+        bits: Width = 64,
         kind: str = "stochastic",
         beta: float = 2.0,
-        dropout: float = 0.0,
+        dropout: Rate = 0.0,
     ) -> None:
         super().__init__()
         self.towers = TwoTower(inputs, labels, item=item, mlp=mlp, dim=bits, dropout=dropout)
