@@ -192,6 +192,11 @@ class Phase:
         """The members that take part."""
         return frozenset().union(*(update.members for update in self.updates))
 
+    def called(self, update: int, words: str) -> str:
+        """The name of a term of an update in logs: its words, numbered where an earlier update has the same term."""
+        before = sum(term.words == words for earlier in self.updates[:update] for term in earlier.terms)
+        return words if before == 0 else f"{words} [{before + 1}]"
+
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The validation metrics that some weight depends on."""
