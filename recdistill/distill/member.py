@@ -145,11 +145,6 @@ class Update:
         """The members of which some part moves."""
         return frozenset(part.member for part in self.parts)
 
-    @property
-    def whole(self) -> bool:
-        """Whether whole members move, and nobody stands between a term and those who learn from it."""
-        return all(not part.path for part in self.parts) and all(t.taught <= self.trained for t in self.terms)
-
     def owns_tables(self, member: str) -> bool:
         """Whether the tables of a member move."""
         return any(part.member == member and part.path in ("", "tables") for part in self.parts)

@@ -363,4 +363,4 @@ def flows(signal: Signal) -> bool:
 
 def unknown_at_times(signal: Signal) -> bool:
     """Whether a signal has no value for some rows, which then take no part."""
-    return any(isinstance(part, Column | Remembered) or getattr(part, "partial", False) for part in walk(signal))
+    return any(isinstance(part, Column | Remembered) for part in walk(signal))

@@ -149,16 +149,6 @@ class BinaryTwoTower(nn.Module):
         self.binariser = Binariser(kind)
         self.scale = spread(beta, bits)
 
-    def user_code(self, embed_BE: Tensor) -> Tensor:
-        """The codes of users (and requests), (B, R); reads the user fields only."""
-        code_BR: Tensor = self.binariser(self.towers.user_vector(embed_BE))[1]
-        return code_BR
-
-    def item_code(self, embed_BE: Tensor) -> Tensor:
-        """The codes of items, (B, R); reads the item fields only."""
-        code_BR: Tensor = self.binariser(self.towers.item_vector(embed_BE))[1]
-        return code_BR
-
     def forward(self, embed_BE: Tensor) -> Outputs:
         """Logits of each row; the hidden taps are the relaxed codes, the user's code times the scale, the item's."""
         user_BR, user_code_BR = self.binariser(self.towers.user_vector(embed_BE))
