@@ -172,12 +172,6 @@ class Graph:
         """The items of each user."""
         return Positives(offsets_of(self.user_degree_U), self.item_E, self.items)
 
-    @cached_property
-    def audience(self) -> Positives:
-        """The users of each item: the same graph read from the other side."""
-        order_E = torch.argsort(self.item_E, stable=True)
-        return Positives(offsets_of(self.item_degree_I), self.user_E[order_E], self.users)
-
     def flipped(self) -> "Graph":
         """The same graph with users and items exchanged."""
         order_E = torch.argsort(self.item_E, stable=True)
@@ -189,13 +183,6 @@ class Graph:
         order_E = torch.argsort(self.item_E, stable=True)
         user = Csr(offsets_of(self.user_degree_U), self.item_E, weight_E)
         return Halves(user, Csr(offsets_of(self.item_degree_I), self.user_E[order_E], weight_E[order_E]))
-
-    def adjacency(self, dtype: torch.dtype = torch.float32) -> Csr:
-        """``D^-1/2 A D^-1/2`` over all nodes, users first, then items: symmetric, (U + I, U + I)."""
-        user, item = self.normalised(dtype)
-        offsets = torch.cat([user.offsets, item.offsets[1:] + len(self.user_E)])
-        columns = torch.cat([user.columns + self.users, item.columns])
-        return Csr(offsets, columns, torch.cat([user.weights, item.weights]))
 
     def permuted(self, seed: int) -> "Graph":
         """A control: the same degrees, but the items of all edges permuted over them.

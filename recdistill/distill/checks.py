@@ -27,6 +27,11 @@ def check_members(members: Members, served: Sequence[str], spec: FeatureSpec) ->
                 f"members.{name}: reads {list(member.privileged)}, known only after the event, but the student reads "
                 "its output when it serves; take them out of its view, or give the student other inputs"
             )
+        if member.net.name == RECORDED:
+            found.append(
+                f"members.{name}: only its scores of a log are left, but the student reads its output when it serves; "
+                "name the run itself with `frozen`, or give the student other inputs"
+            )
         for signal in member.inputs:
             if not isinstance(signal.signal if isinstance(signal, Live) else signal, SERVABLE):
                 found.append(
@@ -131,9 +136,8 @@ def _wrong_parts(update: Update, place: str, members: Members) -> list[str]:
 def _wrong_terms(update: Update, place: str, members: Members) -> list[str]:
     """Duplicate terms, one of which would be lost, and incompatible folds."""
     words = [term.words for term in update.terms]
-    found = [
-        f"{place}: {word!r} is listed twice; multiply it by 2 instead" for word in {*words} if words.count(word) > 1
-    ]
+    twice = sorted({word for word in words if words.count(word) > 1})
+    found = [f"{place}: {word!r} is listed twice; multiply it by 2 instead" for word in twice]
     for term in update.terms:
         if len(folds := folds_of(behind(term.taught, members, live=True), members)) > 1:
             found.append(

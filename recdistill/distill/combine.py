@@ -33,6 +33,7 @@ from recdistill.distill.unify import among, unify
 from recdistill.distill.vectors import pad, stack, top
 from recdistill.errors import TrainingError
 from recdistill.losses.supervised import bce
+from recdistill.spec.members import WIDEST
 
 OF = ("logit", "probability")
 BY = ("step", "row", "epoch")
@@ -241,10 +242,10 @@ def noise(width: float) -> Noise:
     """Standard normal numbers, (B, width).
 
     Raises:
-        TrainingError: the width is no positive whole number.
+        TrainingError: the width is no whole number that a vector may have.
     """
-    if width < 1 or width != int(width):
-        raise TrainingError(f"noise: the width is a positive whole number, found {width}")
+    if not 1 <= width <= WIDEST or width != int(width):
+        raise TrainingError(f"noise: the width is a whole number from 1 to {WIDEST}, found {width}")
     return Noise(int(width))
 
 

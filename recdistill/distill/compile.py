@@ -107,7 +107,7 @@ def examine(job: Job, spec: FeatureSpec) -> tuple[Plan | None, list[str]]:
     terms = {place: term(c, text, place) for place, text in c.job.terms.items()}
     lr = [rates(c, phase.lr, f"phases.{i}.lr") for i, phase in enumerate(c.job.phases)]
     by_name = members | {member.name: member for member in c.implied.values()}
-    if problems or len(members) < len(c.job.members):
+    if problems or None in terms.values() or len(members) < len(c.job.members):
         in_order = all(problem.startswith("phases.") for problem in problems) and len(members) == len(c.job.members)
         return None, [*problems, *(_owned_twice(c.job, terms, lr, by_name) if in_order else ())]
     served = served_with(c.job)
@@ -167,15 +167,16 @@ def _member(c: Compiler, name: str, member: MemberSpec) -> Member | None:
         c.problems.append(f"{place}.{net_name}: expected options as a mapping or a list, found {options!r}")
         return None
     net = net_of({net_name: options})
-    c.problems += [f"{place}: {problem}" for problem in net.problems()]
+    wrong = [*net.problems(), *_wrong_sides(c, net)]
+    c.problems += [f"{place}: {problem}" for problem in wrong]
     serving, privileged = columns_of(member.columns, c.spec, c.job.privileged)
     if not serving and not privileged and not member.inputs and member.embed is None:
         c.problems.append(f"members.{name}.view: names no column, and the member reads no signal either")
     c.problems += _wrong_widths(c, name, member, [*serving, *privileged])
-    c.problems += _wrong_pools(c, name, member, [*serving, *privileged])
-    if member.serve and privileged:
-        return None  # reported with the job's views
+    c.problems += _wrong_pools(c, name, member, net, [*serving, *privileged])
     inputs, embed = _signals(c, name, member)
+    if wrong or (member.serve and privileged):
+        return None  # the latter is reported with the job's views
     lent = c.job.members.get(member.share.trunk or "")
     return Member(
         name,
@@ -285,7 +286,14 @@ def _wrong_widths(c: Compiler, name: str, member: MemberSpec, columns: list[str]
     return found
 
 
-def _wrong_pools(c: Compiler, name: str, member: MemberSpec, columns: list[str]) -> list[str]:
+def _wrong_sides(c: Compiler, net: Net) -> list[str]:
+    """Columns of a net's sides that are none of the spec's."""
+    items = net.options.get("item")
+    named = [name for name in items if isinstance(name, str)] if isinstance(items, list) else []
+    return [f"item: no column {n!r}; {nearest(n, c.spec.columns)}" for n in named if n not in c.spec.columns]
+
+
+def _wrong_pools(c: Compiler, name: str, member: MemberSpec, net: Net, columns: list[str]) -> list[str]:
     found = []
     sequences = [column for column in columns if c.spec.columns[column].type == "sequence"]
     for column, ((pool, options),) in ((column, described.items()) for column, described in member.pool.items()):
@@ -294,17 +302,18 @@ def _wrong_pools(c: Compiler, name: str, member: MemberSpec, columns: list[str])
             found.append(f"{place}: the member reads no such sequence; {nearest(column, sequences)}")
         elif pool not in POOLS:
             found.append(f"{place}: unknown pooling {pool!r}; {nearest(pool, POOLS)}")
-        else:
-            found += [f"{place}: {problem}" for problem in wrong_options(pool, POOLS[pool], options or {})]
-            found += _across_towers(place, member, column, (options or {}).get("target"))
+        elif not isinstance(options, dict | None):
+            found.append(f"{place}.{pool}: expected options as a mapping, found {options!r}")
+        elif wrong := wrong_options(pool, POOLS[pool], options or {}):
+            found += [f"{place}: {problem}" for problem in wrong]
+        elif net.name == "two_tower" and not net.problems():
+            found += _across_towers(place, net.options["item"], column, (options or {}).get("target"))
     return found
 
 
-def _across_towers(place: str, member: MemberSpec, column: str, target: str | None) -> list[str]:
+def _across_towers(place: str, item: list[str], column: str, target: str | None) -> list[str]:
     """A tower's sequence must attend to its own side, so that towers can be computed separately."""
-    net = member.net or {}
-    item = (net.get("two_tower") or {}).get("item", [])
-    if target is None or "two_tower" not in net or (column in item) == (target in item):
+    if target is None or (column in item) == (target in item):
         return []
     return [f"{place}: the target {target!r} stands in the other tower than {column!r}; name one of its own side"]
 

@@ -14,6 +14,7 @@ from recdistill.distill.schedule import Now, Schedule, fixed
 from recdistill.distill.signal import Live, OfMember, Scene, Signal, draw
 from recdistill.errors import TrainingError
 from recdistill.nets.catalog import Net
+from recdistill.spec.members import WIDEST
 
 
 @runtime_checkable
@@ -201,10 +202,10 @@ def adapt(signal: Signal, *, width: float, hidden: float = 0) -> WantedAdapter:
     """A learned map to ``width`` values, linear or with one hidden layer (FitNets, Romero et al., 2015).
 
     Raises:
-        TrainingError: a width is no positive whole number.
+        TrainingError: a width is no whole number that a vector may have.
     """
-    if width < 1 or width != int(width) or hidden < 0 or hidden != int(hidden):
-        raise TrainingError(f"adapt: widths are positive whole numbers, found {width} and {hidden}")
+    if not (1 <= width <= WIDEST and 0 <= hidden <= WIDEST) or width != int(width) or hidden != int(hidden):
+        raise TrainingError(f"adapt: widths are whole numbers from 1 to {WIDEST}, found {width} and {hidden}")
     return WantedAdapter(signal, int(width), (int(hidden),) if hidden else ())
 
 
@@ -232,14 +233,14 @@ def experts(signal: Signal, teacher: Signal, *, count: float = 4, temperature: f
         temperature: of the choice; let it fall, for example ``ramp(1, 0.1, over=0.999)``.
 
     Raises:
-        TrainingError: the count is no positive whole number, or the temperature is not positive.
+        TrainingError: the count is no whole number from 1 to 64, or the temperature is not positive.
 
     Source: DE, Kang et al., 2020, section 3.1.
     Departure: noise is drawn by row, and the temperature falls as the job says.
     """
     cooling = temperature if isinstance(temperature, Schedule) else fixed(temperature)
-    if count < 1 or count != int(count):
-        raise TrainingError(f"experts: count is a positive whole number, found {count}")
+    if not 1 <= count <= 64 or count != int(count):
+        raise TrainingError(f"experts: count is a whole number from 1 to 64, found {count}")
     if not cooling.metrics and min(cooling.weight(now) for now in (Now(0), Now(10**9))) <= 0:
         raise TrainingError(f"experts: temperature stays above 0, found {cooling.words}")
     return WantedExperts(signal, teacher, int(count), cooling)

@@ -145,11 +145,6 @@ class Update:
         """The members of which some part moves."""
         return frozenset(part.member for part in self.parts)
 
-    @property
-    def whole(self) -> bool:
-        """Whether whole members move, and nobody stands between a term and those who learn from it."""
-        return all(not part.path for part in self.parts) and all(t.taught <= self.trained for t in self.terms)
-
     def owns_tables(self, member: str) -> bool:
         """Whether the tables of a member move."""
         return any(part.member == member and part.path in ("", "tables") for part in self.parts)
@@ -191,6 +186,11 @@ class Phase:
     def members(self) -> frozenset[str]:
         """The members that take part."""
         return frozenset().union(*(update.members for update in self.updates))
+
+    def called(self, update: int, words: str) -> str:
+        """The name of a term of an update in logs: its words, numbered where an earlier update has the same term."""
+        before = sum(term.words == words for earlier in self.updates[:update] for term in earlier.terms)
+        return words if before == 0 else f"{words} [{before + 1}]"
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

@@ -75,7 +75,7 @@ def _tried(term: Term, made: Heads, feed: FeedSpec | None, place: str) -> str | 
             return f"{place}: {term.words!r}: has {tuple(loss.shape[1:])} values for each row; compare single logits"
     except IndexError:
         return f"{place}: {term.words!r}: there is no such layer; {_layers(term, made)}"
-    except (RecdistillError, RuntimeError) as error:
+    except (RecdistillError, RuntimeError, ArithmeticError) as error:
         return f"{place}: {term.words!r}: {error}"
     return None
 

@@ -319,7 +319,8 @@ class Shuffled(OfSignal):
     """``shuffled(x)``: each row gets the value of another row of the batch; the control for a teacher's signal.
 
     The rows are put in a circle by the hash of their ids and the seed, and each takes its neighbour's value; so the
-    permutation depends on which rows meet, not on their order, and no row keeps its own value.
+    permutation depends on which rows meet, not on their order, and no row keeps its own value, except in a batch of one
+    row, where there is no other.
     """
 
     signal: Signal
@@ -333,7 +334,7 @@ class Shuffled(OfSignal):
 
 
 def exchanged(row_id_B: Tensor, seed: int) -> Tensor:
-    """For each row the place of another one, int64 (B,)."""
+    """For each row the place of another one, int64 (B,); a single row has only its own."""
     salt = splitmix64_tensor(torch.tensor(seed, dtype=torch.int64))
     order = torch.argsort(splitmix64_tensor(row_id_B ^ salt), stable=True)
     return torch.empty_like(order).index_copy_(0, order, order.roll(1))
@@ -362,4 +363,4 @@ def flows(signal: Signal) -> bool:
 
 def unknown_at_times(signal: Signal) -> bool:
     """Whether a signal has no value for some rows, which then take no part."""
-    return any(isinstance(part, Column | Remembered) or getattr(part, "partial", False) for part in walk(signal))
+    return any(isinstance(part, Column | Remembered) for part in walk(signal))

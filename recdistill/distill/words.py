@@ -20,7 +20,7 @@ from recdistill.distill.term import Term
 from recdistill.edits.towers import EDITS, Edit
 from recdistill.errors import RecdistillError, ShapeError
 from recdistill.losses.catalog import LIST, LOSSES
-from recdistill.losses.scope import is_in_batch, scope_of
+from recdistill.losses.scope import is_in_batch, scope_of, takes_candidates
 from recdistill.nets.catalog import Net
 from recdistill.spec import columns as declared
 from recdistill.spec.features import FeatureSpec
@@ -31,6 +31,7 @@ from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, TermSyntaxEr
 
 TAPS = ("logit", "logits", "scores", "hidden", "embed", "attention", "out")
 OVER = ("selected", "batch")
+OF_CANDIDATES = [name for name, loss in LOSSES.items() if takes_candidates(loss)]
 
 
 @dataclass
@@ -264,6 +265,10 @@ def _loss(c: Compiler, call: Call, place: str) -> Term | None:
     scope = scope_of(loss)
     if scope == "list" and any(is_ranked(s) for s in (learner, *targets)):
         scope = "row"  # the candidates of an anchor are its list
+        if call.function not in OF_CANDIDATES:
+            hint = nearest(call.function, OF_CANDIDATES)
+            c.problems.append(f"{place}: {call.function} compares rows of a log, not the candidates of anchors; {hint}")
+            return None
     c.problems += [f"{place}: {problem}" for problem in _wrong_scope(c, call, scope, over, targets)]
     in_batch = is_in_batch(loss)
     return Term(str(call), loss, learner, tuple(targets), options, over=str(over), scope=scope, in_batch=in_batch)
@@ -291,7 +296,7 @@ def _tried(loss: Callable[..., torch.Tensor], targets: int, options: Mapping[str
         loss(*(torch.zeros(0) for _ in range(1 + targets)), **lists, **options)
     except ShapeError:
         return None
-    except (RecdistillError, TypeError, ValueError) as error:
+    except (RecdistillError, TypeError, ValueError, ArithmeticError) as error:
         return str(error)
     return None
 

@@ -33,6 +33,12 @@ def scope_of(loss: Callable[..., object]) -> str:
     return str(getattr(loss, "scope", "row"))
 
 
+def takes_candidates(loss: Callable[..., object]) -> bool:
+    """Whether a loss over lists takes candidates of anchors as well, which stand side by side without ``list_B``."""
+    keyword = inspect.signature(loss).parameters.get(LIST)
+    return keyword is not None and keyword.default is not keyword.empty
+
+
 def is_in_batch(loss: Callable[..., object]) -> bool:
     """Whether a row's value depends on the other rows of its batch."""
     return bool(getattr(loss, "in_batch", False))

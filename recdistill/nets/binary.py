@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.errors import TrainingError
-from recdistill.nets.inputs import Inputs, Outputs
+from recdistill.nets.inputs import Inputs, Outputs, Rate, Width
 from recdistill.nets.towers import TwoTower
 
 KINDS = ("stochastic", "cut", "after", "real")
@@ -138,26 +138,16 @@ class BinaryTwoTower(nn.Module):
         labels: int,
         *,
         item: list[str],
-        mlp: list[int],
-        bits: int = 64,
+        mlp: list[Width],
+        bits: Width = 64,
         kind: str = "stochastic",
         beta: float = 2.0,
-        dropout: float = 0.0,
+        dropout: Rate = 0.0,
     ) -> None:
         super().__init__()
         self.towers = TwoTower(inputs, labels, item=item, mlp=mlp, dim=bits, dropout=dropout)
         self.binariser = Binariser(kind)
         self.scale = spread(beta, bits)
-
-    def user_code(self, embed_BE: Tensor) -> Tensor:
-        """The codes of users (and requests), (B, R); reads the user fields only."""
-        code_BR: Tensor = self.binariser(self.towers.user_vector(embed_BE))[1]
-        return code_BR
-
-    def item_code(self, embed_BE: Tensor) -> Tensor:
-        """The codes of items, (B, R); reads the item fields only."""
-        code_BR: Tensor = self.binariser(self.towers.item_vector(embed_BE))[1]
-        return code_BR
 
     def forward(self, embed_BE: Tensor) -> Outputs:
         """Logits of each row; the hidden taps are the relaxed codes, the user's code times the scale, the item's."""

@@ -3,7 +3,8 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -80,12 +81,41 @@ class Net:
 
 def wrong_options(name: str, module: Callable[..., nn.Module], options: dict[str, Any]) -> list[str]:
     """What is wrong with the options of a module, which are its keyword parameters; one sentence each."""
+    hints = get_type_hints(module.__init__, include_extras=True)
     parameters = {n: p for n, p in inspect.signature(module).parameters.items() if p.kind is p.KEYWORD_ONLY}
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
     unknown = [n for n in options if n not in parameters]
-    return [f"{name} needs {n!r}" for n in missing] + [
-        f"{name} has no option {n!r}; known: {', '.join(parameters) or 'none'}" for n in unknown
+    unfit = [n for n in options if n in parameters and not fits(options[n], hints[n])]
+    return [
+        *(f"{name} needs {n!r}" for n in missing),
+        *(f"{name} has no option {n!r}; known: {', '.join(parameters) or 'none'}" for n in unknown),
+        *(f"{name}: {n} is {described(hints[n])}, found {options[n]!r}" for n in unfit),
     ]
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is what the annotation of an option says, its bounds included."""
+    inside = get_args(hint)
+    if get_origin(hint) is Annotated:
+        return fits(value, inside[0]) and all(value in bounds for bounds in inside[1:])
+    if get_origin(hint) in (Union, UnionType):
+        return any(fits(value, each) for each in inside)
+    if inside:
+        return isinstance(value, list | tuple) and all(fits(each, inside[0]) for each in value)
+    return type(value) is hint or (hint is float and type(value) is int)  # true is no number
+
+
+WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+
+
+def described(hint: Any) -> str:
+    """What an annotation asks for, in words."""
+    inside = get_args(hint)
+    if get_origin(hint) is Annotated:
+        return f"{described(inside[0])}, {', '.join(map(str, inside[1:]))}"
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(described, inside))
+    return f"a list, each {described(inside[0])}" if inside else WORDS[hint]
 
 
 class Head(nn.Module):

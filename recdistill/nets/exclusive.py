@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.errors import TrainingError
-from recdistill.nets.inputs import Inputs, Outputs
+from recdistill.nets.inputs import Inputs, Outputs, Width
 from recdistill.nets.towers import Stack
 
 
@@ -26,7 +26,7 @@ class Exclusive(nn.Module):
         mlp: widths of the hidden layers.
     """
 
-    def __init__(self, inputs: Inputs, labels: int, *, mlp: list[int]) -> None:
+    def __init__(self, inputs: Inputs, labels: int, *, mlp: list[Width]) -> None:
         super().__init__()
         if labels < 3:
             raise TrainingError(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.errors import TrainingError
-from recdistill.nets.inputs import Inputs, Outputs
+from recdistill.nets.inputs import Inputs, Outputs, Width
 from recdistill.nets.towers import Stack
 
 
@@ -48,7 +48,7 @@ class Grouped(nn.Module):
     Departure: layers have biases.
     """
 
-    def __init__(self, inputs: Inputs, labels: int, *, mlp: list[int], groups: list[int], width: int) -> None:
+    def __init__(self, inputs: Inputs, labels: int, *, mlp: list[Width], groups: list[Width], width: Width) -> None:
         super().__init__()
         if sum(groups) != labels or min(groups, default=0) < 1:
             raise TrainingError(f"grouped: groups {groups} have {sum(groups)} labels, but the member has {labels}")

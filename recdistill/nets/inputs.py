@@ -1,9 +1,28 @@
 """What a net receives: one vector per row, laid out in named fields, and what it returns."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Between:
+    """The numbers that an option may be: from ``least`` on, and below ``end``."""
+
+    least: float
+    end: float
+
+    def __contains__(self, number: float) -> bool:
+        return self.least <= number < self.end
+
+    def __str__(self) -> str:
+        return f"at least {self.least} and below {self.end}"
+
+
+Width = Annotated[int, Between(1, 2**14 + 1)]  # values of a layer
+Count = Annotated[int, Between(0, 65)]  # of layers
+Rate = Annotated[float, Between(0, 1)]  # of dropout
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.errors import TrainingError
-from recdistill.nets.inputs import Inputs, Outputs
+from recdistill.nets.inputs import Count, Inputs, Outputs, Rate, Width
 from recdistill.nets.towers import Stack, places
 
 
@@ -20,7 +20,7 @@ class DeepFM(nn.Module):
     embedded_places: Tensor
 
     def __init__(
-        self, inputs: Inputs, labels: int, *, mlp: list[int], norm: str = "none", dropout: float = 0.0
+        self, inputs: Inputs, labels: int, *, mlp: list[Width], norm: str = "none", dropout: Rate = 0.0
     ) -> None:
         super().__init__()
         fields = inputs.embedded
@@ -69,11 +69,11 @@ class DcnV2(nn.Module):
         inputs: Inputs,
         labels: int,
         *,
-        cross_layers: int = 2,
-        mlp: list[int],
-        rank: int | None = None,
+        cross_layers: Count = 2,
+        mlp: list[Width],
+        rank: Width | None = None,
         norm: str = "none",
-        dropout: float = 0.0,
+        dropout: Rate = 0.0,
     ) -> None:
         super().__init__()
         self.cross = nn.ModuleList(CrossLayer(inputs.width, rank) for _ in range(cross_layers))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from recdistill.errors import TrainingError
 from recdistill.nets.binary import Binariser, spread
 from recdistill.nets.graph import Bipartite, CrossGcn, LightGcn, Propagation
-from recdistill.nets.inputs import Inputs, Outputs
+from recdistill.nets.inputs import Count, Inputs, Outputs
 from recdistill.nets.towers import places
 
 
@@ -169,7 +169,7 @@ class LightGcnNet(GraphNet):
         layers: of the convolution.
     """
 
-    def __init__(self, inputs: Inputs, labels: int, *, user: str, item: str, layers: int = 3) -> None:
+    def __init__(self, inputs: Inputs, labels: int, *, user: str, item: str, layers: Count = 3) -> None:
         super().__init__("light_gcn", inputs, labels, user, item)
         self.convolution = LightGcn(layers=layers)
 
@@ -196,7 +196,7 @@ class CrossGcnNet(GraphNet):
         *,
         user: str,
         item: str,
-        layers: int = 3,
+        layers: Count = 3,
         activation: str = "tanh",
         own: bool = False,
     ) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.errors import TrainingError
-from recdistill.nets.inputs import Inputs
+from recdistill.nets.inputs import Inputs, Width
 
 
 def padded(tokens_TD: Tensor, lengths_B: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class TargetAttention(nn.Module):
     """
 
     def __init__(
-        self, inputs: Inputs, width: int, *, target: str, layers: Sequence[int] = (32,), normalise: bool = False
+        self, inputs: Inputs, width: int, *, target: str, layers: Sequence[Width] = (32,), normalise: bool = False
     ) -> None:
         super().__init__()
         fields = {field.name: field for field in inputs.fields if field.embedded}
@@ -97,7 +97,7 @@ class SelfAttention(nn.Module):
     Departure: one block without feed-forward layer, and pooling by a learned query instead of concatenation.
     """
 
-    def __init__(self, inputs: Inputs, width: int, *, heads: int = 2, positions: int = 64) -> None:  # noqa: ARG002
+    def __init__(self, inputs: Inputs, width: int, *, heads: Width = 2, positions: Width = 64) -> None:  # noqa: ARG002
         super().__init__()
         if heads < 1 or width % heads:
             raise TrainingError(f"pool: heads is {heads}, which must divide the width {width} of the tokens")

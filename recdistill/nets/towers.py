@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.errors import TrainingError
-from recdistill.nets.inputs import Inputs, Outputs
+from recdistill.nets.inputs import Inputs, Outputs, Rate, Width
 
 NORMS = ("none", "layer", "batch")
 
@@ -51,7 +51,7 @@ class Mlp(nn.Module):
     """A multilayer perceptron; without hidden layers it is logistic regression on the input vector."""
 
     def __init__(
-        self, inputs: Inputs, labels: int, *, layers: list[int], norm: str = "none", dropout: float = 0.0
+        self, inputs: Inputs, labels: int, *, layers: list[Width], norm: str = "none", dropout: Rate = 0.0
     ) -> None:
         super().__init__()
         self.stack = Stack(inputs.width, layers, norm, dropout)
@@ -79,10 +79,10 @@ class TwoTower(nn.Module):
         labels: int,
         *,
         item: list[str],
-        mlp: list[int],
-        dim: int = 32,
+        mlp: list[Width],
+        dim: Width = 32,
         norm: str = "none",
-        dropout: float = 0.0,
+        dropout: Rate = 0.0,
     ) -> None:
         super().__init__()
         names = [field.name for field in inputs.fields]

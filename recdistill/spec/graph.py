@@ -10,6 +10,7 @@ from recdistill.spec.strict import OneOrMany, Strict, nearest, refusal
 
 RANKING_METRICS = ("recall", "ndcg", "hr", "mrr")
 SIDES = ("user", "item")
+MOST = 2**16  # candidates of one kind
 METRIC_AT = re.compile(rf"({'|'.join(RANKING_METRICS)})@([1-9][0-9]*)\Z")
 
 
@@ -69,7 +70,7 @@ class Ranked(Strict):
 
     by: str
     top: int = Field(100, ge=1)
-    count: int = Field(20, ge=1)
+    count: int = Field(20, ge=1, le=MOST)
     temperature: float = Field(10.0, gt=0)
     shuffled: bool = False
 
@@ -99,8 +100,8 @@ class CandidatesSpec(Strict):
     anchor: Literal["user", "item"] = "user"
     each: Literal["edge", "node"] = "edge"
     batch: int | None = Field(None, ge=1)
-    positives: int = Field(0, ge=0)
-    negatives: int = Field(1, ge=0)
+    positives: int = Field(0, ge=0, le=MOST)
+    negatives: int = Field(1, ge=0, le=MOST)
     popularity: float = Field(0.0, ge=0)
     shared: bool = False
     in_batch: bool = False

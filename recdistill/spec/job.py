@@ -1,7 +1,7 @@
 """What a job says: members, phases of terms, training, controls. The Python API has the same words."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
@@ -139,16 +139,25 @@ class Job(Strict):
                 found |= {f"{place}.{k}": text for k, text in enumerate(move.terms)}
         return found
 
+    @property
+    def rates(self) -> dict[str, str]:
+        """Every factor of learning rates by its place in the job."""
+        return {f"phases.{i}.lr": phase.lr for i, phase in enumerate(self.phases) if phase.lr is not None}
+
     def problems(self) -> list[str]:
         """What is wrong across the fields of the job itself, one sentence each."""
         return [
             *_repeated(self),
-            *_wrong_members(self),
-            *_wrong_texts(self),
+            *self.loose_ends(),
+            *_unread(parse_term, {**self.terms, **self.rates}),
             *_wrong_phases(self),
             *_wrong_feeds(self),
             *_wrong_rankings(self),
         ]
+
+    def loose_ends(self) -> list[str]:
+        """What is wrong with members and what they name; as long as there is any, meanings cannot be looked for."""
+        return [*_wrong_members(self), *_unread(parse_signal, self.signals)]
 
     def problems_with(self, spec: FeatureSpec) -> list[str]:
         """What is wrong between the job and its feature spec, one sentence each."""
@@ -172,18 +181,12 @@ def _wrong_members(job: Job) -> list[str]:
             found.append(f"members.{name}: a member's name is a word of letters, digits and _")
         found += _wrong_sharing(job, name)
         found += [*_wrong_origin(job, name), *without_effect(name, job.members[name])]
-        found += [
-            f"members.{name}.labels: no label {label!r} in the job; {nearest(label, job.label)}"
-            for label in member.labels
-            if label not in job.label
-        ]
+        found += [f"members.{name}.labels: {problem}" for problem in _wrong_predictions(job, member)]
         if isinstance(member.serve, ServingView) and member.embed is None:
             found.append(
                 f"members.{name}.serve: a view of its own is for a member with `view: {{embed: ...}}`; put the columns "
                 "into `view`"
             )
-        if member.serve and member.labels and member.labels[0] != job.label[0]:
-            found.append(f"members.{name}.labels: a serving member predicts {job.label[0]!r}, the main label, first")
         if member.compare and (member.copies > 1 or member.outputs is not None or member.scores is not None):
             found.append(f"members.{name}.compare: a further student is one net of its own that predicts labels")
         if member.serve and member.outputs is not None:
@@ -192,6 +195,17 @@ def _wrong_members(job: Job) -> list[str]:
             found.append(f"members.{name}.fold: of {member.fold[1]} folds the last is {member.fold[1] - 1}")
         if member.folds and (member.copies < 2 or member.share != type(member.share)()):
             found.append(f"members.{name}.folds: needs several copies, none of which shares anything")
+    return found
+
+
+def _wrong_predictions(job: Job, member: MemberSpec) -> list[str]:
+    """What is wrong with the labels that a member predicts."""
+    unknown = [label for label in member.labels if label not in job.label]
+    found = [f"no label {label!r} in the job; {nearest(label, job.label)}" for label in unknown]
+    if len({*member.labels}) < len(member.labels):
+        found.append(f"{member.labels} names something twice")
+    if member.serve and member.labels and member.labels[0] != job.label[0]:
+        found.append(f"a serving member predicts {job.label[0]!r}, the main label, first")
     return found
 
 
@@ -242,16 +256,14 @@ def _wrong_sharing(job: Job, name: str) -> list[str]:
     return found
 
 
-def _wrong_texts(job: Job) -> list[str]:
-    """Terms, signals and learning rates outside the grammar."""
-    rates = {f"phases.{i}.lr": phase.lr for i, phase in enumerate(job.phases) if phase.lr is not None}
+def _unread(parse: Callable[[str], object], texts: Mapping[str, str]) -> list[str]:
+    """Texts outside the grammar, by their places."""
     found = []
-    for parse, texts in ((parse_term, {**job.terms, **rates}), (parse_signal, job.signals)):
-        for place, text in texts.items():
-            try:
-                parse(text)
-            except TermSyntaxError as error:
-                found.append(f"{place}: {error}")
+    for place, text in texts.items():
+        try:
+            parse(text)
+        except TermSyntaxError as error:
+            found.append(f"{place}: {error}")
     return found
 
 
@@ -372,7 +384,8 @@ def columns_of(view: list[str], spec: FeatureSpec, privileged: list[str]) -> tup
     wanted = set(view)
     left_out = {word.removeprefix(WITHOUT) for word in view if word.startswith(WITHOUT)}
     serving = [name for name in spec.serving if (SERVING in wanted or name in wanted) and name not in left_out]
-    return serving, [n for n in privileged if (PRIVILEGED in wanted or n in wanted) and n not in left_out]
+    known = [name for name in privileged if name in spec.post_event]  # others are reported
+    return serving, [n for n in known if (PRIVILEGED in wanted or n in wanted) and n not in left_out]
 
 
 def member_names(job: Job, term: ParsedTerm) -> list[str]:

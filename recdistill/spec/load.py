@@ -152,7 +152,9 @@ def parse_job(raw: Mapping[str, Any], place: str, *, check: Check | None = None)
         raise SpecError(place, problems)
     spec = load_feature_spec(raw["spec"])
     if job is not None:
-        problems += [*job.problems_with(spec), *(check(job, spec) if check else [])]
+        problems += job.problems_with(spec)
+        if check is not None and not job.loose_ends():
+            problems += check(job, spec)
     if job is None or problems:
         raise SpecError(place, list(dict.fromkeys(problems)))
     return job, spec

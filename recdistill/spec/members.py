@@ -10,11 +10,16 @@ from recdistill.spec.train import DenseOptimizer, TableOptimizer
 SERVING, PRIVILEGED = "serving", "privileged"
 WITHOUT = "-"  # before a column that a view leaves out
 
-Width = Annotated[int, Field(ge=4, multiple_of=4)]  # what the embedding kernels take
+WIDEST = 2**14  # no vector is longer, so that a slip of a key does not ask for more memory than there is
+Width = Annotated[int, Field(ge=4, multiple_of=4, le=WIDEST)]  # what the embedding kernels take
+Layer = Annotated[int, Field(ge=1, le=WIDEST)]
 
 
 def _one_key(value: Any) -> Any:
     return {value: {}} if isinstance(value, str) else value
+
+
+OneKey = Annotated[dict[str, Any], BeforeValidator(_one_key), Field(min_length=1, max_length=1)]
 
 
 def _of(value: Any) -> Any:
@@ -256,7 +261,7 @@ class MemberSpec(Strict):
         warm_start: a member of another run to begin from.
     """
 
-    net: Annotated[dict[str, Any], BeforeValidator(_one_key)] | None = Field(None, min_length=1, max_length=1)
+    net: OneKey | None = None
     frozen: FromRun | None = None
     ema: Annotated[Ema, BeforeValidator(_of)] | None = None
     best: Annotated[Best, BeforeValidator(_of)] | None = None
@@ -268,7 +273,7 @@ class MemberSpec(Strict):
     edit: Edited | None = None
     view: View = [SERVING]
     inputs: OneOrMany = []
-    outputs: int | None = Field(None, ge=1)
+    outputs: int | None = Field(None, ge=1, le=WIDEST)
     labels: OneOrMany = []
     distort: Distortion | None = None
     copies: int = Field(1, ge=1, le=64)
@@ -278,9 +283,9 @@ class MemberSpec(Strict):
     compare: bool = False
     dim: Width = 16
     dims: dict[str, Width] = {}
-    pool: dict[str, Annotated[dict[str, Any], BeforeValidator(_one_key)]] = {}
+    pool: dict[str, OneKey] = {}
     dropout: float = Field(0.0, ge=0, lt=1)
-    trunk: list[int] = []
+    trunk: list[Layer] = []
     share: Sharing = Sharing()
     init: float = Field(1.0, ge=0)
     dense: DenseOptimizer | None = None

@@ -1,11 +1,13 @@
 """How members are trained: optimizers, stop rules, batches. The same for all jobs, whatever they distil."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from recdistill.spec.graph import METRIC_AT
 from recdistill.spec.strict import Strict, refusal
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Adam(Strict):
@@ -13,7 +15,7 @@ class Adam(Strict):
 
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
 
 

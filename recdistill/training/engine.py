@@ -217,11 +217,12 @@ class Engine:
     def step(
         self, phase: Phase, batches: Mapping[str, Batch], now: Now, optimizers: Sequence[Optimizers]
     ) -> dict[str, Tensor]:
-        """One step; returns the value of each term that has a weight, of this process's rows."""
+        """One step; returns the value of each term that has a weight, of this process's rows, by its name in logs."""
         losses: dict[str, Tensor] = {}
-        for update, own in zip(phase.updates, optimizers, strict=True):
+        for j, (update, own) in enumerate(zip(phase.updates, optimizers, strict=True)):
             if now.step % update.every == 0:
-                losses |= self.update(update, batches[update.feed], now, own)
+                found = self.update(update, batches[update.feed], now, own)
+                losses |= {phase.called(j, words): value for words, value in found.items()}
         return losses
 
     def update(self, update: Update, batch: Batch, now: Now, optimizers: Optimizers) -> dict[str, Tensor]:

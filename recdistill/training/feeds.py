@@ -190,11 +190,6 @@ class Cursor:
         del batches
 
 
-def mixed(named: Mapping[str, int], feeds: Mapping[str, Feed]) -> MixFeed:
-    """The mixture of feeds in given shares."""
-    return MixFeed(tuple(feeds[name] for name in named), tuple(named.values()))
-
-
 def unique_rows(feeds: Mapping[str, Feed]) -> Tensor:
     """The ids of the rows of all feeds, each once."""
     found = [feed.row_ids() for feed in feeds.values()]

@@ -74,8 +74,3 @@ class RunLog:
         }
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
-
-
-def read_log(path: Path) -> list[dict[str, object]]:
-    """The events of a log, in order."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -129,10 +129,9 @@ def test_the_normalised_adjacency_equals_the_dense_one(edges) -> None:
     graph = Graph.of(8, 10, *(torch.tensor(side) for side in zip(*edges, strict=True)))
     whole = oracle.adjacency(edges, 8, 10)
     halves = graph.normalised(torch.float64)
-    assert np.allclose(graph.adjacency(torch.float64).dense(18).numpy(), whole, atol=1e-15)
     assert np.allclose(halves.user.dense(10).numpy(), whole[:8, 8:], atol=1e-15)
     assert torch.equal(halves.item.dense(8), halves.user.dense(10).t())
-    assert graph.adjacency().weights.dtype == torch.float32
+    assert graph.normalised().user.weights.dtype == torch.float32
 
 
 @given(st.sets(st.tuples(st.integers(2, 7), st.integers(2, 9)), min_size=1, max_size=30))
@@ -146,8 +145,6 @@ def test_positives_are_the_lists_of_each_side(edges) -> None:
     everything = torch.arange(10).expand(8, 10)
     contained = graph.positives.contains(torch.arange(8), everything)
     assert {(int(u), int(i)) for u, i in contained.nonzero()} == edges
-    back = graph.audience
-    assert sorted((int(u), i) for i in range(10) for u in back.of(torch.tensor([i]))[0]) == sorted(edges)
 
 
 def test_a_graph_survives_the_disk_without_pickle(log, tmp_path) -> None:

@@ -121,6 +121,11 @@ def test_a_shuffled_signal_moves_every_row_and_follows_the_rows_when_they_are_re
     assert torch.equal(Shuffled(Logit("teacher")).value(Scene(outputs, other, seed)), found[order])
 
 
+def test_a_row_alone_in_its_batch_has_no_other_value_to_be_given() -> None:
+    outputs = {"teacher": Outputs(torch.tensor([[3.0]]), [], torch.zeros(1, 1), [])}
+    assert Shuffled(Logit("teacher")).value(Scene(outputs, batch(1, label=[0.0]), 0)).tolist() == [3.0]
+
+
 def test_another_seed_shuffles_differently() -> None:
     b = batch(40, label=[0.0] * 40)
     outputs = {"teacher": Outputs(torch.arange(40.0).unsqueeze(1), [], torch.zeros(40, 1), [])}

@@ -164,6 +164,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "groups": ({"phases.0.terms": ["unkd(gcn.scores, student.scores, popularity)"]}, "popularity"),
     "parts of a batch": ({"train.micro_batch": 16}, "remove train.micro_batch"),
     "no candidates": ({"phases.0.feed": "log"}, "scores"),
+    "a loss of rows": (
+        {"phases.1.terms": ["soft_list(student.scores, gcn.scores)"]},
+        "soft_list compares rows of a log, not the candidates of anchors; did you mean 'soft_sides'?",
+    ),
+    "another loss of rows": (
+        {"phases.1.terms": ["score_gap(student.scores)"]},
+        "score_gap compares rows of a log, not the candidates of anchors; known: bpr, sampled_softmax, soft_sides",
+    ),
     "what moves": ({"feeds.lists.candidates.ranked": {"by": "student", "top": 9, "count": 2}}, "moves in the phase of"),
     "what another update moves": (
         {

@@ -20,7 +20,7 @@ from recdistill.data.recorded import Provenance, RecordedScores
 from recdistill.data.scores import sigmoid
 from recdistill.distill.combine import fold_of
 from recdistill.distill.compile import problems_of
-from recdistill.errors import LogError, RecdistillError, RunError
+from recdistill.errors import LogError, RecdistillError, RunError, SpecError
 from recdistill.runs import execute as execute_module
 from recdistill.runs.execute import Request, execute
 from recdistill.runs.labels import check_scores
@@ -91,6 +91,12 @@ def gradients(b: Bench) -> dict[str, torch.Tensor]:
     entry = audit(b.cast, b.plan.phases[0], batch)[1]
     assert entry.words == SOFT
     return {**entry.dense, **entry.tables}
+
+
+def test_a_student_cannot_serve_on_scores_that_are_recorded(small: Small) -> None:
+    changes = {"members.student.inputs": ["teacher.logit"], "members.teacher": {"scores": "scores.parquet"}}
+    with pytest.raises(SpecError, match=r"members.teacher: only its scores of a log are left, but the student reads"):
+        small.plan({**changes, "phases.0.terms": ["bce(student.logit, label)"], "privileged": []})
 
 
 def test_recorded_scores_teach_as_the_frozen_teacher_itself(run: Path, scores: Path, small: Small, group: None) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from recdistill.data.encode import encode
 from recdistill.distill.schedule import Now
+from recdistill.errors import TrainingError
 from recdistill.spec.load import load_feature_spec
 from recdistill.training.audit import audit
 from recdistill.training.play import play
@@ -82,6 +83,25 @@ def test_updates_take_place_as_often_as_they_say(small: Small, group: None) -> N
     assert [("student" in moved(b, at=Now(step, 7)), True) for step in range(7)] == [
         (step % 3 == 0, True) for step in range(7)
     ]
+
+
+def test_equal_terms_of_two_updates_are_both_told_and_both_watched(small: Small, group: None) -> None:
+    updates = [{"terms": [BCE], "train": "student.tables"}, {"terms": [BCE], "train": "student.net"}]
+    b = Bench.of(small, {"student": STUDENT}, [{"steps": 1, "updates": updates, **LAST}])
+    told: list[dict[str, float]] = []
+    b.engine.listen = lambda event: told.append(event.values)
+    losses = b.step()
+    assert list(losses) == [BCE, f"{BCE} [2]"] and losses[BCE] > losses[f"{BCE} [2]"]  # the tables have moved between
+    b.engine._report(0, 0, 1, losses)
+    assert told == [{name: float(value.detach()) for name, value in losses.items()}]
+    with pytest.raises(TrainingError, match=r"the term 'bce\(student.logit, label\)' is nan"):
+        b.engine._report(0, 0, 1, {**losses, BCE: torch.tensor(torch.nan)})
+
+
+def test_an_equal_term_keeps_its_name_where_the_first_one_rests(small: Small, group: None) -> None:
+    updates = [{"terms": [BCE], "train": "student.tables", "every": 2}, {"terms": [BCE], "train": "student.net"}]
+    b = Bench.of(small, {"student": STUDENT}, [{"steps": 2, "updates": updates, **LAST}])
+    assert list(b.step(at=Now(1, 2))) == [f"{BCE} [2]"]
 
 
 def generated(small: Small) -> Bench:
