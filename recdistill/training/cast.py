@@ -22,6 +22,7 @@ from recdistill.nets.retrieval import GraphNet
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.graph import SIDES
 from recdistill.spec.members import FromRun
+from recdistill.training.batch_norm import over_all_processes
 from recdistill.training.sharding import Tables, device
 
 Propagated = tuple[Tensor, Tensor, Tensor, Tensor]  # users and items, before and after the graph
@@ -66,6 +67,7 @@ class Cast:
         made = build_heads(list(self.members.values()), layout, lambda member: drawn(seed, member.name))
         self.layout = Layout(layout.banks, made.layouts)
         self.heads: dict[str, Head] = {name: head.to(device()) for name, head in made.heads.items()}
+        over_all_processes(self.heads.values())
         for member in self.members.values():
             net = self.heads[member.name].net if member.name in self.heads else None
             if isinstance(net, GraphNet) and isinstance(member.origin, FromRun):

@@ -35,7 +35,6 @@ from recdistill.data.recorded import RecordedScores
 from recdistill.data.scores import AS_SERVED, write_scores
 from recdistill.data.thinning import Thinning
 from recdistill.data.unknown import Forgetting
-from recdistill.distill.checks import in_batch
 from recdistill.distill.compile import Plan
 from recdistill.distill.layout import lay_out
 from recdistill.distill.member import Member
@@ -48,7 +47,7 @@ from recdistill.training import checkpoint, resume
 from recdistill.training.cast import Cast
 from recdistill.training.engine import Engine
 from recdistill.training.findings import findings
-from recdistill.training.processes import barrier, rank, world
+from recdistill.training.processes import barrier, rank
 from recdistill.training.rankings import Rankings, events_of, lost_of, vectors_of
 from recdistill.training.reading import Logs, Training, feeds_of, nodes_of, reader_for, reader_of
 from recdistill.training.resume import LATEST, Progress, Stopped
@@ -230,17 +229,8 @@ def rarity_by_table(log: EncodedLog) -> dict[str, Tensor]:
 
 
 def engine_of(training: Training, logs: Logs, splits: tuple[str, ...], folder: Path, listen: Listener) -> Engine:
-    """The engine of a training on some splits, with members as they begin.
-
-    Raises:
-        TrainingError: a net normalises over batches, of which each of several processes sees a part.
-    """
+    """The engine of a training on some splits, with members as they begin."""
     settings, log = training.settings, logs.log
-    for name in in_batch(training.plan.phases, {m.name: m for m in training.plan.members}) if world() > 1 else ():
-        raise TrainingError(
-            f"members.{name}.net: `norm: batch` would count statistics of its own in each of {world()} processes; "
-            "train in one process, or take `norm: layer`"
-        )
     thinning = Thinning(training.seed, settings.keep_labels, settings.negative_keep_rate)
     train = reader_for(training, log, splits, folder, thinning, lists=settings.whole_lists)
     train.forgetting = Forgetting.of(log.fitted, settings.unknown, training.seed)

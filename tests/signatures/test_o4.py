@@ -22,11 +22,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from recdistill.errors import SpecError, TrainingError
+from recdistill.errors import SpecError
 from recdistill.losses.catalog import LOSSES
 from recdistill.spec.load import assign
 from recdistill.training import checkpoint
-from recdistill.training import fit as training
 from tests.signatures.lab import SPLIT, Lab, mean_auc, same, splits
 from tests.training.pair import Pair, furthest, held, together, two_processes
 
@@ -347,7 +346,7 @@ def test_the_hint_moves_of_the_booster_only_what_is_shared(tmp_path: Path) -> No
             check_hint_moves_of_the_booster_only_what_is_shared(lab, {**interval(lab), **wrong})
 
 
-def test_statistics_of_parts_and_of_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_of_parts_are_refused(tmp_path: Path) -> None:
     lab = small(tmp_path)
     layers = {f"members.{name}.net.mlp.norm": "layer" for name in ("light", "booster")}
     of_batches, of_rows = interval(lab), {**interval(lab), **layers}
@@ -355,10 +354,6 @@ def test_statistics_of_parts_and_of_processes_are_refused(tmp_path: Path, monkey
     with pytest.raises(SpecError, match=r"members.booster.net: `norm: batch` compares the rows of a batch"):
         lab.job({**of_batches, **parts})
     assert lab.job({**of_rows, **parts})[0].train.micro_batch == 32
-    monkeypatch.setattr(training, "world", lambda: 2)
-    with pytest.raises(TrainingError, match=r"members.light.net: `norm: batch` would count statistics of its own"):
-        lab.fit(of_batches)
-    assert lab.fit(of_rows).auc("light") > 0.5
 
 
 # 5: processes
@@ -373,11 +368,20 @@ def pair() -> Iterator[Pair]:
 SMOOTH = {"train.tables": {"sgd": {"lr": 1.0}}, "train.dense": {"sgd": {"lr": 0.1}}}
 
 
-def check_two_processes_train_as_one(lab: Lab, pair: Pair, folder: Path, overrides: Mapping[str, Any]) -> None:
-    """The job in one process beside the job, with changes, in two."""
-    one = checkpoint.read(lab.fit(SMOOTH).folder / "checkpoints" / "final")
-    job = assign(lab.raw, {**SMOOTH, **overrides}, "lab")
-    two = together(pair, folder, job, lab.job()[1].folder)
+def check_two_processes_train_as_one(
+    lab: Lab,
+    pair: Pair,
+    folder: Path,
+    overrides: Mapping[str, Any],
+    layout: Mapping[str, Any] | None = None,
+    *,
+    apart: bool = False,
+) -> None:
+    """A layout of the job in one process beside the same, with changes, in two."""
+    alike = {**SMOOTH, **(layout or {})}
+    one = checkpoint.read(lab.fit(alike).folder / "checkpoints" / "final")
+    job = assign(lab.raw, {**alike, **overrides}, "lab")
+    two = together(pair, folder, job, lab.job()[1].folder, apart=apart)
     (bank,), (other,) = (found.values() for found in held(folder))
     assert {*bank} | {*other} == {"user", "item", "context"} and bank and other and not {*bank} & {*other}
     assert furthest(one, two)[0] < 2e-5
@@ -389,3 +393,10 @@ def test_two_processes_with_sharded_tables_train_as_one(tmp_path: Path, pair: Pa
     for number, wrong in enumerate((hint(0.015), unblocked(0.03))):
         with pytest.raises(AssertionError):
             check_two_processes_train_as_one(lab, pair, tmp_path / f"wrong_{number}", wrong)
+
+
+def test_statistics_of_batches_are_those_of_all_processes(tmp_path: Path, pair: Pair) -> None:
+    lab = small(tmp_path)
+    check_two_processes_train_as_one(lab, pair, tmp_path / "right", {}, interval(lab))
+    with pytest.raises(AssertionError):
+        check_two_processes_train_as_one(lab, pair, tmp_path / "wrong", {}, interval(lab), apart=True)

@@ -47,10 +47,15 @@ def together(
     feeds: Mapping[str, Path] | None = None,
     *,
     dividing: bool = False,
+    apart: bool = False,
 ) -> dict[str, Tensor]:
-    """The parameters after training in several processes; as wrong twins these are dividing dense gradients."""
+    """The parameters after training in several processes.
+
+    As wrong twins these are dividing dense gradients, or normalise batches apart from each other.
+    """
     paths = {name: str(path) for name, path in (feeds or {}).items()}
-    told = json.dumps({"folder": str(folder), "job": job, "log": str(log), "feeds": paths, "dividing": dividing})
+    wrong = {"dividing": dividing, "apart": apart}
+    told = json.dumps({"folder": str(folder), "job": job, "log": str(log), "feeds": paths, **wrong})
     for process in pair:
         assert process.stdin is not None
         process.stdin.write(told + "\n")

@@ -43,6 +43,17 @@ def dividing(gradients: bool) -> Iterator[None]:
     engine.sum_gradients = right
 
 
+@contextmanager
+def apart(statistics: bool) -> Iterator[None]:
+    """The wrong twin: each process normalises batches by its own rows."""
+    from recdistill.training import cast
+
+    right = cast.over_all_processes
+    cast.over_all_processes = (lambda _: None) if statistics else right
+    yield
+    cast.over_all_processes = right
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     from recdistill.training.sharding import process_group
@@ -51,7 +62,7 @@ def main() -> None:
         for line in sys.stdin:
             try:
                 told = json.loads(line)
-                with dividing(told["dividing"]):
+                with dividing(told["dividing"]), apart(told["apart"]):
                     train(told)
                 answer = ""
             except Exception as error:  # told to the test, which fails
