@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +62,16 @@ def complain(message: str) -> None:
     """Print an error; its text is the user's as much as ours, so nothing in it is markup."""
     err.print("[bold red]error:[/] ", end="")
     err.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def refuse(options: Mapping[str, object], reason: str) -> None:
+    """Nothing, if none of some options is given.
+
+    Raises:
+        typer.BadParameter: one is, though it would have no effect.
+    """
+    if given := [name for name, value in options.items() if value]:
+        raise typer.BadParameter(f"{' and '.join(given)}: {reason}")
 
 
 @app.command()
@@ -141,16 +152,23 @@ def score(
     from recdistill.runs.rescore import score_artefact, score_run
     from recdistill.spec.load import load_feature_spec
 
-    if top is None and (known or items):
-        raise typer.BadParameter("--known and --items are about lists; say how long they are to be with --top")
-    if top is not None:
+    of_runs: dict[str, object] = {"--member": member, "--out-of-fold": out_of_fold}
+    is_artefact = (source / "student.pt").exists()
+    if is_artefact:
+        refuse(of_runs, "an artefact holds its student alone; name the run instead")
+    else:
+        refuse({"--spec": spec}, "a run has its own feature spec; this option is for artefacts")
+    if top is None:
+        refuse({"--known": known, "--items": items}, "about lists; say how long they are to be with --top")
+    else:
         from recdistill.runs.lists import write_top
 
-        folder = source if (source / "student.pt").exists() else source / "student"
+        refuse({**of_runs, "--spec": spec}, "lists come from the artefact alone; leave it out, or leave out --top")
+        folder = source if is_artefact else source / "student"
         users = write_top(folder, log, target, top, known=known, items=items)
         out.print(f"{target}: {users} users", highlight=False)
         return
-    if (source / "student.pt").exists():
+    if is_artefact:
         from recdistill.runs.rescore import plain_spec
 
         found = load_feature_spec(spec) if spec is not None else plain_spec(source)
@@ -224,8 +242,9 @@ def compare(runs: Annotated[list[Path], typer.Argument(help="Run folders.", show
 def report(run_folder: RunPath) -> None:
     """Render a run's HTML report again and show its table."""
     from recdistill.evaluation.report.html import render
+    from recdistill.publish import write_text
     from recdistill.runs.console import conclusions, result_table
-    from recdistill.runs.folder import RunFolder, write_text
+    from recdistill.runs.folder import RunFolder
 
     found = RunFolder(run_folder).read_report()
     write_text(run_folder / "report.html", render(found, run_folder))

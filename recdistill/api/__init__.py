@@ -30,7 +30,10 @@ from recdistill.distill.combine import SIGNALS
 from recdistill.distill.ranked import MARKS
 from recdistill.distill.schedule import SCHEDULES
 from recdistill.distill.selector import SELECTORS
+from recdistill.errors import SpecError
+from recdistill.losses import catalog as losses
 from recdistill.losses.catalog import LOSSES
+from recdistill.nets import catalog as nets
 from recdistill.nets.catalog import NETS
 
 __all__ = [
@@ -60,15 +63,31 @@ def __dir__() -> list[str]:
 
 
 def loss(function: Function) -> Word:
-    """A loss of your own: learner first, then targets, options by keyword, one value per row; to be used as a word."""
+    """A loss of your own: learner first, then targets, options by keyword, one value per row; to be used as a word.
+
+    Raises:
+        SpecError: its name already means something else.
+    """
+    _refuse_taken("loss", function, losses.BUILT_IN, SCHEDULES)  # what a term is made of
     LOSSES[function.__name__] = function
     return Word(function.__name__, LOSSES)
 
 
 def net(module: Function) -> Callable[..., dict[str, Any]]:
-    """A net of your own: a module built from ``(inputs, outputs, **options)``; to be used as `mlp` is."""
+    """A net of your own: a module built from ``(inputs, outputs, **options)``; to be used as `mlp` is.
+
+    Raises:
+        SpecError: its name already means something else.
+    """
+    _refuse_taken("net", module, nets.BUILT_IN)
     NETS[module.__name__] = module
     return described_net(module.__name__)
+
+
+def _refuse_taken(kind: str, made: Callable[..., Any], *known: Mapping[str, object]) -> None:
+    name = made.__name__
+    if any(words.get(name, made) is not made for words in known):
+        raise SpecError(f"{kind} {name!r}", ["is a word of this package already; give yours another name"])
 
 
 def described_net(name: str) -> Callable[..., dict[str, Any]]:

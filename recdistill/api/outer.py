@@ -86,7 +86,7 @@ def learn_rows(
     fit_on = ("train", "valid") if finished.job.train.refit else ("train",)
     data = encoded(spec, log, finished.job, fit_on, reporter).log
     with process_group():
-        cast = finished.engine(finished.plan, data, finished.seed).cast
+        cast = finished.engine(data, finished.seed).cast
         inputs = cast.layout.members[name].inputs
 
         def vectors(reader: Reader) -> Iterator[tuple[Tensor, Tensor]]:

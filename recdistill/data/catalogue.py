@@ -26,6 +26,7 @@ from recdistill.data.encoded import EncodedLog
 from recdistill.data.reader import Reader, Selection, take, take_jagged, take_view
 from recdistill.data.transforms.rows import FIRST, MISSING
 from recdistill.errors import LogError
+from recdistill.publish import published
 from recdistill.spec import columns as declared
 from recdistill.spec.features import FeatureSpec
 
@@ -67,10 +68,8 @@ class Catalogue:
             tensors |= {f"{side}/ids": view.ids_FB, f"{side}/floats": view.floats_BN}
             for name, bag in view.bags.items():
                 tensors |= {f"{side}/{name}/{part}": value for part, value in vars(bag).items() if value is not None}
-        work = path.with_name(f".{path.name}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous() for key, value in tensors.items()}, work, {"names": json.dumps(names)})
-        work.replace(path)
+        with published(path) as work:
+            save_file({key: value.contiguous() for key, value in tensors.items()}, work, {"names": json.dumps(names)})
 
     @classmethod
     def load(cls, path: Path, log: EncodedLog) -> "Catalogue":

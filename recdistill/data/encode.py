@@ -15,8 +15,6 @@ skipped when nothing changed.
 
 import hashlib
 import json
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from recdistill.data.transforms.catalog import types_of
 from recdistill.data.transforms.elements import unequal
 from recdistill.data.transforms.raw import numbers
 from recdistill.errors import LogError
+from recdistill.publish import aside, put, remove
 from recdistill.spec.columns import Bag, Binary, Sequence
 from recdistill.spec.features import FeatureSpec
 
@@ -80,10 +79,8 @@ def encode(
         return existing
     if not _is_ours(out) and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LogError(f"{out}: exists and holds no encoded log; give another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = out.with_name(f".{out.name}-{secrets.token_hex(4)}")  # with the usual permissions, unlike a temporary folder
-    work.mkdir()
-    try:
+    with aside(out) as work:
+        work.mkdir()
         if fitted is None:
             frame, learned, rows = _learn(spec, log, where, fit_on, extends, work / HISTORIES)
         else:
@@ -98,15 +95,10 @@ def encode(
             "views": _write(work, frame, spec, learned, progress),
             "tables": learned.tables,
         }
-        shutil.rmtree(work / HISTORIES, ignore_errors=True)
+        remove(work / HISTORIES)
         (work / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str), encoding="utf-8")
-        if fitted is None and (existing := _existing(out, fingerprint)):
-            return existing  # another process was faster, and may be reading already
-        if out.exists():
-            shutil.rmtree(out)
-        work.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        # what another process has put there in the meantime stays, since somebody may be reading it
+        put(work, out, replace=out.exists() and (fitted is not None or _existing(out, fingerprint) is None))
     return EncodedLog.open(out)
 
 

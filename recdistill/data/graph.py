@@ -24,6 +24,7 @@ from torch import Tensor
 from recdistill.data.draws import words
 from recdistill.data.transforms.rows import FIRST
 from recdistill.errors import LogError
+from recdistill.publish import published
 
 FORMAT = 1
 
@@ -206,14 +207,9 @@ class Graph:
     def save(self, path: Path) -> None:
         """Write the graph to a safetensors file, which appears only when it is complete."""
         about = {"format": FORMAT, "users": self.users, "items": self.items, "built": dict(self.built)}
-        work = path.with_name(f".{path.name}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            tensors = {"user_E": self.user_E.contiguous(), "item_E": self.item_E.contiguous()}
+        tensors = {"user_E": self.user_E.contiguous(), "item_E": self.item_E.contiguous()}
+        with published(path) as work:
             save_file(tensors, work, {"graph": json.dumps(about, default=str)})
-            work.replace(path)
-        finally:
-            work.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> "Graph":

@@ -5,8 +5,6 @@ hash of their group, so their order tells nothing.
 """
 
 import json
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from recdistill.data.encoded import GROUP_ROWS, EncodedLog
 from recdistill.data.transforms.hashing import key_hash, splitmix64
 from recdistill.errors import LogError
+from recdistill.publish import link_or_copy, published
 
 
 def in_lists(log: EncodedLog, splits: Sequence[str], out: Path) -> EncodedLog:
@@ -39,26 +38,19 @@ def in_lists(log: EncodedLog, splits: Sequence[str], out: Path) -> EncodedLog:
     if log.spec.group is None:
         raise LogError(f"{log.folder}: has no groups, so there are no lists; name the spec's `group`")
     if not out.exists():
-        work = out.with_name(f".{out.name}-{secrets.token_hex(4)}")
-        work.mkdir(parents=True)
-        for entry in log.folder.iterdir():
-            if entry.is_dir():
-                shutil.copytree(entry, work / entry.name, copy_function=os.link, ignore=_left_out(entry, splits))
-            else:
-                os.link(entry, work / entry.name)
-        for split in splits:
-            _write(log, split, work)
-        _rename(work, log.fingerprint, splits)
-        try:
-            work.rename(out)
-        except OSError:  # another process was faster
-            shutil.rmtree(work)
+        with published(out, replace=False) as work:
+            shutil.copytree(log.folder, work, copy_function=link_or_copy, ignore=_left_out(log.folder, splits))
+            for split in splits:
+                _write(log, split, work)
+            _rename(work, log.fingerprint, splits)
     return EncodedLog.open(out)
 
 
-def _left_out(entry: Path, splits: Sequence[str]) -> Callable[[str, list[str]], list[str]]:
+def _left_out(log: Path, splits: Sequence[str]) -> Callable[[str, list[str]], list[str]]:
+    """The files of some splits, whose folders stay."""
+
     def chosen(folder: str, names: list[str]) -> list[str]:
-        return names if Path(folder) == entry and entry.name in splits else []
+        return names if Path(folder) in [log / split for split in splits] else []
 
     return chosen
 

@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.thinning import drawn
+from recdistill.publish import published
 
 
 def permute_privileged(log: EncodedLog, split: str, columns: tuple[str, ...], *, seed: int, out: Path) -> None:
     """Write the permuted post-event files of a split below ``out``, with the row groups of the originals.
 
-    The chosen columns of a whole split are held in memory.
+    The folder of a split appears only when it is complete. The chosen columns of a whole split are held in memory.
     """
     files = log.files(split, "post_event")
     names = [c for c in log.views["post_event"] if c in columns or c.partition("/")[0] in columns]  # with channels
@@ -28,11 +29,12 @@ def permute_privileged(log: EncodedLog, split: str, columns: tuple[str, ...], *,
     source = np.empty_like(takers)
     source[takers] = givers
     permuted = table.take(pa.array(source)).set_column(0, "row_id", table["row_id"])
-    (out / split).mkdir(parents=True)
     start = 0
-    for file in files:
-        groups = pq.ParquetFile(file).metadata
-        with pq.ParquetWriter(out / split / file.name, permuted.schema, compression="lz4") as writer:
-            for rows in (groups.row_group(k).num_rows for k in range(groups.num_row_groups)):
-                writer.write_table(permuted.slice(start, rows), row_group_size=max(rows, 1))
-                start += rows
+    with published(out / split) as work:
+        work.mkdir()
+        for file in files:
+            groups = pq.ParquetFile(file).metadata
+            with pq.ParquetWriter(work / file.name, permuted.schema, compression="lz4") as writer:
+                for rows in (groups.row_group(k).num_rows for k in range(groups.num_row_groups)):
+                    writer.write_table(permuted.slice(start, rows), row_group_size=max(rows, 1))
+                    start += rows

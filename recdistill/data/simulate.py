@@ -33,6 +33,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import special
 
+from recdistill.publish import published
+
 CHUNK_ROWS = 100_000
 DAYS = 10
 TRAIN_DAYS = 8  # the label of later rows is always known
@@ -105,19 +107,17 @@ def simulate_marketplace(
         progress: called with the number of rows after each chunk.
     """
     world = World.draw(users=max(50, rows // 400), items=max(40, rows // 800), seed=seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}")
     writer: pq.ParquetWriter | None = None
-    for chunk, start in enumerate(range(0, rows, CHUNK_ROWS)):
-        count = min(CHUNK_ROWS, rows - start)
-        rngs = [np.random.default_rng([seed, stream, chunk]) for stream in (2, 3)]
-        table = _chunk(world, np.arange(start, start + count), rows, rngs, labelled, privileged)
-        writer = writer or pq.ParquetWriter(work, table.schema)
-        writer.write_table(table)
-        progress(count)
-    assert writer is not None
-    writer.close()
-    work.rename(path)
+    with published(path) as work:
+        for chunk, start in enumerate(range(0, rows, CHUNK_ROWS)):
+            count = min(CHUNK_ROWS, rows - start)
+            rngs = [np.random.default_rng([seed, stream, chunk]) for stream in (2, 3)]
+            table = _chunk(world, np.arange(start, start + count), rows, rngs, labelled, privileged)
+            writer = writer or pq.ParquetWriter(work, table.schema)
+            writer.write_table(table)
+            progress(count)
+        assert writer is not None
+        writer.close()
 
 
 @dataclass(frozen=True)

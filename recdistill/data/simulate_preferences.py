@@ -21,6 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recdistill.publish import published
+
 RANK = 6
 SHARP = 3.0  # how much more a user takes what suits
 TRAIN, VALID, TEST = 14, 4, 8
@@ -64,7 +66,5 @@ def simulate_preferences(
             "tempo": tempo_I[item_N],
         }
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}")
-    pq.write_table(table, work)
-    work.rename(path)
+    with published(path) as work:
+        pq.write_table(table, work)

@@ -24,6 +24,7 @@ from recdistill.data.simulate_columns import (
     serving_columns,
 )
 from recdistill.errors import LogError
+from recdistill.publish import published
 from recdistill.spec.columns import Binary, History
 from recdistill.spec.features import FeatureSpec, SplitByColumn, SplitByHash
 
@@ -93,10 +94,8 @@ def simulate_spec(
             f"simulation: several rows share a row id {spec.row_id}; add a column to it that is neither typed nor the "
             "split's, for example an impression number"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}")
-    frame.write_parquet(work)
-    work.rename(path)
+    with published(path) as work:
+        frame.write_parquet(work)
     progress(rows)
 
 

@@ -95,7 +95,19 @@ def check_phases(phases: Sequence[Phase], members: Members, job: Job, spec: Feat
                 for term in phase.terms
                 if term.exempt
             ]
+    if job.train.micro_batch is not None:
+        found += [
+            f"members.{name}.net: `norm: batch` compares the rows of a batch with each other; remove "
+            "train.micro_batch, or take `norm: layer`"
+            for name in in_batch(phases, members)
+        ]
     return found
+
+
+def in_batch(phases: Sequence[Phase], members: Members) -> list[str]:
+    """The members that are trained on statistics of the rows that meet in a batch."""
+    trained = {name for phase in phases for name in trained_names(phase.trained, members)}
+    return [name for name, member in members.items() if name in trained and member.net.in_batch]
 
 
 def trained_names(names: Iterable[str], members: Members) -> set[str]:

@@ -351,7 +351,7 @@ def out_of_fold(*signals: Signal) -> Unseen:
 
 
 def vote(*signals: Signal) -> Voted:
-    """The share of signals that speak for a click."""
+    """The share of signals that speak for a click; E1's vote on the order of rows is ``relative_order``."""
     return Voted(several(signals, "vote"))
 
 

@@ -66,6 +66,18 @@ class Plan:
         """The members whose answers are scores of labels."""
         return tuple(member for member in self.members if member.scored)
 
+    @property
+    def repeats(self) -> frozenset[str]:
+        """Second names that are judged by the very answers of the members that they name; none of them a student."""
+        first = {member.name: member for member in self.members}
+        return frozenset(m.name for m in self.members if m.same and not m.judged and _alike(m, first[m.same]))
+
+
+def _alike(second: Member, first: Member) -> bool:
+    """Whether both are judged by the same answers."""
+    as_they_are = all(member.distort is None or member.distort.scores is None for member in (second, first))
+    return as_they_are and second.inputs == first.inputs
+
 
 def compile_job(job: Job, spec: FeatureSpec) -> Plan:
     """The members and phases of a job.

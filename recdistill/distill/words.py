@@ -31,7 +31,6 @@ from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, TermSyntaxEr
 
 TAPS = ("logit", "logits", "scores", "hidden", "embed", "attention", "out")
 OVER = ("selected", "batch")
-OF_CANDIDATES = [name for name, loss in LOSSES.items() if takes_candidates(loss)]
 
 
 @dataclass
@@ -265,8 +264,8 @@ def _loss(c: Compiler, call: Call, place: str) -> Term | None:
     scope = scope_of(loss)
     if scope == "list" and any(is_ranked(s) for s in (learner, *targets)):
         scope = "row"  # the candidates of an anchor are its list
-        if call.function not in OF_CANDIDATES:
-            hint = nearest(call.function, OF_CANDIDATES)
+        if not takes_candidates(loss):
+            hint = nearest(call.function, [name for name, other in LOSSES.items() if takes_candidates(other)])
             c.problems.append(f"{place}: {call.function} compares rows of a log, not the candidates of anchors; {hint}")
             return None
     c.problems += [f"{place}: {problem}" for problem in _wrong_scope(c, call, scope, over, targets)]

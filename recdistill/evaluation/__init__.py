@@ -25,6 +25,7 @@ from recdistill.evaluation.calibration import (
     reliability,
 )
 from recdistill.evaluation.churn import churn
+from recdistill.evaluation.fidelity import divergence
 from recdistill.evaluation.grouped import GroupedAuc, GroupTable, group_table, grouped_auc
 from recdistill.evaluation.paired import compare_users
 from recdistill.evaluation.significance import (
@@ -65,6 +66,7 @@ __all__ = [
     "delong_covariance",
     "delong_interval",
     "delong_test",
+    "divergence",
     "draw_candidates",
     "ece_equal_mass",
     "full_ranking",

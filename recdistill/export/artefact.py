@@ -12,7 +12,6 @@ An archive that names anything that may not serve is not written.
 
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 import warnings
@@ -30,6 +29,7 @@ from recdistill.data.transforms.rows import TextVocabulary
 from recdistill.errors import ExportError
 from recdistill.export import bare
 from recdistill.export.serving import ServingStudent
+from recdistill.publish import published
 
 FORMAT = 1
 GOLDEN_ROWS = 256
@@ -58,18 +58,14 @@ def write(
     Raises:
         ExportError: a withheld name appears in the archive.
     """
-    work = folder.with_name(f".{folder.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
+    with published(folder) as work:
+        work.mkdir()
         save_script(student, work / "student.pt")
         data, code = bare.words(work / "student.pt")
         values = {word for text in vocabulary_texts(student) for word in bare.WORD.findall(text.encode())}
         checkable = [name for name in withheld if name.encode() not in code | values]
         if found := [name for name in checkable if name.encode() in data]:
-            raise ExportError(
-                f"{folder}: the archive names {found}, which must not serve; this is a defect, please report it"
-            )
+            raise ExportError(f"student.pt names {found}, which must not serve; this is a defect, please report it")
         saved = torch.jit.load(str(work / "student.pt"))
         rows = golden.slice(0, GOLDEN_ROWS)
         with torch.no_grad():
@@ -94,10 +90,6 @@ def write(
             "files": files,
         }
         (work / "manifest.json").write_text(json.dumps(full, indent=1), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def vocabulary_texts(student: ServingStudent) -> Iterator[str]:

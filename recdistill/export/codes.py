@@ -19,7 +19,6 @@ list is the same on every machine.
 import hashlib
 import importlib.util
 import json
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 
 from recdistill.errors import ExportError
 from recdistill.export.artefact import save_script
+from recdistill.publish import published
 
 FORMAT = 1
 MANY = 32  # queries from which on a product beats counting
@@ -307,10 +307,8 @@ def write_index(folder: Path, word_NW: Tensor, item_N: Tensor, bits: int, *, fai
     Raises:
         ExportError: codes and ids do not fit, or faiss is asked for and not installed.
     """
-    work = folder.with_name(f".{folder.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
+    with published(folder) as work:
+        work.mkdir()
         index = CodeIndex(word_NW, item_N, bits).eval()
         save_script(index, work / "codes.pt")
         if has_faiss() if faiss is None else faiss:
@@ -327,10 +325,6 @@ def write_index(folder: Path, word_NW: Tensor, item_N: Tensor, bits: int, *, fai
             "files": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(work.iterdir())},
         }
         (work / "codes.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def load_index(folder: Path) -> tuple[Any, dict[str, Any]]:

@@ -37,4 +37,6 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "half_square": half_square,
 }
 
-__all__ = ["LIST", "LOSSES"]
+BUILT_IN = dict(LOSSES)  # before Python brings others
+
+__all__ = ["BUILT_IN", "LIST", "LOSSES"]

@@ -18,10 +18,11 @@ def relative_order(student_BH: Tensor, *teacher_BH: Tensor, margin: float = 0.2,
     """How far a layer's distances between rows are from the order that most teachers give them.
 
     ``mean_n max(0, d(u, u+) - d(u, u-) + margin)``, where u+ is the one of two other rows that the majority finds
-    closer to u, and d is the squared distance of layers scaled to length 1. Of a teacher only the order of its
-    distances counts; its width, scale and rotation do not. It has no opinion on rows that it finds equally close, and
-    pairs on which the votes are equal teach nothing. The other rows are the next ones in the batch, which is drawn
-    anew in every epoch; where batches hold whole lists, they are mostly of the same list.
+    closer to u, and d is the squared distance of the learner's layer, scaled to length 1. Teachers judge by the squared
+    distance of their layers as they are: only its order counts, so that width, scale, rotation and shift of a layer do
+    not. A teacher has no opinion on rows that it finds equally close, and pairs on which the votes are equal teach
+    nothing. The other rows are the next ones in the batch, which is drawn anew in every epoch; where batches hold whole
+    lists, they are mostly of the same list. A small batch comes round to the row itself; such a pair teaches nothing.
 
     Args:
         student_BH: a layer of the learner, (B, H).
@@ -42,8 +43,10 @@ def relative_order(student_BH: Tensor, *teacher_BH: Tensor, margin: float = 0.2,
         (tensor([0., 0., 0.]), tensor([1.8000, 0.6000, 1.4000]))
 
     Source: E1, You et al., 2017 (the exact form of the loss is unverified).
-    Departure: triplets are rows that meet in a batch, not a stored list of examples, and the loss is their mean, not
-        their sum; the layers of the teachers are named in the job, not chosen by how much their votes agree.
+    Departure: triplets are rows that meet in a batch, not a stored list of examples, and their mean is taken, not their
+        sum, so that the weight of the term does not depend on how many they are; the layers of the teachers are not
+        scaled to length 1, which would let a shift change their votes; they are named in the job, not chosen by how
+        much their votes agree.
     """
     if not teacher_BH or triplets < 1:
         raise TrainingError(f"relative_order: needs a teacher and at least one pair a row, found {triplets} pairs")
@@ -66,7 +69,14 @@ def opinion(layer_BH: Tensor, n: int) -> Tensor:
     """1 if the first of the row's n-th pair of successors is closer, -1 if the second is, else 0."""
     first_B, second_B = distances(layer_BH, n)
     apart_B = second_B - first_B
+    if comes_round(len(layer_BH), n):
+        return torch.zeros_like(apart_B)
     return torch.sign(apart_B) * (apart_B.abs() > EQUAL * (first_B + second_B))
+
+
+def comes_round(rows: int, n: int) -> bool:
+    """Whether one of the n-th pair of rows that follow a row is the row itself, as happens in a small batch."""
+    return rows > 0 and 0 in ((2 * n + 1) % rows, (2 * n + 2) % rows)
 
 
 def lead(layer_BH: Tensor, n: int) -> Tensor:

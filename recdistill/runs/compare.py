@@ -10,13 +10,16 @@ from recdistill.errors import RunError
 from recdistill.evaluation.report.measures import Answers, measure_of
 from recdistill.evaluation.report.wording import metric_title
 from recdistill.evaluation.significance import holm_adjusted
+from recdistill.runs.choice import table_of
 from recdistill.runs.folder import RunFolder
 from recdistill.spec.controls import MAIN
 from recdistill.spec.load import read_yaml
 
 
 def show(paths: list[Path], console: Console) -> None:
-    """Print a leaderboard, the paired differences to the best run, and the settings in which the jobs differ.
+    """Print leaderboards of both splits, the paired differences to the best run, and what the jobs differ in.
+
+    Which run to keep is told by validation; the test split only says what it is worth.
 
     Raises:
         RunError: fewer than two runs, one of them is not complete, or they are judged by different metrics.
@@ -29,7 +32,9 @@ def show(paths: list[Path], console: Console) -> None:
         raise RunError(f"compare: the runs are judged by different metrics, {judged_by}; compare those of one metric")
     metric = next(iter(judged_by.values()))
     order = sorted(paths, key=lambda path: -_test(reports[path])[metric]["mean"])
-    console.print(_leaderboard({path: reports[path] for path in order}, metric))
+    ranked = {path: reports[path] for path in order}
+    console.print(_leaderboard(ranked, metric))
+    console.print(table_of(ranked, metric))
     for line in _differences(order, reports, metric):
         console.print(line, highlight=False)
     console.print(_settings(order))

@@ -7,6 +7,8 @@ from recdistill.data.encoded import EncodedLog
 from recdistill.evaluation.leaks import too_good
 from recdistill.spec.job import Job
 
+STALE = 0.25  # the share of visits without news from which on somebody is not just a little slower
+
 
 def column_warnings(log: EncodedLog, job: Job, label: str) -> list[dict[str, str]]:
     """Warnings about single columns that nearly are the label, on the validation rows."""
@@ -45,10 +47,15 @@ def exchange_warnings(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[d
     for arm, summaries in fits.items():
         for name in dict.fromkeys(name for summary in summaries for name in summary.get("exchange", {})):
             found = [met[name] for summary in summaries if name in (met := summary.get("exchange", {}))]
-            visits, alone, unusable = (sum(each[key] for each in found) for key in ("visits", "alone", "unusable"))
+            visits, alone, stale, unusable = (
+                sum(each.get(key, 0) for each in found) for key in ("visits", "alone", "stale", "unusable")
+            )
             if alone or not visits:
                 what = f"{arm}: on {alone} of {visits} visits {name} found nobody else in the shared folder"
                 made.append({"cause": "missing_peers", "message": f"{what}; start all processes at the same time"})
+            if stale > STALE * visits:
+                what = f"{arm}: on {stale} of {visits} visits {name} found nothing new of somebody"
+                made.append({"cause": "stale_peers", "message": f"{what}; look for processes that are slow or stopped"})
             if unusable:
                 what = f"{arm}: {unusable} checkpoints that others have left for {name} could not be used"
                 made.append({"cause": "unusable_peers", "message": f"{what}; look for processes that were stopped"})

@@ -1,6 +1,7 @@
 """One run: load and check the job, encode the log, train the job and its controls over all seeds, export, report."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -11,13 +12,14 @@ import numpy as np
 from rich.console import Console
 
 from recdistill.data.encode import file_fingerprint
-from recdistill.data.encoded import EncodedLog
 from recdistill.data.scores import Scored, read_scores
 from recdistill.distill.compile import Plan, compile_job, problems_of
+from recdistill.distill.own import uses_own
 from recdistill.errors import RunError
 from recdistill.evaluation.report.build import BySplit, Results, build
 from recdistill.evaluation.report.html import render
 from recdistill.evaluation.report.measures import OfLists
+from recdistill.publish import write_text
 from recdistill.runs.console import Reporter
 from recdistill.runs.doubts import budget_warnings, column_warnings, exchange_warnings
 from recdistill.runs.export import export_student
@@ -29,22 +31,20 @@ from recdistill.runs.folder import (
     manifest,
     new_folder,
     write_json,
-    write_text,
 )
 from recdistill.runs.labels import check_scores
 from recdistill.runs.logs import encoded, raw_log
 from recdistill.runs.nodes import keep_nodes
+from recdistill.runs.references import SPLITS, references
 from recdistill.spec.controls import MAIN, Arm, arms
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 from recdistill.spec.load import dump_yaml, load_job
-from recdistill.training.fit import fit
+from recdistill.training.fit import fit, tidy
 from recdistill.training.processes import agreed, barrier, in_turn, rank
 from recdistill.training.reading import Data, Training
 from recdistill.training.sharding import process_group
 from recdistill.training.warm_start import chosen_seed
-
-SPLITS = ("valid", "test")
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,11 @@ def run_job(
             if rank() == 0:
                 _prepare(folder, job, plans[0][1], spec, data)
             barrier()
+            since = time.time()
             for seed in range(job.seeds):
                 for arm, plan in plans:
-                    _train(folder, arm, plan, data, seed, reporter)
+                    training = Training(plan, arm.job.train, data, seed, arm.shuffle_privileged, since)
+                    _train(folder, arm, training, reporter)
             if rank() == 0:
                 _conclude(folder, {"name": name, "variant": variant}, job, plans, data, log)
             barrier()
@@ -186,7 +188,10 @@ def _prepare(folder: RunFolder, job: Job, plan: Plan, spec: FeatureSpec, data: D
 
     Raises:
         RunError: the folder holds the beginning of a run of another job.
+        LogError: a reference of the log could not be reported in the end.
     """
+    if plan.ranking is None:
+        references(data.final.log, plan.columns[0])
     if (folder.root / "job.yaml").exists() and (folder.root / "job.yaml").read_text(encoding="utf-8") != dump_yaml(job):
         raise RunError(f"{folder.root}: was started with another job; give another --out, or the job of its job.yaml")
     write_text(folder.root / "job.yaml", dump_yaml(job))
@@ -213,18 +218,19 @@ def _prepare(folder: RunFolder, job: Job, plan: Plan, spec: FeatureSpec, data: D
         keep_nodes(folder, plan, data.final.log, ("train", "valid") if job.train.refit else ("train",))
 
 
-def _train(folder: RunFolder, arm: Arm, plan: Plan, data: Data, seed: int, reporter: Reporter) -> None:
+def _train(folder: RunFolder, arm: Arm, training: Training, reporter: Reporter) -> None:
     """One training, unless it is done already or lies in the cache."""
+    seed = training.seed
     target = folder.training(arm.name, seed)
-    cached = _cached(arm, data, seed)
+    cached = _cached(arm, training.data, seed)
     if agreed(_is_there(folder, arm, seed, cached) if rank() == 0 else False):
         return
     with reporter.training(f"{arm.name}, seed {seed}") as listen:
-        fit(Training(plan, arm.job.train, data, seed, arm.shuffle_privileged), target, listen)
+        fit(training, target, listen)
     if rank() == 0:
         if cached is not None:
-            link_tree(target, cached)
-        scored = read_scores(target / "scores" / f"{plan.student.name}.valid.parquet")
+            link_tree(target, cached, replace=False)
+        scored = read_scores(target / "scores" / f"{training.plan.student.name}.valid.parquet")
         reporter.say(f"{arm.name}, seed {seed}: {len(scored.label_N)} validation rows scored")
 
 
@@ -232,15 +238,19 @@ def _is_there(folder: RunFolder, arm: Arm, seed: int, cached: Path | None) -> bo
     """Whether a training is done; one that another run has cached is linked here."""
     if not folder.is_done(arm.name, seed) and cached is not None and cached.exists():
         link_tree(cached, folder.training(arm.name, seed))
-    return folder.is_done(arm.name, seed)
+    if folder.is_done(arm.name, seed):
+        tidy(folder.training(arm.name, seed))
+        return True
+    return False
 
 
 def _cached(arm: Arm, data: Data, seed: int) -> Path | None:
-    """Where a control's training lies in the cache; the job itself is always trained."""
-    if arm.name == MAIN:
-        return None
+    """Where a control's training lies in the cache; the job itself, and whatever has code of its own, is trained."""
     kept = {"members", "phases", "train", "label", "privileged", "feeds", "graph", "ranking"}
-    parts = [arm.job.model_dump(mode="json", include=kept), arm.shuffle_privileged, seed]
+    described = arm.job.model_dump(mode="json", include=kept)
+    if arm.name == MAIN or uses_own(described):
+        return None
+    parts = [described, arm.shuffle_privileged, seed]
     logs = [log.fingerprint for part in (data.tuning, data.final) for log in (part.log, *part.feeds.values())]
     key = fingerprint([parts, logs, made_before(arm.job), manifest([], {})])
     return cache_folder("trainings") / key
@@ -292,15 +302,16 @@ def collect(
         return {split: [read_scores(path, label) for path in paths] for split, paths in parts.items()}
 
     main, *controls = _judging(plans, student)
+    shown = [m for m in main[1].scored if m.name not in main[1].repeats]
     number = 0 if label is None else main[1].columns.index(label)
     return Results(
         student=student,
         seeds=seeds,
-        members={m.name: scores(MAIN, m.name) for m in main[1].scored if number in m.labels},
+        members={m.name: scores(MAIN, m.name) for m in shown if number in m.labels},
         controls={arm.control: scores(arm.name, _name_in(arm, plan, main[1], student)) for arm, plan in controls},
         references=references(data.final.log, main[1].columns[0]) if label is None else {},
         warnings=column_warnings(data.tuning.log, main[0].job, label or main[1].columns[0]),
-        second_names=[m.name for m in main[1].scored if m.same == student],
+        second_names=[m.name for m in shown if m.same == student],
     )
 
 
@@ -316,7 +327,7 @@ def _collect_lists(
     return Results(
         student=student,
         seeds=seeds,
-        members={m.name: lists(MAIN, m.name) for m in main[1].ranked},
+        members={m.name: lists(MAIN, m.name) for m in main[1].ranked if m.name not in main[1].repeats},
         controls={arm.control: lists(arm.name, _name_in(arm, plan, main[1], student)) for arm, plan in controls},
         measure=measure,
     )
@@ -336,19 +347,6 @@ def _name_in(arm: Arm, plan: Plan, main: Plan, student: str) -> str:
 def _has_both_classes(results: Results) -> bool:
     """Whether the labelled rows hold clicks and others, as an AUC needs."""
     return len(np.unique(results.members[results.student]["test"][0].label_N)) > 1
-
-
-def references(log: EncodedLog, label: str) -> dict[str, dict[str, Scored]]:
-    """The log's own reference scores on the labelled rows of each split."""
-    found: dict[str, dict[str, Scored]] = {name: {} for name in log.spec.reference}
-    for split in SPLITS if found else ():
-        frame = log.labels(split).collect()
-        label_N = frame[label].to_numpy()
-        known_N = ~np.isnan(label_N)
-        for name in found:
-            score_N = frame[f"reference:{name}"].to_numpy()
-            found[name][split] = Scored(frame["row_id"].to_numpy()[known_N], label_N[known_N], score_N[known_N])
-    return found
 
 
 def over_seeds(findings: Sequence[Mapping[str, float]]) -> dict[str, Any]:

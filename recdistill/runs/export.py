@@ -23,6 +23,7 @@ from recdistill.errors import ExportError, LogError, RunError
 from recdistill.export import artefact
 from recdistill.export.build import describe_inputs, served_columns, serving_student
 from recdistill.export.serving import ServingStudent
+from recdistill.publish import published
 from recdistill.runs import lists
 from recdistill.runs.console import Reporter
 from recdistill.runs.folder import RunFolder
@@ -48,7 +49,7 @@ def export_student(
     member: Member | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """Write ``student/`` and return what the report says about it.
+    """Write ``student/`` and return what the report says about it; one that was there before gives way to a sound one.
 
     Args:
         folder: the run.
@@ -71,20 +72,21 @@ def export_student(
     student, described = _built(member, plan, log, job, training)
     described |= {"inputs": inputs, "seed": seed, "lists": lists.described(job, spec, member, inputs)}
     items = lists.items_of(job, spec, raw_log, described["lists"]["item"]) if described["lists"] else None
-    artefact.write(student, out, manifest=described, golden=first, withheld=withheld(job, spec), items=items)
-    loaded, manifest = artefact.load(out)
     expected = served_logits(training / "scores", f"{member.name}.test")
     expected = expected + correction(member.labels, spec.negative_keep_rate)
-    parity = _parity(loaded, manifest, chain([first], batches), expected)
-    if not parity <= artefact.TOLERANCE:
-        raise ExportError(
-            f"{out}: logits differ from training by up to {parity:.3g}; this is a defect, please report it"
-        )
-    codes = lists.write_codes(out)
-    checked = artefact.verify(out)
-    if not checked["ok"]:
-        failed = {name: entry["detail"] for name, entry in checked["checks"].items() if not entry["ok"]}
-        raise ExportError(f"{out}: fails its verification: {failed}")
+    with published(out) as work:
+        artefact.write(student, work, manifest=described, golden=first, withheld=withheld(job, spec), items=items)
+        loaded, manifest = artefact.load(work)
+        parity = _parity(loaded, manifest, chain([first], batches), expected)
+        if not parity <= artefact.TOLERANCE:
+            raise ExportError(
+                f"{out}: logits differ from training by up to {parity:.3g}; this is a defect, please report it"
+            )
+        codes = lists.write_codes(work)
+        checked = artefact.verify(work)
+        if not checked["ok"]:
+            failed = {name: entry["detail"] for name, entry in checked["checks"].items() if not entry["ok"]}
+            raise ExportError(f"{out}: fails its verification: {failed}")
     return {
         "seed": seed,
         "codes": codes,

@@ -11,7 +11,8 @@ RUN/
   report.json report.html     a run is complete only when report.json exists
 
 CACHE/  ($RECDISTILL_CACHE, or .recdistill in the current directory; safe to delete)
-  logs/ encoded/ trainings/   simulated logs, encoded logs and finished control trainings, by fingerprint
+  logs/ encoded/ trainings/   simulated logs, encoded logs and finished control trainings, by fingerprint; a folder is
+                              never replaced, since others may be reading it
 """
 
 import fcntl
@@ -30,9 +31,11 @@ from typing import Any
 
 import recdistill
 from recdistill.errors import RunError
+from recdistill.publish import link_or_copy, published, write_text
 from recdistill.spec.controls import MAIN
 from recdistill.training.fit import DONE
 
+LOCK = ".lock"
 LIBRARIES = (
     "torch",
     "torchrec",
@@ -91,6 +94,22 @@ class RunFolder:
             ) from None
         return found
 
+    @property
+    def holds_files(self) -> bool:
+        """Whether more is here than the lock, which a run leaves that has failed before it began."""
+        return self.root.exists() and any(entry.name != LOCK for entry in self.root.iterdir())
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing is here and nobody is about to begin."""
+        if self.holds_files:
+            return False
+        try:
+            with self.locked():
+                return True
+        except RunError:
+            return False
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the folder for this process.
@@ -99,7 +118,7 @@ class RunFolder:
             RunError: another process holds it.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("w") as lock:
+        with (self.root / LOCK).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -115,14 +134,14 @@ def new_folder(out: Path | None, stem: str, *, resume: bool) -> RunFolder:
     """
     if out is not None:
         folder = RunFolder(out)
-        if out.exists() and any(out.iterdir()) and not resume:
+        if folder.holds_files and not resume:
             state = "a complete run" if folder.report.exists() else "files"
             raise RunError(f"{out}: holds {state} already; give another --out, or continue it with --resume")
         return folder
     number = 1
     while True:
         folder = RunFolder(Path("runs") / (stem if number == 1 else f"{stem}-{number}"))
-        if not folder.root.exists() or (resume and not folder.report.exists()):
+        if folder.is_free or (resume and not folder.report.exists()):
             return folder
         number += 1
 
@@ -134,16 +153,7 @@ def cache_folder(kind: str) -> Path:
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON so that the file is there completely or not at all."""
-    work = path.with_name(f".{path.name}")
-    work.write_text(json.dumps(value, indent=1, allow_nan=False), encoding="utf-8")
-    work.rename(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text so that the file is there completely or not at all."""
-    work = path.with_name(f".{path.name}")
-    work.write_text(text, encoding="utf-8")
-    work.rename(path)
+    write_text(path, json.dumps(value, indent=1, allow_nan=False))
 
 
 def fingerprint(value: object) -> str:
@@ -172,28 +182,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def link_tree(source: Path, target: Path, only: Sequence[str] | None = None) -> None:
+def link_tree(source: Path, target: Path, only: Sequence[str] | None = None, *, replace: bool = True) -> None:
     """A copy of a folder, or of some of its entries, that shares the files' content where the file system allows it.
 
-    It is there completely or not at all.
+    It is there completely or not at all; with ``replace`` in the place of a folder that was there before.
     """
-    work = target.with_name(f".{target.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
 
     def left_out(folder: str, names: list[str]) -> list[str]:
         return [n for n in names if only is not None and Path(folder) == source and n not in only]
 
-    shutil.copytree(source, work, copy_function=_link_or_copy, ignore=left_out)
-    shutil.rmtree(target, ignore_errors=True)
-    work.rename(target)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    with published(target, replace=replace) as work:
+        shutil.copytree(source, work, copy_function=link_or_copy, ignore=left_out)
 
 
 def manifest(seeds: list[int], fingerprints: Mapping[str, str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from recdistill.distill.member import Member
 from recdistill.errors import RunError
 from recdistill.export import artefact
 from recdistill.export.codes import CodeIndex, load_index, pack, write_index
+from recdistill.publish import published
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 
@@ -144,6 +145,5 @@ def _write(out: Path, lists: Mapping[str, Any], users: pa.Table, items: pa.Table
             "score": pa.array(score_UK[row_E, column_E].float().numpy()),
         }
     )
-    work = out.with_name(f".{out.name}")
-    pq.write_table(table, work)
-    work.rename(out)
+    with published(out) as work:
+        pq.write_table(table, work)

@@ -11,6 +11,7 @@ from recdistill.data.log import log_files, spec_of
 from recdistill.data.simulate import VERSION, simulate_marketplace
 from recdistill.data.simulate_preferences import simulate_preferences
 from recdistill.data.simulate_spec import flat_spec, simulate_spec
+from recdistill.publish import published
 from recdistill.runs.console import Reporter
 from recdistill.runs.folder import cache_folder, fingerprint
 from recdistill.spec.features import FeatureSpec
@@ -54,10 +55,10 @@ def encoded(spec: FeatureSpec, log: str, job: Job, fit_on: tuple[str, ...], repo
             theirs = spec_of(spec, feed.log)
             key = fingerprint([fingerprint_of(theirs, feed.log, feed.where, (), None), main.fingerprint])
             folder = cache / key[:16]
-            if not folder.exists():  # others may be reading it
+            if not folder.exists():
                 known = FittedSpec({n: main.fitted.columns[n] for n in theirs.columns})
-                with reporter.rows(f"encoding {name}") as done:
-                    encode(theirs, feed.log, folder, where=feed.where, fitted=known, progress=done)
+                with reporter.rows(f"encoding {name}") as done, published(folder, replace=False) as work:
+                    encode(theirs, feed.log, work, where=feed.where, fitted=known, progress=done)
             feeds[name] = EncodedLog.open(folder)
     if job.train.whole_lists:
         main = in_lists(main, fit_on, cache / f"{main.fingerprint[:16]}-lists-{len(fit_on)}")

@@ -4,6 +4,7 @@ from recdistill.data.encoded import EncodedLog
 from recdistill.data.graph import Graph
 from recdistill.data.nodes import Nodes
 from recdistill.distill.compile import Plan
+from recdistill.publish import published
 from recdistill.runs.folder import RunFolder
 from recdistill.training.rankings import Rankings, events_of, lost_of
 from recdistill.training.reading import nodes_of
@@ -22,11 +23,10 @@ def keep_nodes(folder: RunFolder, plan: Plan, log: EncodedLog, fit_on: tuple[str
     """
     nodes = nodes_of(plan, log, fit_on)
     assert nodes is not None and plan.graph is not None
-    work = folder.root / ".nodes"
-    nodes.save(work)
-    if plan.ranking is not None:
-        events_of(log, plan.graph, ("train", "valid")).save(work / KNOWN)
-    work.rename(folder.root / "nodes")
+    with published(folder.root / "nodes") as work:
+        nodes.save(work)
+        if plan.ranking is not None:
+            events_of(log, plan.graph, ("train", "valid")).save(work / KNOWN)
 
 
 def kept_nodes(folder: RunFolder, plan: Plan, log: EncodedLog) -> Nodes | None:

@@ -10,9 +10,11 @@ from recdistill.runs.console import Reporter
 from recdistill.runs.execute import Request
 from recdistill.runs.labels import check_scores
 from recdistill.runs.logs import encoded, raw_log
+from recdistill.runs.references import references
 from recdistill.spec.controls import arms
 from recdistill.spec.members import FromRun, Recorded
 from recdistill.spec.phases import LOG
+from recdistill.spec.train import TableOptimizer
 
 BYTES = {"rowwise_adagrad": lambda dim: 4 * dim + 4, "adagrad": lambda dim: 8 * dim, "sgd": lambda dim: 4 * dim}
 
@@ -33,10 +35,12 @@ def show(request: Request, console: Console) -> None:
         log, spec = raw_log(job, spec, reporter)
         data = encoded(spec, log, job, ("train",), reporter).log
     plan = plans["main"]
+    if plan.ranking is None:
+        references(data, plan.columns[0])
     layout = lay_out(plan.members, spec, data.fitted.tables)
     console.print(f"log: {log}  rows {data.rows}", highlight=False)
     console.print(_members(plan, layout))
-    console.print(_tables(layout, next(iter(job.train.tables.model_dump(exclude_none=True)))))
+    console.print(tables_of(plan, layout, job.train.tables))
     for arm in derived:
         console.print(
             f"\n[bold]{arm.name}[/]"
@@ -107,14 +111,16 @@ def _member(member: Member, layout: Layout) -> tuple[str, ...]:
     return (name, origin_of(member), net, *columns, width, ", ".join(shares))
 
 
-def _tables(layout: Layout, optimizer: str) -> Table:
+def tables_of(plan: Plan, layout: Layout, optimizer: TableOptimizer) -> Table:
+    """Rows and memory of every table, with the state of the optimizer that moves it."""
+    moved_by = {member.name: member.tables or optimizer for member in plan.members}
     table = Table(title="embedding tables", title_justify="left")
     for heading in ("owner", "table", "rows", "dim", "MiB with optimizer state"):
         table.add_column(heading, justify="left" if heading in ("owner", "table") else "right")
     total = 0.0
     for name, bank in layout.banks.items():
         for each, rows in bank.tables.items():
-            size = rows * BYTES[optimizer](bank.dims[each]) / 2**20
+            size = rows * BYTES[moved_by[bank.owner].kind](bank.dims[each]) / 2**20
             total += size
             table.add_row(name, each, f"{rows:,}", str(bank.dims[each]), f"{size:,.2f}")
     table.add_row("", "all", "", "", f"{total:,.2f}", style="bold")

@@ -33,6 +33,7 @@ from recdistill.evaluation.report.measures import measure_of
 from recdistill.evaluation.report.metrics import plain_json, summary
 from recdistill.evaluation.topk import TopK
 from recdistill.export import artefact
+from recdistill.publish import published
 from recdistill.runs.folder import RunFolder, fingerprint
 from recdistill.runs.nodes import kept_nodes, kept_rankings
 from recdistill.spec.controls import MAIN
@@ -120,12 +121,13 @@ class Finished:
         with TemporaryDirectory(prefix="recdistill-") as work:
             yield encode(spec, log, Path(work) / "encoded", where=where, fitted=known)
 
-    def engine(self, plan: Plan, log: EncodedLog, seed: int) -> Engine:
-        """The members with the final parameters of a seed, reading that log."""
-        nodes = kept_nodes(self.folder, plan, log)
-        cast = build_cast(plan, self.job.train, log, seed=seed, warm=False, nodes=nodes)
+    def engine(self, log: EncodedLog, seed: int, *, labels: bool = True) -> Engine:
+        """The members with the final parameters of a seed, reading that log; without its labels if it has none."""
+        nodes = kept_nodes(self.folder, self.plan, log)
+        cast = build_cast(self.plan, self.job.train, log, seed=seed, warm=False, nodes=nodes)
         checkpoint.restore(cast, checkpoint.read(self.folder.training(MAIN, seed) / "checkpoints" / "final"))
-        return Engine(cast, Reader(log, ("test",), selection(plan, log)), None, self.job.train, seed)
+        read = self.plan if labels else replace(self.plan, phases=(), columns=())
+        return Engine(cast, Reader(log, ("test",), selection(read, log)), None, self.job.train, seed)
 
 
 def score_run(path: Path, log: str, out: Path, member: str | None = None, *, out_of_fold: bool = False) -> int:
@@ -158,21 +160,19 @@ def score_run(path: Path, log: str, out: Path, member: str | None = None, *, out
         return score_artefact(run.folder.student, log, out, run.spec, made_by)
     inputs = {n: c for n, c in run.spec.post_event.items() if n in run.job.privileged}
     spec = _without_roles(run.spec).model_copy(update={"post_event": inputs})
-    plan = replace(run.plan, phases=(), columns=())
-    signals = (signal for member in plan.members for signal in member.signals)
+    signals = (signal for member in run.plan.members for signal in member.signals)
     if any(isinstance(part, Scenario) for signal in signals for part in walk(signal)):
         spec = spec.model_copy(update={"scenario": run.spec.scenario})
     with process_group(), run.encoded(log, spec, {}) as encoded:
-        engine = run.engine(plan, encoded, run.seed)
+        engine = run.engine(encoded, run.seed, labels=False)
         logits, row_id_N, _ = engine.score(copies, engine.train)
-        keys = pa.concat_tables(raw_batches(spec, log, {}, None, [*spec.row_id], EVALUATION_BATCH))
+        raw = raw_batches(spec, log, {}, None, [ROW_ID, *spec.row_id], EVALUATION_BATCH)
+        keys = _keys(pa.concat_tables(raw), spec)
     logits_NK = together([logits[copy] for copy in copies], row_id_N, out_of_fold=out_of_fold)
     logits_NK = logits_NK + correction(run.members[copies[0]].labels, spec.negative_keep_rate)  # as of the artefact
-    named = keys.rename_columns(key_names(keys.column_names)).add_column(0, "row_id", pa.array(row_id_N))
-    table = _with_scores(named, logits_NK, made_by.labels)
-    work = out.with_name(f".{out.name}")
-    pq.write_table(made_by.attach(table), work)
-    work.rename(out)
+    table = _with_scores(keys, logits_NK, made_by.labels)
+    with published(out) as work:
+        pq.write_table(made_by.attach(table), work)
     return len(table)
 
 
@@ -220,21 +220,19 @@ def score_artefact(folder: Path, log: str, out: Path, spec: FeatureSpec, made_by
     serving = _without_roles(spec).model_copy(update={"post_event": {}})
     columns = [ROW_ID, *dict.fromkeys([*spec.row_id, *required(manifest["inputs"])])]
     optional = fresher(manifest["inputs"])
-    work = out.with_name(f".{out.name}")
     writer: pq.ParquetWriter | None = None
     rows = 0
-    for raw in raw_batches(serving, log, {}, None, columns, EVALUATION_BATCH, optional):
-        logits = artefact.score(student, manifest, raw, EVALUATION_BATCH).numpy().reshape(len(raw), -1)
-        keys = raw.select([ROW_ID, *spec.row_id]).rename_columns(["row_id", *key_names(spec.row_id)])
-        table = _with_scores(keys, logits, manifest["outputs"])
-        table = table if made_by is None else made_by.attach(table)
-        writer = writer or pq.ParquetWriter(work, table.schema)
-        writer.write_table(table)
-        rows += len(table)
-    if writer is None:
-        raise RunError(f"{log}: holds no rows to score")
-    writer.close()
-    work.rename(out)
+    with published(out) as work:
+        for raw in raw_batches(serving, log, {}, None, columns, EVALUATION_BATCH, optional):
+            logits = artefact.score(student, manifest, raw, EVALUATION_BATCH).numpy().reshape(len(raw), -1)
+            table = _with_scores(_keys(raw, spec), logits, manifest["outputs"])
+            table = table if made_by is None else made_by.attach(table)
+            writer = writer or pq.ParquetWriter(work, table.schema)
+            writer.write_table(table)
+            rows += len(table)
+        if writer is None:
+            raise RunError(f"{log}: holds no rows to score")
+        writer.close()
     return rows
 
 
@@ -261,6 +259,11 @@ def _without_roles(spec: FeatureSpec) -> FeatureSpec:
     return spec.model_copy(
         update={"reference": [], "weight": None, "group": None, "scenario": None, "split": None, "time": spec.clock}
     )
+
+
+def _keys(raw: pa.Table, spec: FeatureSpec) -> pa.Table:
+    """What identifies each row: its id, and the columns that this is made of."""
+    return raw.select([ROW_ID, *spec.row_id]).rename_columns(["row_id", *key_names(spec.row_id)])
 
 
 def _with_scores(table: pa.Table, logits_NK: NDArray[np.float32], labels: list[str]) -> pa.Table:
@@ -301,7 +304,7 @@ def _of_rows(run: Finished, log: str, spec: FeatureSpec, encoded: EncodedLog) ->
         name: [] for name, m in run.members.items() if 0 in m.labels and not isinstance(m.origin, Recorded)
     }
     for seed in run.report["seeds"]:
-        engine = run.engine(run.plan, encoded, seed)
+        engine = run.engine(encoded, seed)
         logits, row_id_N, labels = engine.score(list(per_member), engine.train)
         known_N = ~np.isnan(labels[label])
         for name, found in per_member.items():
@@ -321,7 +324,7 @@ def _of_lists(run: Finished, encoded: EncodedLog, rankings: Rankings) -> dict[st
     measure = measure_of(run.report["metric"])
     found: dict[str, list[TopK]] = {member.name: [] for member in run.plan.ranked}
     for seed in run.report["seeds"]:
-        cast = run.engine(run.plan, encoded, seed).cast
+        cast = run.engine(encoded, seed).cast
         for name, lists in found.items():
             lists.append(rankings.judge(vectors_of(cast, name, seed=seed)))
     return {"members": {name: {"test": measure.summary(lists)} for name, lists in found.items()}}

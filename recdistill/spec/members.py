@@ -1,6 +1,6 @@
 """What a job says of one member: where its parameters come from, what it reads, what it shares, whether it serves."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -90,11 +90,12 @@ class Ema(Strict):
 
 
 class Best(Strict):
-    """A copy of another member as it was at its best evaluation, or the average of its best ones.
+    """A copy of another member as it was at its best evaluation, or what the best ones up to then are on average.
 
     Attributes:
         of: the member, or a moving average of one.
         average: how many of its best evaluations are averaged.
+        by: whose evaluations decide about a moving average: its own, or those of the ``original`` that it follows.
 
     Source: O2, Wei et al., 2019 (``best``, ``ma`` and ``ave_best_k`` of its code).
     Departure: no warm-up epoch; evaluations come by step, not by epoch, and the first one already counts.
@@ -102,6 +103,7 @@ class Best(Strict):
 
     of: str
     average: int = Field(1, ge=1, le=16)
+    by: Literal["own", "original"] = "own"
 
 
 class Snapshot(Strict):

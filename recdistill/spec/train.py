@@ -76,6 +76,11 @@ class TableOptimizer(Strict):
         """The options of the one that is named."""
         return next(v for v in (self.rowwise_adagrad, self.adagrad, self.sgd) if v is not None)
 
+    @property
+    def kind(self) -> str:
+        """The name of the one that is named."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
 
 class StopRule(Strict):
     """When a phase ends early, and which of its checkpoints it keeps.

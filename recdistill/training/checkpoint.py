@@ -5,7 +5,6 @@ FOLDER/layout.json     for each member the table of every column; second names o
 """
 
 import json
-import shutil
 import struct
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,33 +21,25 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 from recdistill.distill.layout import Layout
 from recdistill.errors import RunError
 from recdistill.training.cast import Cast
-from recdistill.training.processes import barrier, rank
+from recdistill.training.processes import barrier, published_together, rank
 
 
 def save(cast: Cast, folder: Path, names: Iterable[str] | None = None) -> None:
     """Write the parameters of all members, or of some; the folder appears only when it is complete."""
     names = [name for name in (cast.heads if names is None else names) if name in cast.heads]
-    work = folder.with_name(f".{folder.name}")
-    if rank() == 0:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-    barrier()
     dense = {f"{n}.{k}": v for n in names for k, v in cast.heads[n].state_dict().items()}
     aliases = shared_names(dense)
     state: dict[str, Any] = {key: value for key, value in dense.items() if key not in aliases}
     state |= cast.tables.sharded_state(cast.banks_of(names))
-    with _quiet():
-        save_distributed(state, storage_writer=HuggingFaceStorageWriter(str(work), save_distributed=True))
-    barrier()
-    if rank() == 0:
-        for file in work.glob("*.safetensors"):
-            _sort_header(file)
-        (work / "layout.json").write_text(
-            json.dumps({**describe(cast.layout), "aliases": aliases}, indent=1), encoding="utf-8"
-        )
-        shutil.rmtree(folder, ignore_errors=True)
-        work.rename(folder)
-    barrier()
+    with published_together(folder) as work:
+        with _quiet():
+            save_distributed(state, storage_writer=HuggingFaceStorageWriter(str(work), save_distributed=True))
+        barrier()
+        if rank() == 0:
+            for file in work.glob("*.safetensors"):
+                _sort_header(file)
+            layout = {**describe(cast.layout), "aliases": aliases}
+            (work / "layout.json").write_text(json.dumps(layout, indent=1), encoding="utf-8")
 
 
 def shared_names(state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -63,6 +63,7 @@ class Engine:
         listen: called after steps and evaluations.
         feeds: further rows, by name.
         rankings: how lists of items are judged on validation, if they are.
+        since: when the run began; what others had left in shared folders by then is not heard.
     """
 
     cast: Cast
@@ -73,11 +74,12 @@ class Engine:
     listen: Listener = silent
     feeds: Mapping[str, Feed] = field(default_factory=dict)
     rankings: Rankings | None = None
+    since: float = 0.0
 
     def __post_init__(self) -> None:
         self.feeds = {LOG: LogFeed(self.train), **self.feeds}
         self.cursors = {name: Cursor(feed, self.settings.batch, self.seed) for name, feed in self.feeds.items()}
-        self.followers = Followers(self.cast, (self.train.log.fingerprint, self.seed))
+        self.followers = Followers(self.cast, (self.train.log.fingerprint, self.seed), self.since)
         self.memories: dict[str, Memory] = {}
         self.generations: dict[str, int] = {}
         self.begun: set[str] = set()  # the members that some phase has trained
@@ -322,13 +324,7 @@ class Engine:
             "begun": sorted(self.begun),
         }
         if watch is not None:
-            seen = {
-                "best": watch.best,
-                "best_step": watch.best_step,
-                "unimproved": watch.unimproved,
-                "seen": watch.seen,
-            }
-            progress["watch"] = seen
+            progress["watch"] = watch.progress
         return Stopped(step, progress, tensors)
 
     def _go_on(self, stopped: Stopped, optimizers: Sequence[Optimizers], watch: Watch | None) -> None:
@@ -346,7 +342,7 @@ class Engine:
                 states.setdefault(key, {})[part] = tensor
         self.memories = {key: memory_of(state) for key, state in states.items()}
         if watch is not None:
-            vars(watch).update(stopped.progress["watch"], kept=kept)
+            watch.restore(stopped.progress["watch"], kept)
 
     def score(
         self, names: list[str], reader: Reader, *, as_served: bool = False

@@ -3,8 +3,9 @@
     EXCHANGE/<meeting>/<name>/<step>/   a checkpoint (`checkpoint.py`), which appears when it is complete
 
 A meeting is one phase of one job, on one log and with one seed, so that seeds and controls do not mix; processes whose
-encoded logs differ never meet. The last two checkpoints of each process stay, since somebody may be reading the older
-one. Nobody waits for anybody, and what cannot be used is passed over and counted.
+encoded logs differ never meet. What was there when the run began is of an earlier run and is not heard. The last two
+checkpoints of each process stay, since somebody may be reading the older one. Nobody waits for anybody, and what cannot
+be used is passed over and counted.
 
 Source: O1, Anil et al., 2018: replicas exchange checkpoints instead of gradients (details unverified).
 Departure: a peer that is missing, late or broken is passed over: its last readable checkpoint, another peer or the
@@ -15,7 +16,9 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +28,7 @@ from recdistill.errors import RunError
 from recdistill.spec.members import Remote
 from recdistill.training import checkpoint
 from recdistill.training.cast import Cast
-from recdistill.training.processes import add_up, agreed, rank, world
+from recdistill.training.processes import add_up, agreed, barrier, rank, world
 
 Parameters = Mapping[str, Tensor]
 
@@ -37,16 +40,25 @@ class Exchange:
         cast: the members.
         copies: those who become what others have left there; they have one origin.
         trained_on: what tells the training from others, apart from its terms: log and seed.
+        since: when the run began, in seconds since 1970.
     """
 
-    def __init__(self, cast: Cast, copies: Sequence[str], trained_on: Sequence[object]) -> None:
-        self.cast, self.copies, self.trained_on = cast, copies, trained_on
+    def __init__(self, cast: Cast, copies: Sequence[str], trained_on: Sequence[object], since: float) -> None:
+        self.cast, self.copies, self.trained_on, self.since = cast, copies, trained_on, since
         origin = cast.members[copies[0]].origin
         assert isinstance(origin, Remote)
         self.origin = origin
         self.taken: set[str] = set()
         self.before: str | None = None  # the step of the last visit
-        self.counts = {"visits": 0, "alone": 0, "unusable": 0}
+        self.heard: dict[str, int] = {}  # of each of the others the step that was found there
+        self.counts = {"visits": 0, "alone": 0, "stale": 0, "unusable": 0}
+
+    def begin(self, phase: Phase) -> None:
+        """A phase begins: what an earlier attempt at it has left goes."""
+        if rank() == 0:
+            shutil.rmtree(self._meeting(phase) / self.origin.name, ignore_errors=True)
+        barrier()
+        self.before, self.heard = None, {}
 
     def visit(self, phase: Phase, step: int) -> dict[str, float]:
         """Publish our parameters and load the peers' newest into the copies.
@@ -61,14 +73,16 @@ class Exchange:
             Whether no peer was found; for each copy the step at which its parameters were published, and how many of
             our own steps ago that was.
         """
-        folder = Path(self.origin.exchange) / self._meeting(phase)
+        folder = self._meeting(phase)
         self._leave(folder / self.origin.name, f"{step:09d}")
-        others = [found for name, steps in self._others(folder) if (found := self._newest(folder / name, steps))]
+        others = {name: at for name, steps in self._others(folder) if (at := self._newest(folder / name, steps))}
+        heard = {name: left for name, (left, _) in others.items()}
         self.counts["visits"] += 1
         self.counts["alone"] += not others
+        self.counts["stale"] += any(self.heard.get(name) == left for name, left in heard.items())
+        self.heard = heard
         values = {f"{self.origin.of}.alone": float(not others)}
-        for i, copy in enumerate(self.copies if others else ()):
-            left, parameters = others[i % len(others)]
+        for copy, (left, parameters) in zip(self.copies, cycle(others.values()), strict=False):
             with torch.no_grad():
                 for mine, theirs in self._beside(copy, parameters):
                     mine.copy_(theirs)
@@ -76,10 +90,20 @@ class Exchange:
             values |= {f"{copy}.step": float(left), f"{copy}.lag": float(step - left)}
         return values
 
-    def _meeting(self, phase: Phase) -> str:
+    @property
+    def progress(self) -> dict[str, Any]:
+        """Everything that changes."""
+        return {"since": self.since, "before": self.before, "heard": self.heard, "counts": self.counts}
+
+    def restore(self, progress: Mapping[str, Any]) -> None:
+        """Put back what `progress` has said."""
+        self.since, self.before = progress["since"], progress["before"]
+        self.heard, self.counts = progress["heard"], progress["counts"]
+
+    def _meeting(self, phase: Phase) -> Path:
         """The folder of a phase in the shared one."""
         text = json.dumps([*self.trained_on, [term.words for term in phase.terms]])
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return Path(self.origin.exchange) / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def _leave(self, folder: Path, step: str) -> None:
         """Publish our parameters; delete all but this and the previous checkpoint."""
@@ -95,9 +119,16 @@ class Exchange:
         found = []
         for entry in sorted(folder.iterdir()) if rank() == 0 else ():
             if entry.is_dir() and entry.name != self.origin.name:
-                steps = [each.name for each in entry.glob("*") if each.name.isdigit()]
+                steps = [each.name for each in entry.glob("*") if each.name.isdigit() and self._is_of_this_run(each)]
                 found.append((entry.name, sorted(steps, reverse=True)))
         return agreed(found)
+
+    def _is_of_this_run(self, folder: Path) -> bool:
+        """Whether a checkpoint is there that was left after the run had begun."""
+        try:
+            return folder.stat().st_mtime >= self.since
+        except FileNotFoundError:  # withdrawn
+            return False
 
     def _newest(self, folder: Path, steps: Sequence[str]) -> tuple[int, Parameters] | None:
         """The newest parameters of one of the others that can be used, and their step."""

@@ -5,7 +5,7 @@ students have ended. Every finding is a number under a name; a run reports them 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ def findings(engine: Engine, plan: Plan, valid: Reader) -> dict[str, float]:
     phase, labels = plan.phases[-1], plan.columns[: plan.labels]
     noisy = list(on_noisy_columns(phase, labels))
     found = {**of_choices(engine, phase, noisy), **of_noisy_columns(engine, phase, noisy, valid)}
-    found |= of_ensembles(engine, phase, valid)
+    found |= of_ensembles(engine, phase, valid, plan.repeats)
     found |= of_linear_students(engine, phase, valid)
     return {name: round(float(value), 6) for name, value in found.items() if math.isfinite(value)}
 
@@ -102,11 +102,14 @@ def of_noisy_columns(
     return found
 
 
-def of_ensembles(engine: Engine, phase: Phase, valid: Reader) -> dict[str, float]:
-    """Of members whose mean teaches: how good they and their mean are, and how much their errors have in common."""
+def of_ensembles(engine: Engine, phase: Phase, valid: Reader, repeats: Collection[str]) -> dict[str, float]:
+    """Of members whose mean teaches: how good they and their mean are, and how much their errors have in common.
+
+    Views of one member are no ensemble: without their distortion they ``repeat`` it.
+    """
     members = engine.cast.members
     found: dict[str, float] = {}
-    for names in dict.fromkeys(ensembles(phase)):
+    for names in (each for each in dict.fromkeys(ensembles(phase)) if not {*each} & {*repeats}):
         if len({members[name].labels[0] for name in names}) > 1 or not all(members[name].scored for name in names):
             continue
         logits, _, labels = engine.score(list(names), valid)

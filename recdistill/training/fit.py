@@ -16,10 +16,10 @@ second.
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +35,20 @@ from recdistill.data.recorded import RecordedScores
 from recdistill.data.scores import AS_SERVED, write_scores
 from recdistill.data.thinning import Thinning
 from recdistill.data.unknown import Forgetting
+from recdistill.distill.checks import in_batch
 from recdistill.distill.compile import Plan
 from recdistill.distill.layout import lay_out
 from recdistill.distill.member import Member
 from recdistill.errors import TrainingError
 from recdistill.evaluation.lists import write_lists
+from recdistill.publish import remove, write_text
 from recdistill.spec.members import FromRun, Recorded
 from recdistill.spec.train import TrainSpec
 from recdistill.training import checkpoint, resume
 from recdistill.training.cast import Cast
 from recdistill.training.engine import Engine
 from recdistill.training.findings import findings
-from recdistill.training.processes import barrier, rank
+from recdistill.training.processes import barrier, rank, world
 from recdistill.training.rankings import Rankings, events_of, lost_of, vectors_of
 from recdistill.training.reading import Logs, Training, feeds_of, nodes_of, reader_for, reader_of
 from recdistill.training.resume import LATEST, Progress, Stopped
@@ -70,7 +72,7 @@ def fit(training: Training, folder: Path, listen: Listener = silent) -> Cast:
         before = resume.read(folder)
         barrier()
         if before is None and rank() == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             folder.mkdir(parents=True)
         barrier()
         metrics = folder / "metrics.jsonl" if rank() == 0 else Path(os.devnull)
@@ -85,10 +87,15 @@ def fit(training: Training, folder: Path, listen: Listener = silent) -> Cast:
 
 def _finish(folder: Path, summary: dict[str, Any]) -> None:
     """Say that a training is complete."""
-    shutil.rmtree(folder / LATEST, ignore_errors=True)
-    for shuffled in folder.glob(".shuffled-*"):
-        shutil.rmtree(shuffled)
-    (folder / DONE).write_text(json.dumps(summary), encoding="utf-8")
+    write_text(folder / DONE, json.dumps(summary))
+    tidy(folder)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a complete training needs no more: where it stood, permuted columns, what killed processes left."""
+    hidden = chain(folder.glob(".*"), (folder / LATEST).parent.glob(".*"))
+    for path in (folder / LATEST, *hidden):
+        remove(path)
 
 
 @dataclass
@@ -223,8 +230,17 @@ def rarity_by_table(log: EncodedLog) -> dict[str, Tensor]:
 
 
 def engine_of(training: Training, logs: Logs, splits: tuple[str, ...], folder: Path, listen: Listener) -> Engine:
-    """The engine of a training on some splits, with members as they begin."""
+    """The engine of a training on some splits, with members as they begin.
+
+    Raises:
+        TrainingError: a net normalises over batches, of which each of several processes sees a part.
+    """
     settings, log = training.settings, logs.log
+    for name in in_batch(training.plan.phases, {m.name: m for m in training.plan.members}) if world() > 1 else ():
+        raise TrainingError(
+            f"members.{name}.net: `norm: batch` would count statistics of its own in each of {world()} processes; "
+            "train in one process, or take `norm: layer`"
+        )
     thinning = Thinning(training.seed, settings.keep_labels, settings.negative_keep_rate)
     train = reader_for(training, log, splits, folder, thinning, lists=settings.whole_lists)
     train.forgetting = Forgetting.of(log.fitted, settings.unknown, training.seed)
@@ -234,7 +250,7 @@ def engine_of(training: Training, logs: Logs, splits: tuple[str, ...], folder: P
     cast = build_cast(training.plan, settings, log, seed=training.seed, nodes=nodes)
     feeds = feeds_of(training, logs, train, nodes, folder)
     rankings = rankings_of(training.plan, log, "valid") if valid is not None else None
-    return Engine(cast, train, valid, settings, training.seed, listen, feeds, rankings)
+    return Engine(cast, train, valid, settings, training.seed, listen, feeds, rankings, training.since)
 
 
 def rankings_of(plan: Plan, log: EncodedLog, split: str) -> Rankings | None:

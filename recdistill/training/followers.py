@@ -25,9 +25,10 @@ class Followers:
     Args:
         cast: all members.
         trained_on: what tells the training from others, apart from its terms, for those who meet other processes.
+        since: when the run began.
     """
 
-    def __init__(self, cast: Cast, trained_on: Sequence[object] = ()) -> None:
+    def __init__(self, cast: Cast, trained_on: Sequence[object] = (), since: float = 0.0) -> None:
         self.cast = cast
         self.members: dict[str, Member] = {n: m for n, m in cast.members.items() if m.follows is not None}
         self.ready: set[str] = set()
@@ -35,7 +36,7 @@ class Followers:
         self.kept: dict[str, list[list[Tensor]]] = {name: [] for name in self.best}
         remote = {n: m.origin for n, m in self.members.items() if isinstance(m.origin, Remote)}
         groups = {origin: [n for n, o in remote.items() if o == origin] for origin in remote.values()}
-        self.exchanges = [Exchange(cast, copies, trained_on) for copies in groups.values()]
+        self.exchanges = [Exchange(cast, copies, trained_on, since) for copies in groups.values()]
 
     @property
     def silent(self) -> set[str]:
@@ -54,6 +55,8 @@ class Followers:
 
         In the first phase that is nothing yet.
         """
+        for exchange in self.exchanges:
+            exchange.begin(phase)
         moving = trained_names(phase.trained, self.cast.members)
         for name, member in self.members.items() if not first else ():
             if isinstance(member.origin, Previous) or (
@@ -93,7 +96,7 @@ class Followers:
         return found
 
     def evaluated(self, values: dict[str, float], monitor: str, trained: Iterable[str]) -> None:
-        """Best copies become their original, if this was one of its best evaluations.
+        """Best copies are renewed at a new best evaluation; others may still be among the best that they average.
 
         Args:
             values: what the evaluation has found, ``member.metric``.
@@ -106,18 +109,31 @@ class Followers:
             assert isinstance(member.origin, Best)
             if member.follows not in names:
                 continue
-            value = values[f"{member.follows}.{monitor}"] * (1 if monitor == "logloss" else -1)
+            value = values[f"{self._judged(member)}.{monitor}"] * (1 if monitor == "logloss" else -1)
+            is_best = value <= min(found, default=value)
             if len(found) < member.origin.average or value <= max(found):
                 self._keep(name, value, member.origin.average)
+            if is_best:
+                self._renew(name)
+
+    def _judged(self, member: Member) -> str | None:
+        """Whose evaluations decide about a best copy."""
+        assert isinstance(member.origin, Best) and member.follows is not None
+        original = self.cast.members[member.follows].follows
+        return original if member.origin.by == "original" and original is not None else member.follows
 
     def _keep(self, name: str, value: float, count: int) -> None:
-        """Keep the original's parameters among the best, and take the mean of those."""
+        """Keep the original's parameters among the best."""
         found, kept = self.best[name], self.kept[name]
         found.append(value)
         kept.append([theirs.clone() for _, theirs in self._pairs(name)])
         if len(found) > count:
             worst = found.index(max(found))
             del found[worst], kept[worst]
+
+    def _renew(self, name: str) -> None:
+        """Take the mean of the parameters that were best."""
+        kept = self.kept[name]
         self._each(name, lambda i, _: torch.stack([each[i] for each in kept]).mean(0))
 
     def _copy(self, name: str) -> None:
@@ -150,7 +166,8 @@ class Followers:
     @property
     def progress(self) -> dict[str, Any]:
         """Everything that changes and is no tensor."""
-        return {"ready": sorted(self.ready), "best": self.best}
+        met = [exchange.progress for exchange in self.exchanges]
+        return {"ready": sorted(self.ready), "best": self.best, "exchanges": met}
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -166,6 +183,8 @@ class Followers:
         """Put back what `progress` and `tensors` have said."""
         self.ready = {*progress["ready"]}
         self.best = progress["best"]
+        for exchange, met in zip(self.exchanges, progress["exchanges"], strict=True):
+            exchange.restore(met)
         for name, found in self.best.items():
             count = len(self._pairs(name))
             self.kept[name] = [[tensors[f"{name}/{k}/{i}"] for i in range(count)] for k in range(len(found))]

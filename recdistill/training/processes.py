@@ -1,6 +1,8 @@
 """Several processes that train together: who am I, which rows are mine, and sums over all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from recdistill.data.batch import Batch
 from recdistill.data.reader import take, take_anchors
 from recdistill.data.transforms.hashing import splitmix64_tensor
+from recdistill.publish import leftovers, published, remove
 
 Result = TypeVar("Result")
 
@@ -44,6 +47,21 @@ def agreed(value: Result) -> Result:
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+@contextmanager
+def published_together(folder: Path) -> Iterator[Path]:
+    """`published` for a folder that all processes write, and nobody but these; what killed ones have left goes."""
+    with published(folder) if rank() == 0 else nullcontext(folder) as mine:
+        work = agreed(mine)
+        if rank() == 0:
+            for left in leftovers(folder):
+                remove(left)
+            work.mkdir()
+        barrier()
+        yield work
+        barrier()
+    barrier()
 
 
 def add_up(tensor: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Which rows and columns a training reads: its logs, readers of them, and the feeds of its updates."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,6 +53,7 @@ class Training:
         data: the encoded logs.
         seed: of everything that is drawn.
         shuffle_privileged: whether privileged columns are permuted over the rows.
+        since: when the run began, in seconds since 1970: what others had left in shared folders by then is not of it.
     """
 
     plan: Plan
@@ -59,6 +61,7 @@ class Training:
     data: Data
     seed: int
     shuffle_privileged: bool = False
+    since: float = field(default_factory=time.time)
 
 
 def selection(plan: Plan, log: EncodedLog, feed: str | None = None, *, lists: bool = False) -> Selection:

@@ -5,11 +5,11 @@
                              numbers
       progress.json          stage, phase and step; places of feeds; what the stop rule has seen; length of the log
 
-A checkpoint replaces the one before it only when it is complete. It is read by as many processes as have written it.
+A checkpoint replaces the one before it only when it is complete, and if the process is killed just then, one of both
+is found. It is read by as many processes as have written it.
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,10 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recdistill.errors import RunError
+from recdistill.publish import recover, write_text
 from recdistill.training.cast import Cast
-from recdistill.training.processes import barrier, rank, world
+from recdistill.training.processes import barrier, published_together, rank, world
 
 LATEST = Path("checkpoints") / "latest"
+WRITTEN_LAST = "progress.json"
 
 
 @dataclass(frozen=True)
@@ -71,22 +73,15 @@ def write(progress: Progress, folder: Path) -> None:
         progress: where the training stands.
         folder: of the training.
     """
-    work, latest = folder / LATEST.with_name(".latest"), folder / LATEST
-    if rank() == 0:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-    barrier()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in progress.stopped.tensors.items()}
-    save_file(_apart(tensors), work / f"state-{rank()}.safetensors")
-    barrier()
-    if rank() == 0:
-        described = asdict(progress)
-        del described["stopped"]["tensors"]
-        described["processes"] = world()
-        (work / "progress.json").write_text(json.dumps(described), encoding="utf-8")
-        shutil.rmtree(latest, ignore_errors=True)
-        work.rename(latest)
-    barrier()
+    with published_together(folder / LATEST) as work:
+        save_file(_apart(tensors), work / f"state-{rank()}.safetensors")
+        barrier()
+        if rank() == 0:
+            described = asdict(progress)
+            del described["stopped"]["tensors"]
+            described["processes"] = world()
+            write_text(work / WRITTEN_LAST, json.dumps(described))
 
 
 def read(folder: Path) -> Progress | None:
@@ -96,10 +91,13 @@ def read(folder: Path) -> Progress | None:
         RunError: it was written by another number of processes, or cannot be read.
     """
     latest = folder / LATEST
-    if not (latest / "progress.json").exists():
+    if rank() == 0:
+        recover(latest, WRITTEN_LAST)
+    barrier()
+    if not (latest / WRITTEN_LAST).exists():
         return None
     try:
-        described = json.loads((latest / "progress.json").read_text(encoding="utf-8"))
+        described = json.loads((latest / WRITTEN_LAST).read_text(encoding="utf-8"))
         if described.pop("processes") != world():
             raise RunError(
                 f"{latest}: was written by another number of processes than the {world()} that run now; start as "

@@ -1,8 +1,8 @@
 """Validation while a phase is trained: what it has seen, when it stops, and which parameters it keeps."""
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -69,6 +69,21 @@ class Watch:
     def exhausted(self) -> bool:
         """Whether patience has run out."""
         return self.phase.stop.patience is not None and self.unimproved >= self.phase.stop.patience
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """Everything that changes and is no tensor."""
+        return {
+            "best": self.best,
+            "best_step": self.best_step,
+            "unimproved": self.unimproved,
+            "seen": self.seen,
+        }
+
+    def restore(self, progress: Mapping[str, Any], kept: dict[str, Tensor]) -> None:
+        """Put back what `progress` has said, and the best parameters so far."""
+        self.best, self.best_step = progress["best"], progress["best_step"]
+        self.unimproved, self.seen, self.kept = progress["unimproved"], progress["seen"], kept
 
     def is_due(self, step: int, last: int, per_epoch: int) -> bool:
         """Whether to look after this step."""

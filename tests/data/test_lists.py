@@ -179,6 +179,22 @@ def test_permuted_columns_have_the_row_groups_of_the_lists(log: EncodedLog, plai
     assert len(dwell[0]) == 800 and dwell[0] == dwell[1]  # the permutation does not depend on the order of the log
 
 
+def test_lists_need_no_second_names_for_files(
+    log: EncodedLog, plain: EncodedLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("hard links are not supported here")
+
+    monkeypatch.setattr("os.link", refuse)
+    monkeypatch.setattr(lists_module, "GROUP_ROWS", 64)
+    copied = in_lists(plain, ("train",), tmp_path / "lists")
+
+    def files(folder: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    assert files(copied.folder) == files(log.folder)
+
+
 def test_another_order_is_another_log(log: EncodedLog, plain: EncodedLog, tmp_path: Path) -> None:
     both = in_lists(plain, ("train", "valid"), tmp_path / "both")
     assert len({plain.fingerprint, log.fingerprint, both.fingerprint}) == 3

@@ -87,6 +87,19 @@ def test_a_majority_orders_and_equal_votes_say_nothing() -> None:
         LOSSES["relative_order"](student, layer, triplets=0)
 
 
+@pytest.mark.parametrize("rows", range(1, 10))
+def test_in_a_small_batch_no_row_is_compared_with_itself(rows: int) -> None:
+    """A student who orders all other rows as its teacher does, by more than the margin, has nothing to learn."""
+    angle_B = torch.arange(rows, dtype=torch.float64) ** 2 / 40  # the distances of any row to two others differ
+    student_BH = torch.stack([angle_B.cos(), angle_B.sin()], 1).requires_grad_()
+    loss_B = LOSSES["relative_order"](student_BH, student_BH.detach(), margin=1e-4)
+    (slope_BH,) = torch.autograd.grad(loss_B.sum(), student_BH)
+    assert not slope_BH.any()
+    other_BH = torch.randn(rows, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(rows))
+    expected = oracle.relative_order(student_BH.detach().numpy(), [other_BH.numpy()], 0.2, 4)
+    assert np.allclose(LOSSES["relative_order"](student_BH, other_BH).detach().numpy(), expected, rtol=1e-10)
+
+
 @settings(max_examples=50)
 @given(st.floats(-20, 20), st.floats(-20, 20), st.floats(0.5, 50))
 def test_the_gradient_of_soft_is_the_difference_of_softened_probabilities_times_t(

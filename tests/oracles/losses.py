@@ -88,7 +88,7 @@ def pairwise(logit_B: np.ndarray, label_B: np.ndarray) -> np.ndarray:
 
 
 def relative_order(student: np.ndarray, teachers: list[np.ndarray], margin: float, triplets: int) -> np.ndarray:
-    """Triplet by triplet, with votes that are counted one by one."""
+    """Triplet by triplet, with votes that are counted one by one; none of a row and itself."""
     rows, found = len(student), []
     unit = [row / math.sqrt(sum(x * x for x in row)) for row in student]
 
@@ -96,9 +96,9 @@ def relative_order(student: np.ndarray, teachers: list[np.ndarray], margin: floa
         return sum((a - b) ** 2 for a, b in zip(layer[i], layer[j], strict=True))
 
     for i in range(rows):
+        followers = [((i + 2 * n + 1) % rows, (i + 2 * n + 2) % rows) for n in range(triplets)]
         total = 0.0
-        for n in range(triplets):
-            j, k = (i + 2 * n + 1) % rows, (i + 2 * n + 2) % rows
+        for j, k in (pair for pair in followers if i not in pair):
             gaps = [distance(teacher, i, k) - distance(teacher, i, j) for teacher in teachers]
             for_j, for_k = sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps)
             if for_j != for_k:

@@ -342,7 +342,7 @@ def live_logits(run: Path, small: Small, names: list[str]) -> tuple[dict[str, np
     """Logits of members for the whole log, by their parameters, and row ids."""
     finished = Finished.open(run)
     with process_group(), finished.encoded(str(small.log), finished.spec.model_copy(update={"split": None}), {}) as log:
-        found, rows, _ = (engine := finished.engine(finished.plan, log, 0)).score(names, engine.train)
+        found, rows, _ = (engine := finished.engine(log, 0)).score(names, engine.train)
     return {name: logits[:, 0] for name, logits in found.items()}, rows
 
 
@@ -410,6 +410,17 @@ def test_folds_need_row_ids(run: Path, small: Small, tmp_path: Path) -> None:
         score_run(counted, str(small.log), tmp_path / "s.parquet", "crowd", out_of_fold=True)
 
 
+def test_without_row_ids_rows_are_told_by_their_number(run: Path, scores: Path, small: Small, tmp_path: Path) -> None:
+    counted = tmp_path / "run"
+    shutil.copytree(run, counted)
+    spec = yaml.safe_load((counted / "spec.yaml").read_text())
+    (counted / "spec.yaml").write_text(yaml.safe_dump({**spec, "row_id": []}, sort_keys=False))
+    assert score_run(counted, str(small.log), tmp_path / "s.parquet", "teacher") == 6000
+    found = pl.read_parquet(tmp_path / "s.parquet")
+    assert found.columns == ["row_id", "logit", "score"] and found["row_id"].to_list() == list(range(6000))
+    assert found["logit"].to_list() == pl.read_parquet(scores)["logit"].to_list()
+
+
 def test_keys_that_are_called_like_scores_stay_apart(small: Small, run: Path, tmp_path: Path) -> None:
     """A raw column ``row_id`` identifies the rows, and beside its hash it must still be found."""
     renamed, log = tmp_path / "run", tmp_path / "log.parquet"
@@ -440,6 +451,7 @@ def test_a_run_with_recorded_scores_is_evaluated_on_other_rows_without_them(
     later.write_parquet(tmp_path / "later.parquet")
     found = evaluate_run(reader, str(tmp_path / "later.parquet"))
     assert {*found["members"]} == {"student", "crowd_0", "crowd_1", "crowd_2"} and found["rows"] == len(later)
+    assert score_run(reader, str(tmp_path / "later.parquet"), tmp_path / "crowd.parquet", "crowd") == len(later)
 
 
 def test_controls_of_other_teachers_are_not_taken_from_the_cache(

@@ -1,7 +1,6 @@
 """Runs whose result is a metric of lists: what they keep, how they are evaluated and compared, who reads them later."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,7 @@ from recdistill.data.graph import Graph
 from recdistill.runs.rescore import Finished, score_run
 from recdistill.training.rankings import vectors_of
 from tests.conftest import Small
-from tests.runs.conftest import trained
-from tests.runs.test_runs import command
-
-__all__ = ["command"]
-
-Command = Callable[..., tuple[int, str, str]]
+from tests.runs.conftest import Command, trained
 
 
 def test_evaluate_judges_lists_and_finds_what_the_report_says(
@@ -82,7 +76,7 @@ def test_what_a_run_has_not_kept_is_said(ranked: Path, splits: list[Path], comma
 def test_the_vectors_of_an_opened_run_are_those_of_training(ranked: Path, tastes: Small, group: None) -> None:
     finished = Finished.open(ranked)
     with finished.encoded(str(tastes.log), finished.spec.model_copy(update={"split": None}), {}) as log:
-        cast = finished.engine(finished.plan, log, 0).cast
+        cast = finished.engine(log, 0).cast
         codes = vectors_of(cast, "student", seed=0).item_ID
     assert bool((codes.abs() == 1).all()) and len(torch.unique(codes, dim=0)) > 1
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,59 +10,13 @@ import polars as pl
 import pytest
 import yaml
 
-from recdistill import cli
 from recdistill.distill.compile import compile_job
 from recdistill.evaluation import auc
+from recdistill.runs.choice import distance
 from recdistill.runs.folder import RunFolder
 from recdistill.spec.load import dump_yaml, load_job
 from tests.conftest import Small
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    def call(*words: object) -> tuple[int, str, str]:
-        from rich.console import Console
-
-        monkeypatch.setattr(sys, "argv", ["recdistill", *map(str, words)])
-        monkeypatch.setattr(cli, "out", Console(width=150))
-        monkeypatch.setattr(cli, "err", Console(width=150, stderr=True))
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def run(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete run of the small job, two seeds."""
-    import os
-
-    from recdistill.runs.execute import Request, execute
-
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "job.yaml").write_text(yaml.safe_dump(small.job))
-    before = os.environ.get("RECDISTILL_CACHE")
-    os.environ["RECDISTILL_CACHE"] = str(folder / "cache")
-    try:
-        execute(Request(folder / "job.yaml", folder / "run"))
-    finally:
-        if before is not None:
-            os.environ["RECDISTILL_CACHE"] = before
-    return folder / "run"
-
-
-@pytest.fixture
-def job(small: Small, tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump({**small.job, "seeds": 1}))
-    return path
+from tests.runs.conftest import Command
 
 
 def test_a_run_folder_holds_what_the_contract_says(run: Path) -> None:
@@ -222,6 +175,12 @@ def test_two_runs_cannot_write_the_same_folder(job: Path, command: Command, tmp_
         (["methods", "P99"], "there is no row 'P99'"),
         (["verify", "."], "cannot be verified"),
         (["score", "RUN", "LOG", "OUT", "--member", "teachr"], "did you mean 'teacher'"),
+        (["score", "ARTEFACT", "LOG", "OUT", "--member", "teacher"], "--member: an artefact holds its student alone"),
+        (["score", "ARTEFACT", "LOG", "OUT", "--out-of-fold"], "--out-of-fold: an artefact holds its student alone"),
+        (["score", "RUN", "LOG", "OUT", "--spec", "SPEC"], "--spec: a run has its own feature spec"),
+        (["score", "RUN", "LOG", "OUT", "--top", "3", "--member", "teacher"], "--member: lists come from the artefact"),
+        (["score", "ARTEFACT", "LOG", "OUT", "--top", "3", "--spec", "SPEC"], "--spec: lists come from the artefact"),
+        (["score", "RUN", "LOG", "OUT", "--known", "LOG"], "--known: about lists; say how long they are to be"),
         (["evaluate", "jobs", "--log", "LOG"], "is no complete run"),
         (["compare", "RUN"], "at least two"),
         (["export", "RUN", "--member", "teacher"], "reads 'dwell_ms', known only after the event"),
@@ -231,6 +190,7 @@ def test_a_mistake_of_the_user_gets_a_message_and_status_2(
     words: list[str], message: str, command: Command, job: Path, run: Path, small: Small, tmp_path: Path
 ) -> None:
     places = {"JOB": job, "RUN": run, "LOG": small.log, "OUT": tmp_path / "x.parquet"}
+    places |= {"ARTEFACT": run / "student", "SPEC": Path("feature_specs/marketplace.yaml")}
     status, out, err = command(*[places.get(word, word) for word in words])
     assert status == 2
     assert message in " ".join(err.split())
@@ -324,6 +284,9 @@ def test_verify_compare_report_methods_and_encode_answer(
     assert "golden" in command("verify", run / "student")[1]
     status, out, _ = command("compare", run, run)
     assert status == 0 and "+0.0000" in out
+    assert "students on the validation split" in out and out.count("best on validation") == 1
+    apart = distance(run, RunFolder(run).read_report())
+    assert apart is not None and apart > 0 and f"{apart:.4f}" in out
     assert "verdict" in command("report", run)[1]
     assert "P6" in command("methods")[1]
     assert "teacher" in command("methods", "P6")[1]
@@ -441,6 +404,20 @@ def test_further_students_are_judged_beside_controls_of_their_own(job: Path, tmp
         assert delta == pytest.approx(auc_of(out / "seed_0" / "scores" / "light.test.parquet") - served)
     assert not (out / "controls" / "plain" / "seed_0" / "scores" / "light.test.parquet").exists()
     assert "Further students" in (out / "report.html").read_text()
+
+
+def test_views_of_a_member_are_not_reported_beside_it(job: Path, tmp_path: Path, command: Command) -> None:
+    """As long as they are judged on the rows as they are; on distorted ones they say something of their own."""
+    words = yaml.safe_load(job.read_text())
+    words["members"]["view"] = {"same": "teacher", "distort": {"mask": 0.3}, "copies": 2}
+    words["members"]["masked"] = {"same": "teacher", "distort": {"mask": 0.3, "scores": 1.0}}
+    words["phases"][-1]["terms"] += ["soft(student.logit, mean(view[:].logit))", "soft(student.logit, masked.logit)"]
+    job.write_text(yaml.safe_dump(words))
+    status, _, _ = command("run", job, "--out", tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert status == 0 and report["members"].keys() == {"student", "teacher", "masked"}
+    assert report["members"]["masked"] != report["members"]["teacher"]
+    assert not [name for name in report["findings"] if "view" in name]
 
 
 def auc_of(path: Path) -> float:

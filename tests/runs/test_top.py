@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -15,12 +14,8 @@ from recdistill.export.codes import has_faiss, load_index
 from recdistill.runs.rescore import Finished
 from recdistill.training.rankings import vectors_of
 from tests.conftest import Small
-from tests.runs.conftest import trained
-from tests.runs.test_runs import command
+from tests.runs.conftest import Command, trained
 
-__all__ = ["command"]
-
-Command = Callable[..., tuple[int, str, str]]
 Top = dict[int, list[tuple[int, int, float]]]  # of each user place, item and score, in the order of the file
 SIDES = {"user": "user_id", "item": "item_id"}
 
@@ -130,7 +125,7 @@ def test_the_artefact_makes_the_vectors_of_training(ranked: Path, tastes: Small,
     items = items_of(ranked)
     served_NR = artefact.vectors(student, manifest, items.to_arrow(), 4)[1]
     with finished.encoded(str(tastes.log), finished.spec.model_copy(update={"split": None}), {}) as log:
-        trained_IR = vectors_of(finished.engine(finished.plan, log, finished.seed).cast, "student", seed=0).item_ID
+        trained_IR = vectors_of(finished.engine(log, finished.seed).cast, "student", seed=0).item_ID
         values = log.fitted.columns["item_id"].rows.values.to_list()  # type: ignore[attr-defined]
     rows = [values.index(item) + 2 for item in items["item_id"].to_list()]
     assert torch.equal(served_NR, trained_IR[rows]) and len(rows) > 40

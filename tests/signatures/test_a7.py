@@ -2,10 +2,11 @@
 
 1. Above what all share, each group of labels has its own layer, of which no other group hears, and its own pace.
 2. A row is taught by the specialist of its group: of the few labels that this finds likely, and that it is no other.
+   Each label is judged by a sigmoid of its own, those of other groups as well.
 3. The student is nearly as good as each specialist on its own rows, though what counts for one counts against another.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,31 +70,39 @@ def check_no_group_hears_of_another(lab: Lab, overrides: Mapping[str, Any]) -> N
     assert weights == SHARED * OWN * 2 + OWN * 6
 
 
-def check_each_group_has_its_pace(lab: Lab, out: Outputs, state: Mapping[str, np.ndarray]) -> list[float]:
+def check_each_group_has_its_pace(
+    lab: Lab, out: Outputs, state: Mapping[str, np.ndarray], sizes: Sequence[int]
+) -> list[float]:
     """Answers are what the layers spell, group by group, on spheres; returns the radii."""
     shared_BS, own_BW = (layer.numpy() for layer in out.hidden)
     found, paces = [], []
-    for number in range(2):
+    for number, length_B in enumerate(part_BK.norm(dim=1) for part_BK in out.logits_BK.split([*sizes], 1)):
         own, top, pace = (state[f"student.net.groups.{number}.{part}"] for part in ("own.weight", "out.weight", "pace"))
         biases = [state[f"student.net.groups.{number}.{part}.bias"] for part in ("own", "out")]
         mine_BW = np.maximum(shared_BS @ own.T + biases[0], 0)
         assert np.abs(mine_BW - own_BW[:, OWN * number : OWN * (number + 1)]).max() < 1e-5
         logit_BK = mine_BW @ top.T + biases[1]
         found.append(pace * logit_BK / np.linalg.norm(logit_BK, axis=1, keepdims=True))
-        lengths = out.logits_BK[:, 3 * number : 3 * number + 3].norm(dim=1)
-        assert (lengths - float(pace[0])).abs().max() < 1e-5
+        assert (length_B - float(pace[0])).abs().max() < 1e-5
         paces.append(float(pace[0]))
     assert np.abs(np.concatenate(found, 1) - out.logits_BK.numpy()).max() < 1e-6
     return paces
 
 
-def check_paces_begin_alike_and_part(lab: Lab) -> None:
-    """At first the root of the number of labels; then learned, by each group for itself."""
-    _, cast = lab.audit(phase=TEACH)
+def check_paces_begin_by_size(lab: Lab, sizes: Sequence[int]) -> None:
+    """At first each is the root of the number of labels."""
+    groups = {"members.student.net.grouped.groups": [*sizes]}
+    _, cast = lab.audit(groups, phase=TEACH)
     first = {name: value.numpy(force=True) for name, value in cast.state(["student"]).items()}
-    assert check_each_group_has_its_pace(lab, lab.outputs()["student"], first) == pytest.approx([3**0.5] * 2)
+    paces = check_each_group_has_its_pace(lab, lab.outputs(groups)["student"], first, sizes)
+    assert paces == pytest.approx([size**0.5 for size in sizes])
+
+
+def check_paces_part(lab: Lab) -> None:
+    """They are learned, by each group for itself."""
     found = lab.fit(FEW)
-    paces = check_each_group_has_its_pace(lab, lab.answers(found, "test")["student"], found.parameters("student"))
+    answers = lab.answers(found, "test")["student"]
+    paces = check_each_group_has_its_pace(lab, answers, found.parameters("student"), (3, 3))
     assert len({*paces, 3**0.5}) == 3
 
 
@@ -118,13 +127,32 @@ def test_no_group_hears_of_another(tmp_path: Path) -> None:
             check_no_group_hears_of_another(lab, wrong)
 
 
-def test_paces_begin_alike_and_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def of_one_pace(group: Group, shared: int, width: int, labels: int) -> None:
+    SET_UP(group, shared, width, labels)
+    group.pace.data.fill_(3**0.5)
+
+
+SET_UP = Group.__init__
+
+
+def test_paces_begin_by_the_number_of_labels_and_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = small(tmp_path)
-    check_paces_begin_alike_and_part(lab)
+    checks: list[Callable[[], None]] = [
+        lambda: check_paces_begin_by_size(lab, (3, 3)),
+        lambda: check_paces_begin_by_size(lab, (2, 4)),
+        lambda: check_paces_part(lab),
+    ]
+    for check in checks:
+        check()
     for wrong in (of_any_length, on_fixed_spheres):
         monkeypatch.setattr(Group, "forward", wrong)
-        with pytest.raises(AssertionError):
-            check_paces_begin_alike_and_part(lab)
+        for check in checks:
+            with pytest.raises(AssertionError):
+                check()
+    monkeypatch.undo()
+    monkeypatch.setattr(Group, "__init__", of_one_pace)
+    with pytest.raises(AssertionError):
+        check_paces_begin_by_size(lab, (2, 4))
 
 
 # 2: what a row is taught
@@ -155,6 +183,31 @@ def check_a_row_is_taught_the_likely_labels_of_its_group(lab: Lab, overrides: Ma
     assert bool((taught == 1).all())
 
 
+def check_labels_of_all_groups_are_judged_by_sigmoids(lab: Lab, overrides: Mapping[str, Any]) -> None:
+    """The slope of a term on the logits is that of ``-sum_j z_j log s_j + (1 - z_j) log(1 - s_j)``, s their sigmoids.
+
+    The sum is over the labels of all groups, the mean over all rows.
+    """
+    said: dict[str, Tensor] = {}
+    slopes: list[Tensor] = []  # one for each term, in order
+
+    def listened(name: str, out: Outputs, _: Batch) -> Outputs:
+        said[name] = out.logits_BK.detach()
+        if name == "student":
+            out.logits_BK.register_hook(lambda slope_BK: slopes.append(slope_BK.clone()))
+        return out
+
+    with answering(listened):
+        lab.audit(overrides, phase=TEACH)
+    share_BK, group_B = said["student"].sigmoid(), group_of(lab.batch())
+    for number, (name, labels) in enumerate(SPECIALISTS.items()):
+        likely_BK = said[name].sigmoid()
+        target_BK = torch.zeros_like(share_BK)
+        target_BK[:, [*labels]] = likely_BK * (likely_BK > likely_BK.min(1, keepdim=True).values)
+        expected_BK = (share_BK - target_BK) * (group_B == number).unsqueeze(1) / len(share_BK)
+        torch.testing.assert_close(slopes[1 + number], expected_BK, rtol=1e-4, atol=1e-7)
+
+
 def lesson(lab: Lab, overrides: Mapping[str, Any]) -> Tensor:
     """What specialists teach the looked-up vectors of the student."""
     audits, _ = lab.audit(overrides, phase=TEACH)
@@ -175,11 +228,11 @@ def check_no_row_hears_another_specialist(lab: Lab, overrides: Mapping[str, Any]
         assert torch.equal(lesson(lab, overrides), alone)
 
 
-def taught_by(early: str, late: str, rows: tuple[str, str]) -> dict[str, Any]:
+def taught_by(
+    early: str, late: str, rows: tuple[str, str], *, loss: str = "bce", over: str = ", over='batch'"
+) -> dict[str, Any]:
     targets = enumerate(zip((early, late), rows, strict=True), 1)
-    return {
-        f"phases.1.terms.{i}": f"bce(student.logits, {target}, over='batch'){which}" for i, (target, which) in targets
-    }
+    return {f"phases.1.terms.{i}": f"{loss}(student.logits, {target}{over}){which}" for i, (target, which) in targets}
 
 
 OWN_ROWS = tuple(f".rows(any({', '.join(f'next_{k}' for k in group)}))" for group in SPECIALISTS.values())
@@ -196,6 +249,7 @@ WRONG = {
     "all rows": taught_by(*RIGHT, ("", "")),
     "the other's rows": taught_by(*RIGHT, OWN_ROWS[::-1]),
 }
+OF_ANOTHER_LOSS = (taught_by(*RIGHT, OWN_ROWS, loss="categorical"), taught_by(*RIGHT, OWN_ROWS, over=""))
 
 
 def test_a_row_is_taught_the_likely_labels_of_its_group(tmp_path: Path) -> None:
@@ -204,6 +258,14 @@ def test_a_row_is_taught_the_likely_labels_of_its_group(tmp_path: Path) -> None:
     for wrong in WRONG.values():
         with pytest.raises(AssertionError):
             check_a_row_is_taught_the_likely_labels_of_its_group(lab, wrong)
+
+
+def test_labels_of_all_groups_are_judged_by_sigmoids(tmp_path: Path) -> None:
+    lab = small(tmp_path)
+    check_labels_of_all_groups_are_judged_by_sigmoids(lab, {})
+    for wrong in (*OF_ANOTHER_LOSS, WRONG["all labels"], WRONG["the other's rows"]):
+        with pytest.raises(AssertionError):
+            check_labels_of_all_groups_are_judged_by_sigmoids(lab, wrong)
 
 
 def test_no_row_hears_another_specialist(tmp_path: Path) -> None:
@@ -216,63 +278,69 @@ def test_no_row_hears_another_specialist(tmp_path: Path) -> None:
 
 # 3: what it is good for
 
+CATEGORIES = {"early": "next_0", "noon": "next_1", "late": "next_3", "night": "next_4"}  # every other one is flipped
+
 
 def opposites(folder: Path, seed: int) -> Lab:
-    """Two categories of one label each, known on their rows alone, in which everything has the opposite effect."""
-    rows = (12000, 500, 20000)
+    """Four categories of one label each, known on their rows alone: in two everything has the opposite effect."""
+    rows = (32000, 500, 24000)
     rng = np.random.default_rng(seed)
-    x, late = rng.normal(size=(sum(rows), 6)), rng.random(sum(rows)) < 0.5
+    x, category = rng.normal(size=(sum(rows), 6)), rng.integers(4, size=sum(rows))
     score = np.tanh(x @ rng.normal(size=(6, 24)) / 1.5) @ rng.normal(size=24) / 2
-    y = rng.random(len(x)) < 1 / (1 + np.exp(np.where(late, score, -score)))
+    y = rng.random(len(x)) < 1 / (1 + np.exp(np.where(category % 2, score, -score)))
     columns: dict[str, Any] = {f"x{k}": x[:, k] for k in range(6)} | {"part": splits(rows)}
-    for name, known in (("next_0", ~late), ("next_3", late)):
-        columns[name] = [int(label) if told else None for label, told in zip(y, known, strict=True)]
-    serving = {f"x{k}": "numeric" for k in range(6)}
-    spec = {"split": SPLIT, "serving": serving, "post_event": {"next_0": "binary", "next_3": "binary"}}
-    train = {
-        "batch": 500,
-        "table_std": 0.1,
-        "dense": {"adam": {"lr": 0.01}},
-        "stop": {"every": 1000, "keep": "last"},
+    for k, label in enumerate(CATEGORIES.values()):
+        columns[label] = [int(value) if known else None for value, known in zip(y, category == k, strict=True)]
+    spec = {
+        "split": SPLIT,
+        "serving": {f"x{k}": "numeric" for k in range(6)},
+        "post_event": dict.fromkeys(CATEGORIES.values(), "binary"),
     }
-    changes: dict[str, Any] = {f"members.{name}.dropout": 0.0 for name in ("student", *SPECIALISTS)}
-    for i, steps in enumerate((120, 500)):
-        changes |= {
-            f"phases.{i}.epochs": None,
-            f"phases.{i}.steps": steps,
-            f"phases.{i}.lr": "cosine(1, 0.02, over=0.999)",
-        }
-    changes |= {
-        "train": train,
-        "label": ["next_0", "next_3"],
-        "members.early.labels": ["next_0"],
-        "members.late.labels": ["next_3"],
-        "members.student.net.grouped.groups": [1, 1],
-        "phases.0.terms": ["bce(early.logit, next_0)", "bce(late.logit, next_3)"],
-        "phases.1.terms": ["bce(student.logit, next_0) * 0.1", *two("early.logits", "late.logits")],
+    return Lab(folder / str(seed), ROW, columns, spec, of_four_categories())
+
+
+def of_four_categories() -> dict[str, Any]:
+    """The job with a specialist for each category."""
+    changes: dict[str, Any] = {
+        "train": {
+            "batch": 500,
+            "table_std": 0.1,
+            "dense": {"adam": {"lr": 0.01}},
+            "stop": {"every": 1000, "keep": "last"},
+        },
+        "label": [*CATEGORIES.values()],
+        "members.student.dropout": 0.0,
+        "members.student.net.grouped.groups": [1, 1, 1, 1],
+        "phases.0.terms": [f"bce({name}.logit, {label})" for name, label in CATEGORIES.items()],
+        **heard({name: f"{name}.logits" for name in CATEGORIES}),
     }
-    return Lab(folder / str(seed), ROW, columns, spec, changes)
+    for name, label in CATEGORIES.items():
+        changes[f"members.{name}"] = {"net": {"mlp": [64, 32]}, "dim": 8, "labels": [label]}
+    for i, steps in enumerate((90, 900)):
+        length = {"epochs": None, "steps": steps, "lr": "cosine(1, 0.02, over=0.999)"}
+        changes |= {f"phases.{i}.{key}": value for key, value in length.items()}
+    return changes
 
 
-def two(early: str, late: str) -> list[str]:
-    targets = (
-        f"pad(probability({early}), after=1)).rows(present(next_0))",
-        f"pad(probability({late}), before=1)).rows(present(next_3))",
-    )
-    return [f"bce(student.logits, {target}" for target in targets]
+def heard(of: Mapping[str, str]) -> dict[str, Any]:
+    """What the student hears of each category: on its rows, of its label."""
+    terms = ["bce(student.logit, next_0) * 0.1"]
+    for k, (name, label) in enumerate(CATEGORIES.items()):
+        target = f"pad(probability({of[name]}), before={k}, after={len(CATEGORIES) - 1 - k})"
+        terms.append(f"bce(student.logits, {target}).rows(present({label}))")
+    return {"phases.1.terms": terms}
 
 
-def taught_alike(target: str) -> dict[str, Any]:
-    return {"phases.1.terms": ["bce(student.logit, next_0) * 0.1", *two(target, target)]}
-
-
+MEAN_OF_ALL = heard(dict.fromkeys(CATEGORIES, f"mean({', '.join(f'{name}.logits' for name in CATEGORIES)})"))
 ONE_HEAD = {
     "members.student.net": {"mlp": [SHARED, OWN]},
     "members.student.labels": ["next_0"],
     "phases.1.terms": [
         "bce(student.logit, next_0) * 0.1",
-        "bce(student.logit, probability(early.logit)).rows(present(next_0))",
-        "bce(student.logit, probability(late.logit)).rows(present(next_3))",
+        *(
+            f"bce(student.logit, probability({name}.logit)).rows(present({label}))"
+            for name, label in CATEGORIES.items()
+        ),
     ],
 }
 
@@ -281,7 +349,7 @@ def lags(lab: Lab, overrides: Mapping[str, Any], seed: int = 0) -> list[float]:
     """By how much the student ranks worse than each specialist, on the rows of this one."""
     answers = lab.answers(lab.fit(overrides, seed=seed), "test", overrides)
     student_BK, found = answers["student"].logits_BK, []
-    for k, (name, label) in enumerate(zip(SPECIALISTS, ("next_0", "next_3"), strict=True)):
+    for k, (name, label) in enumerate(CATEGORIES.items()):
         truth = np.array(lab.columns[label], dtype=float)[lab.columns["part"] == 2]
         rows = ~np.isnan(truth)
         logits = (answers[name].logits_BK[:, 0], student_BK[:, min(k, student_BK.shape[1] - 1)])
@@ -290,26 +358,28 @@ def lags(lab: Lab, overrides: Mapping[str, Any], seed: int = 0) -> list[float]:
     return found
 
 
-def check_the_student_is_as_good_as_each(lab: Lab, overrides: Mapping[str, Any], seed: int = 0) -> None:
-    """Over 17 seeds it lags behind by 0.001 - 0.010."""
-    assert max(lags(lab, overrides, seed)) < 0.01
+def check_the_student_is_as_good_as_each(labs: Sequence[Lab], overrides: Mapping[str, Any]) -> None:
+    """On average over logs, as good as the specialist of each category to .01.
+
+    Over 20 logs and seeds it lags behind the one that it is furthest from by .0060 (sd .0027, .0020 to .0126), behind
+    all four on average by .0038 (sd .0018, .0014 to .0078); on the first log the wrong ones lag by .28 and .36.
+    """
+    assert np.mean([lags(lab, overrides, seed) for seed, lab in enumerate(labs)], 0).max() < 0.01
 
 
-MEAN_OF_BOTH = taught_alike("mean(early.logits, late.logits)")
-
-
+@pytest.mark.slow
 def test_the_student_is_as_good_as_each(tmp_path: Path) -> None:
-    lab = opposites(tmp_path, 0)
-    check_the_student_is_as_good_as_each(lab, {})
-    with pytest.raises(AssertionError):
-        check_the_student_is_as_good_as_each(lab, MEAN_OF_BOTH)
+    labs = [opposites(tmp_path, 0)]
+    check_the_student_is_as_good_as_each(labs, {})
+    for wrong in (MEAN_OF_ALL, ONE_HEAD):
+        with pytest.raises(AssertionError):
+            check_the_student_is_as_good_as_each(labs, wrong)
 
 
 @pytest.mark.signature
 def test_the_student_is_as_good_as_each_over_seeds(tmp_path: Path) -> None:
-    for seed in range(4):
-        lab = opposites(tmp_path, seed)
-        check_the_student_is_as_good_as_each(lab, {}, seed)
-        for wrong in (MEAN_OF_BOTH, ONE_HEAD):
-            with pytest.raises(AssertionError):
-                check_the_student_is_as_good_as_each(lab, wrong, seed)
+    labs = [opposites(tmp_path, seed) for seed in range(4)]
+    check_the_student_is_as_good_as_each(labs, {})
+    for wrong in (MEAN_OF_ALL, ONE_HEAD):
+        with pytest.raises(AssertionError):
+            check_the_student_is_as_good_as_each(labs, wrong)

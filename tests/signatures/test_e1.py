@@ -3,7 +3,8 @@
 1. The target of the answers is the mean of softened probabilities.
 2. A teacher whose layer is scaled, turned and shifted votes as before; who votes first does not matter.
 3. Two teachers who agree outvote a third one that talks nonsense, on every triplet.
-4. Taught by the vote alone, a student orders distances as its teachers do, also between rows that it has never seen.
+4. Taught by the vote alone, a student orders distances as its teachers do, also between rows of test, each of which is
+   a combination of values that it has never met; the values are known.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from recdistill.losses import order
 from recdistill.losses.catalog import LOSSES
 from recdistill.losses.order import lead, opinion
 from recdistill.nets.inputs import Outputs
-from tests.signatures.lab import SPLIT, Lab, answering, splits
+from tests.signatures.lab import SPLIT, Lab, answering, clicks, splits
 
 ROW = "ensemble/multiple_teachers"
 TEACHERS = ("dwell", "cart", "cross")
@@ -30,18 +31,21 @@ PROJECTED = f"l2(adapt(student.hidden[0], width=8), mean({LAYERS})) * 0.1"
 
 
 def shop(folder: Path, seed: int, rows: tuple[int, int, int], overrides: Mapping[str, Any]) -> Lab:
-    """Items in three dimensions: each teacher sees roughly where they lie, in part; the student knows their ids."""
+    """Rows in three dimensions: each teacher sees roughly where they lie, in part; the student reads a code of each.
+
+    Of the 8000 codes, each of three digits from 0 to 19, training knows those whose sum is odd, and test the others.
+    Labels depend on one dimension, which the first teacher does not see, so that answers do not tell where rows lie.
+    """
     rng = np.random.default_rng(seed)
-    place, item = rng.normal(size=(40, 3)), rng.integers(40, size=sum(rows))
-    x = place[item] + 0.1 * rng.normal(size=(sum(rows), 3))
-    columns = {f"x{k}": x[:, k] for k in range(3)} | {
-        "item": item,
-        "y": (rng.random(len(x)) < 1 / (1 + np.exp(-2 * x.sum(1)))).astype(np.int8),
-        "part": splits(rows),
-    }
+    place_KV, code_NK = rng.normal(size=(3, 20)), rng.integers(20, size=(sum(rows), 3))
+    part_N = splits(rows)
+    code_NK[:, 2] ^= (code_NK.sum(1) + (part_N < 2)) % 2
+    x_NK = place_KV[np.arange(3), code_NK] + 0.1 * rng.normal(size=(sum(rows), 3))
+    columns = {f"x{k}": x_NK[:, k] for k in range(3)} | {f"code{k}": code_NK[:, k] for k in range(3)}
+    columns |= {"y": clicks(2 * x_NK[:, 2], seed), "part": part_N}
     spec = {
         "split": SPLIT,
-        "serving": {"item": "categorical"},
+        "serving": {f"code{k}": "categorical" for k in range(3)},
         "post_event": {"y": "binary"} | {f"x{k}": "numeric" for k in range(3)},
     }
     own = {
@@ -93,7 +97,7 @@ def test_the_target_is_the_mean_of_softened_probabilities(tmp_path: Path) -> Non
 
 
 def lesson(lab: Lab, overrides: Mapping[str, Any], layers: Callable[[str, Tensor], Tensor] | None = None) -> Tensor:
-    """What the term on layers teaches the student's items, with other layers of teachers, if given."""
+    """What the term on layers teaches the student's codes, with other layers of teachers, if given."""
 
     def changed(name: str, out: Outputs, _: Batch) -> Outputs:
         return out._replace(hidden=[layers(name, h) for h in out.hidden]) if layers and name in TEACHERS else out
@@ -105,9 +109,10 @@ def lesson(lab: Lab, overrides: Mapping[str, Any], layers: Callable[[str, Tensor
 
 def moved(name: str, layer_BH: Tensor) -> Tensor:
     """The layer scaled, turned and shifted, in another way for each teacher."""
-    draw = torch.Generator().manual_seed(len(name) * 7)
+    place = TEACHERS.index(name)
+    draw = torch.Generator().manual_seed(place)
     turn, _ = torch.linalg.qr(torch.randn(layer_BH.shape[1], layer_BH.shape[1], generator=draw))
-    return (3.0 * len(name) * layer_BH) @ turn + torch.randn(layer_BH.shape[1], generator=draw)
+    return (10.0 * (place + 1) * layer_BH) @ turn + torch.randn(layer_BH.shape[1], generator=draw)
 
 
 def check_only_the_order_of_distances_crosses(lab: Lab, overrides: Mapping[str, Any]) -> None:
@@ -117,53 +122,70 @@ def check_only_the_order_of_distances_crosses(lab: Lab, overrides: Mapping[str, 
 
 
 def check_two_who_agree_outvote_a_third(lab: Lab, overrides: Mapping[str, Any]) -> None:
-    heard: dict[str, Tensor] = {}
-
-    def with_nonsense(name: str, layer_BH: Tensor) -> Tensor:
-        """Layers in the order in which teachers are asked: the second is the first one turned, the third is noise."""
-        first_BH = heard.setdefault("dwell", layer_BH)
-        nonsense_BH = 9 * torch.randn(layer_BH.shape, generator=torch.Generator().manual_seed(0))
-        return {"dwell": first_BH, "cart": moved("cart", first_BH), "cross": nonsense_BH}[name]
-
-    def without(name: str, _: Tensor) -> Tensor:
-        return heard["dwell"]
-
-    outvoted = lesson(lab, overrides, with_nonsense)
-    agreed = lesson(lab, overrides, without)
+    """Whoever talks nonsense, the other two say the same, each in numbers of its own."""
+    layer_BH = lab.outputs(overrides)["dwell"].hidden[0]
+    nonsense_BH = 9 * torch.randn(layer_BH.shape, generator=torch.Generator().manual_seed(0))
+    agreed = lesson(lab, overrides, lambda _, __: layer_BH)
     assert agreed.any()
-    torch.testing.assert_close(outvoted, agreed, rtol=0, atol=1e-5 * float(agreed.abs().max()))
+    for place in range(len(TEACHERS)):
+        others = {name: moved(name, layer_BH) for name in TEACHERS} | {TEACHERS[place]: nonsense_BH}
+        outvoted = lesson(lab, overrides, lambda name, _, said=others: said[name])
+        torch.testing.assert_close(outvoted, agreed, rtol=0, atol=1e-5 * float(agreed.abs().max()))
 
 
-def check_the_order_of_teachers_says_nothing(lab: Lab) -> None:
+def check_the_order_of_teachers_says_nothing(lab: Lab, overrides: Mapping[str, Any]) -> None:
     turned = ", ".join(reversed(LAYERS.split(", ")))
-    other = lesson(lab, {"phases.1.terms.2": f"relative_order(student.hidden[0], {turned}, margin=0.2) * 0.1"})
-    assert torch.equal(lesson(lab, {}), other)
+    plain = lesson(lab, overrides)
+    other = {"phases.1.terms.2": f"relative_order(student.hidden[0], {turned}, margin=0.2) * 0.1"}
+    assert plain.any()
+    assert torch.equal(lesson(lab, {**overrides, **other}), plain)
 
 
-def of_one_layer(student_BH: Tensor, *teacher_BH: Tensor, margin: float = 0.2) -> Tensor:
-    """The order of distances in the mean of all layers."""
-    return LOSSES["ordered"](student_BH, torch.stack(teacher_BH).mean(0), margin=margin)
+def of_one_layer(*places: int) -> Callable[..., Tensor]:
+    """A loss on the order of distances in the mean of some teachers' layers."""
+
+    def loss(student_BH: Tensor, *teacher_BH: Tensor, margin: float = 0.2) -> Tensor:
+        mean_BH = torch.stack([teacher_BH[place] for place in places]).mean(0)
+        return LOSSES["ordered"](student_BH, mean_BH, margin=margin)
+
+    return loss
 
 
-@pytest.mark.parametrize("check", [check_only_the_order_of_distances_crosses, check_two_who_agree_outvote_a_third])
+@pytest.mark.parametrize(
+    ("check", "heard"),
+    [
+        (check_only_the_order_of_distances_crosses, [(0, 1, 2), (0, 2)]),
+        (check_two_who_agree_outvote_a_third, [(0, 1, 2), (0, 2), (0,), (1,), (2,)]),
+    ],
+)
 def test_teachers_vote(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: Callable[[Lab, Mapping[str, Any]], None]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    check: Callable[[Lab, Mapping[str, Any]], None],
+    heard: Sequence[tuple[int, ...]],
 ) -> None:
     lab = small(tmp_path)
     check(lab, {})
     with pytest.raises(AssertionError):
         check(lab, {"phases.1.terms.2": PROJECTED})
     monkeypatch.setitem(LOSSES, "ordered", LOSSES["relative_order"])
-    with monkeypatch.context() as patch, pytest.raises(AssertionError):
-        patch.setitem(LOSSES, "relative_order", of_one_layer)
-        check(lab, {})
+    for places in heard:
+        with monkeypatch.context() as patch, pytest.raises(AssertionError):
+            patch.setitem(LOSSES, "relative_order", of_one_layer(*places))
+            check(lab, {})
     with monkeypatch.context() as patch, pytest.raises(AssertionError):
         patch.setattr(order, "opinion", lead)  # distances are added up instead of votes
         check(lab, {})
 
 
-def test_the_order_of_teachers_says_nothing(tmp_path: Path) -> None:
-    check_the_order_of_teachers_says_nothing(small(tmp_path))
+def test_the_order_of_teachers_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = small(tmp_path)
+    check_the_order_of_teachers_says_nothing(lab, {})
+    monkeypatch.setitem(LOSSES, "ordered", LOSSES["relative_order"])
+    for places in [(0,), (0, 1)]:
+        with monkeypatch.context() as patch, pytest.raises(AssertionError):
+            patch.setitem(LOSSES, "relative_order", of_one_layer(*places))
+            check_the_order_of_teachers_says_nothing(lab, {})
 
 
 # 4: what the vote alone teaches
@@ -209,6 +231,11 @@ def taught(folder: Path, seed: int) -> Lab:
 
 
 def check_the_student_comes_to_agree(before: float, after: float) -> None:
+    """From one half to more than 0.8, as in the handbook.
+
+    Over 20 logs from .527 (sd .014, .498 to .554) to .926 (sd .005, .917 to .936); to .515 (most .549) by permuted
+    layers, .753 (most .779) by a hint and .681 (most .735) by answers.
+    """
     assert abs(before - 0.5) < 0.1
     assert after > 0.8
 

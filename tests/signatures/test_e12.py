@@ -5,9 +5,14 @@
 2. What the clean teacher knows reaches the student: it is better than under a teacher that is trained and asked on
    corrupted rows, at every level of corruption and not at level 0 alone; answers of other rows harm it.
 3. Scores see the level of corruption that the job names; the artefact answers to rows as they are.
+
+Departures: the handbook measures on sixteen numbers (P7's rows), of which 40 % are missing and the rest disturbed. Here
+rows are what serving mostly knows, ids, whose values count in pairs; half of them are missing, and since noise moves
+numbers alone, it has no part (`tests/data/test_distort.py` shows it). In clause 2 students are trained at full
+corruption alone, where the gain is asked for; that the levels of the job are drawn by row is shown in clause 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +25,9 @@ from recdistill.data.transforms.rows import MISSING
 from recdistill.distill.member import Member
 from recdistill.losses.catalog import LOSSES
 from recdistill.nets.inputs import Outputs
+from recdistill.spec.load import read_yaml
 from recdistill.training.play import Play
-from tests.signatures.lab import SPLIT, Lab, splits
+from tests.signatures.lab import JOBS, SPLIT, Lab, splits
 
 ROW = "ensemble/clean_to_noisy"
 LEVELS = {"student": 1, "student_at_half": 0.5, "student_on_clean_rows": 0}
@@ -105,6 +111,12 @@ def check_student_sees_new_corruptions_and_teacher_whole_rows(found: Mapping[str
         assert (ids_FB[~lost_FB] == teacher[0][~lost_FB]).all(), "student and teacher see different rows"
 
 
+def check_levels_are_drawn_by_row(found: Mapping[str, Sequence[Tensor]]) -> None:
+    """At a third of the level each, (1 + .75^4 + .5^4) / 3 = .46 of the rows lose none of their four values."""
+    for ids_FB in found["student"]:
+        assert 0.38 < float((ids_FB != MISSING).all(0).float().mean()) < 0.54
+
+
 def check_target_is_the_teachers_answer_to_the_whole_row(
     lab: Lab, overrides: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +145,19 @@ def test_the_student_sees_new_corruptions_and_the_teacher_whole_rows(
     for wrong in (ASKED_ON_NOISE, ONLY_AT_TEST):
         with pytest.raises(AssertionError):
             check_student_sees_new_corruptions_and_teacher_whole_rows(seen(lab, wrong, monkeypatch))
+
+
+def test_the_levels_of_the_job_are_drawn_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = small(tmp_path)
+    levels = read_yaml(JOBS / f"{ROW}.yaml")["members"]["student"]["distort"]["levels"]
+
+    def at(*levels: float) -> dict[str, list[Tensor]]:
+        return seen(lab, {"members.student.distort": {**LOSSY, "levels": [*levels], "scores": 1}}, monkeypatch)
+
+    check_levels_are_drawn_by_row(at(*levels))
+    for wrong in (1, 0.5):  # the mean level for all rows among them
+        with pytest.raises(AssertionError):
+            check_levels_are_drawn_by_row(at(wrong))
 
 
 def test_a_corruption_that_is_drawn_once_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,9 +203,11 @@ def test_scores_follow_the_level_of_corruption(tmp_path: Path) -> None:
 # 2: what it is good for
 
 
-def by_level(labs: list[Lab], overrides: Mapping[str, Any] | None = None, arm: str = "main") -> dict[str, float]:
+def by_level(
+    labs: list[Lab], overrides: Mapping[str, Any] | None = None, arm: str = "main", first: int = 0
+) -> dict[str, float]:
     """The student's test AUC at each level, averaged over logs; of a control at the full level."""
-    found = [lab.fit(overrides, seed=seed, arm=arm) for seed, lab in enumerate(labs)]
+    found = [lab.fit(overrides, seed=seed, arm=arm) for seed, lab in enumerate(labs, first)]
     names = LEVELS if arm == "main" else ["student"]
     return {name: float(np.mean([each.auc(name) for each in found])) for name in names}
 
@@ -209,7 +236,7 @@ def test_a_clean_teacher_beats_a_noisy_one(tmp_path: Path) -> None:
     noisy = by_level(labs, ASKED_ON_NOISE)
     check_clean_teacher_beats_noisy_one(by_level(labs), noisy)
     with pytest.raises(AssertionError):
-        check_clean_teacher_beats_noisy_one(noisy, noisy)
+        check_clean_teacher_beats_noisy_one(by_level(labs, ASKED_ON_NOISE, first=100), noisy)
 
 
 @pytest.mark.signature
@@ -220,7 +247,7 @@ def test_a_clean_teacher_beats_a_noisy_one_over_seeds(tmp_path: Path) -> None:
     check_clean_teacher_beats_noisy_one(clean, noisy)
     check_gain_needs_the_right_rows(clean["student"], plain)
     check_other_rows_harm(misaligned, plain)
-    for wrong in (noisy, by_level(labs, MISALIGNED)):
+    for wrong in (by_level(labs, ASKED_ON_NOISE, first=100), by_level(labs, MISALIGNED)):
         with pytest.raises(AssertionError):
             check_clean_teacher_beats_noisy_one(wrong, noisy)
         with pytest.raises(AssertionError):

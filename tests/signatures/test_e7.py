@@ -2,8 +2,9 @@
 
 1. Logit by logit, the pull of a head towards the mean is its own loss less K times the ensemble's: agreement is the
    head loss raised and the ensemble loss taken away.
-2. The heavier the weight of agreement, below zero or above, the more alike the heads; a loss on the mean alone lets
-   them drift apart many times as far. The mean is as good all the same.
+2. The heavier the weight of agreement, below zero or above, the more alike the heads; at the job's own they are more
+   alike than heads that learn from labels only, and a loss on the mean alone lets them drift apart many times as far.
+   The mean is as good all the same.
 3. What is exported, heads and all, is smaller than one head of full width.
 """
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from recdistill.distill.layout import lay_out
+from recdistill.distill.schedule import Now
 from recdistill.distill.signal import Scene
 from recdistill.distill.term import Term
 from recdistill.export.build import serving_student
@@ -31,6 +33,7 @@ from tests.signatures.lab import SPLIT, Lab, clicks, pairs_of_fields
 
 ROW = "ensemble/multi_headed"
 HEADS = 4
+NO_CONTROLS = {"controls": {"none": "no member teaches another one"}}
 ENSEMBLE = "bce(student.logit, label)"
 
 
@@ -57,10 +60,11 @@ def small(folder: Path) -> Lab:
 
 
 def slopes(terms: Sequence[Term], scene: Scene, heads: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of each term on the logits of each head, (heads, B)."""
+    """The gradient of each term, at its weight, on the logits of each head, (heads, B)."""
     found = []
     for term in terms:
-        slope = torch.autograd.grad(term_value(term, scene), heads, retain_graph=True, allow_unused=True)
+        value = term_value(term, scene) * term.weight(Now(0))
+        slope = torch.autograd.grad(value, heads, retain_graph=True, allow_unused=True)
         found.append(torch.stack([torch.zeros_like(h) if g is None else g for h, g in zip(heads, slope, strict=True)]))
     return found
 
@@ -80,7 +84,6 @@ def check_agreement_is_head_loss_less_ensemble_loss(lab: Lab, overrides: Mapping
     hard, soft, whole = sum(found[:HEADS]), sum(found[HEADS:-1]), found[-1]
     assert soft.abs().max() > 1e-4
     torch.testing.assert_close(soft, hard - HEADS * whole, rtol=0, atol=1e-10)
-    assert all(term.scale > 0 for term in terms[HEADS:-1]), "heads are pushed apart"
 
 
 def test_agreement_is_head_loss_less_ensemble_loss(tmp_path: Path) -> None:
@@ -131,20 +134,44 @@ def heads(lab: Lab, overrides: Mapping[str, Any], seed: int) -> Heads:
 
 
 def check_heads_are_pulled_together(pushed: Heads, free: Heads, pulled: Heads) -> None:
+    """At the weights -0.5, 0 and 2; the mean is as good, within 0.001 (at most 0.0009 over 20 seeds).
+
+    Over 20 seeds pushed heads lie 1.41 times as far apart as free ones (sd 0.18, 0.90 to 1.72), pulled ones 0.64 times
+    (sd 0.09, 0.33 to 0.76). So the order does not hold in every seed, as it does in the handbook's three: in one of
+    the 20 (number 17) free heads lie farther apart than pushed ones.
+    """
     assert pushed.apart > free.apart > pulled.apart
-    assert abs(free.auc - pulled.auc) < 0.001
+    assert max(abs(pushed.auc - free.auc), abs(pulled.auc - free.auc)) < 0.001
 
 
-def check_heads_answer_alike(free: Heads, found: Heads) -> None:
-    assert found.apart < 3 * free.apart
+def check_the_job_pulls(free: Heads, found: Heads) -> None:
+    """Over 20 seeds 0.71 times as far apart as free ones (sd 0.08, 0.48 to 0.87), the AUCs at most 0.0008 apart.
+
+    With the wrong sign heads lie 12.5 times as far apart as free ones (sd 4.0, 5.4 to 21.0).
+    """
+    assert found.apart < free.apart
+    assert abs(found.auc - free.auc) < 0.001
+
+
+def check_heads_answer_alike(job: Sequence[Heads], found: Sequence[Heads]) -> None:
+    """Less than 10 times as far apart as the job's, on average over seeds: half of what the handbook says of the wrong.
+
+    Over 20 seeds a loss on the mean alone lets heads drift 17.5 times as far apart (sd 5.5, 6.8 to 27.9), so a single
+    seed need not show it. Free heads lie 1.4 times as far apart (sd 0.2, 1.2 to 2.1).
+    """
+    assert np.mean([other.apart / own.apart for own, other in zip(job, found, strict=True)]) < 10
+
+
+ITSELF = "soft(head[:].logit, head[:].logit)"  # each head agrees with what it says itself
 
 
 def test_heads_are_pulled_together(tmp_path: Path) -> None:
     lab = trained(tmp_path, 0)
     pushed, free, pulled = (heads(lab, agreement(weight), 0) for weight in (-0.5, 0, 2))
     check_heads_are_pulled_together(pushed, free, pulled)
+    check_the_job_pulls(free, heads(lab, {}, 0))
     with pytest.raises(AssertionError):
-        check_heads_are_pulled_together(pulled, free, pushed)
+        check_the_job_pulls(free, heads(lab, agreement(-1), 0))
 
 
 @pytest.mark.signature
@@ -153,9 +180,25 @@ def test_heads_are_pulled_together_over_seeds(tmp_path: Path) -> None:
         lab = trained(tmp_path, seed)
         pushed, free, pulled = (heads(lab, agreement(weight), seed) for weight in (-0.5, 0, 2))
         check_heads_are_pulled_together(pushed, free, pulled)
-        check_heads_answer_alike(free, heads(lab, {}, seed))
+        itself = [heads(lab, {"phases.0.terms.1": f"{ITSELF} * {weight}", **NO_CONTROLS}, seed) for weight in (-0.5, 2)]
         with pytest.raises(AssertionError):
-            check_heads_answer_alike(free, heads(lab, lab.raw["variants"]["ensemble_loss"], seed))
+            check_heads_are_pulled_together(itself[0], free, itself[1])
+
+
+@pytest.mark.signature
+def test_a_loss_on_the_mean_lets_heads_drift_apart_over_seeds(tmp_path: Path) -> None:
+    labs = [trained(tmp_path, seed) for seed in range(5)]
+    job, free, drifted = (
+        [heads(lab, overrides, seed) for seed, lab in enumerate(labs)]
+        for overrides in ({}, agreement(0), labs[0].raw["variants"]["ensemble_loss"])
+    )
+    for own, other, wrong in zip(job, free, drifted, strict=True):
+        check_the_job_pulls(other, own)
+        with pytest.raises(AssertionError):
+            check_the_job_pulls(other, wrong)
+    check_heads_answer_alike(job, free)
+    with pytest.raises(AssertionError):
+        check_heads_answer_alike(job, drifted)
 
 
 # 3: what is exported

@@ -21,11 +21,13 @@ from torch import Tensor
 from recdistill.distill.member import Member
 from recdistill.evaluation import auc
 from recdistill.losses.catalog import LOSSES
+from recdistill.losses.listwise import soft_list
 from recdistill.losses.response import soft
 from recdistill.nets.catalog import Head
 from recdistill.nets.inputs import Outputs
 from recdistill.training.play import Play
 from tests.signatures.lab import SPLIT, Lab, same, splits
+from tests.signatures.traces import slopes
 
 ROW = "knowledge_type/hinton"
 SEGMENTS = 6
@@ -74,14 +76,9 @@ def at(temperature: float) -> dict[str, Any]:
     return {"phases.1.terms.1": f"soft(student.logit, teacher.logit, temperature={temperature}) * 0.7"}
 
 
-def slope_of(lab: Lab, overrides: Mapping[str, Any]) -> Tensor:
-    """The gradient of the soft term on the student's logit in each row, read off the gradient on its embeddings."""
-    audits, cast = lab.audit(overrides, phase=1)
-    term = next(a for a in audits if a.words.startswith("soft"))
-    assert "student" in term.tables, "the term does not teach the student"
-    leaf_BW = term.tables["student"]
-    weight_W = dict(cast.heads["student"].named_parameters())["net.out.weight"].detach()[0, : leaf_BW.shape[1]]
-    return leaf_BW @ weight_W / weight_W.square().sum()
+def slope_of(lab: Lab, overrides: Mapping[str, Any], term: str = "soft") -> Tensor:
+    """The gradient of a term on the student's logit in each row."""
+    return slopes(*lab.audit(overrides, phase=1), term)
 
 
 def logits_of(lab: Lab) -> tuple[Tensor, Tensor]:
@@ -96,9 +93,14 @@ def check_slope_is_the_difference_of_softened_answers(lab: Lab, term: Callable[[
         torch.testing.assert_close(slope_of(lab, term(t)), expected_B, rtol=1e-3, atol=1e-6)
 
 
-def check_slope_keeps_its_size(lab: Lab) -> None:
+def hot_over_cool(lab: Lab) -> float:
+    """How large the gradient is at T = 20, relative to T = 1."""
     cool, hot = (float(slope_of(lab, at(t)).norm()) for t in (1.0, 20.0))
-    assert 0.5 < hot / cool < 2
+    return hot / cool
+
+
+def check_slope_keeps_its_size(lab: Lab) -> None:
+    assert 0.5 < hot_over_cool(lab) < 2
 
 
 def two_class_slope(student_B: Tensor, teacher_B: Tensor, temperature: float) -> Tensor:
@@ -115,7 +117,16 @@ def check_one_logit_is_two_classes(lab: Lab) -> None:
     student_B, teacher_B = logits_of(lab)
     for t in TEMPERATURES:
         expected_B = 0.7 * two_class_slope(student_B, teacher_B, t)
-        torch.testing.assert_close(slope_of(lab, at(t)), expected_B, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(slope_of(lab, at(t)), expected_B, rtol=1e-5, atol=5e-8)
+
+
+def check_job_weighs_answers_and_labels(lab: Lab, overrides: Mapping[str, Any]) -> None:
+    """The job as it stands: T = 2, 0.7 of the answers and 0.3 of the labels."""
+    (student_B, teacher_B), label_B = logits_of(lab), lab.batch().labels["y"]
+    answers_B = 0.7 * 2 * ((student_B / 2).sigmoid() - (teacher_B / 2).sigmoid()) / len(label_B)
+    labels_B = 0.3 * (student_B.sigmoid() - label_B) / len(label_B)
+    torch.testing.assert_close(slope_of(lab, overrides), answers_B, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(slope_of(lab, overrides, "bce"), labels_B, rtol=1e-3, atol=1e-6)
 
 
 def cross_entropy(learner_B: Tensor, target_B: Tensor, factor: float) -> Tensor:
@@ -170,12 +181,15 @@ WRONG = [
 def check_a_constant_on_the_teacher_teaches_nothing(
     lab: Lab, term: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gradient stays when the same number is added to all the teacher's answers to a list."""
+    """The gradient stays when to the teacher's answers a number is added that is the same within each list."""
     before_B, answer = slope_of(lab, term), Play._answer
 
     def louder(played: Play, member: Member) -> Outputs:
         found = answer(played, member)
-        return found._replace(logits_BK=found.logits_BK + 2.0) if member.name == "teacher" else found
+        if member.name != "teacher":
+            return found
+        list_B = torch.arange(len(found.logits_BK)) // 4
+        return found._replace(logits_BK=found.logits_BK + 2.0 * (1 + list_B % 3).unsqueeze(1))
 
     with monkeypatch.context() as patch:
         patch.setattr(Play, "_answer", louder)
@@ -184,12 +198,21 @@ def check_a_constant_on_the_teacher_teaches_nothing(
     torch.testing.assert_close(after_B, before_B, rtol=1e-3, atol=1e-6)
 
 
+def over_the_whole_batch(s: Tensor, t: Tensor, *, list_B: Tensor, temperature: float = 1.0) -> Tensor:
+    """All rows are taken for one list, whose loss all lists share."""
+    value_1 = soft_list(s, t, list_B=torch.zeros_like(list_B), temperature=temperature)
+    return value_1.mean().expand(len(torch.bincount(list_B)))
+
+
 def test_over_lists_only_differences_within_a_list_are_taught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = linear(tmp_path)
     by_list = {"phases.1.terms.1": "soft_list(student.logit, teacher.logit, temperature=2) * 0.7"}
     check_a_constant_on_the_teacher_teaches_nothing(lab, by_list, monkeypatch)
     with pytest.raises(AssertionError):
         check_a_constant_on_the_teacher_teaches_nothing(lab, at(2.0), monkeypatch)
+    monkeypatch.setitem(LOSSES, "soft_list", over_the_whole_batch)
+    with pytest.raises(AssertionError):
+        check_a_constant_on_the_teacher_teaches_nothing(lab, by_list, monkeypatch)
 
 
 def test_the_gradient_is_the_difference_of_softened_answers(tmp_path: Path) -> None:
@@ -197,6 +220,10 @@ def test_the_gradient_is_the_difference_of_softened_answers(tmp_path: Path) -> N
     check_slope_is_the_difference_of_softened_answers(lab, at)
     check_one_logit_is_two_classes(lab)
     check_slope_keeps_its_size(lab)
+    check_job_weighs_answers_and_labels(lab, {})
+    for wrong in (at(3.0), {"phases.1.terms.0": "bce(student.logit, label)"}):
+        with pytest.raises(AssertionError):
+            check_job_weighs_answers_and_labels(lab, wrong)
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.__name__)
@@ -216,6 +243,7 @@ def test_without_t_squared_the_gradient_vanishes(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(LOSSES, "soft", without_t_squared)
     with pytest.raises(AssertionError):
         check_slope_keeps_its_size(lab)
+    assert hot_over_cool(lab) < 0.01
 
 
 def test_a_term_with_its_members_swapped_is_noticed(tmp_path: Path) -> None:
@@ -326,6 +354,7 @@ def auc_inside(labs: Sequence[Lab], overrides: Mapping[str, Any] | None = None, 
 
 
 def check_teacher_fills_the_gap(taught: float, alone: float) -> None:
+    """Over 20 logs .81 (sd .015, .78 at least), alone .19 (sd .018, .23 at most); half of the gap is asked for."""
     assert taught > 0.7
     assert taught - alone > 0.3
 
@@ -350,7 +379,7 @@ def test_the_teacher_fills_the_gap_over_seeds(tmp_path: Path) -> None:
     labs = [hidden(tmp_path, seed) for seed in range(5)]
     alone = auc_inside(labs, arm="plain")
     check_teacher_fills_the_gap(auc_inside(labs), alone)
-    for wrong in (auc_inside(labs, OUTSIDE_ONLY), auc_inside(labs, arm="shuffled_signal"), alone):
+    for wrong in (auc_inside(labs, OUTSIDE_ONLY), auc_inside(labs, arm="shuffled_signal")):
         with pytest.raises(AssertionError):
             check_teacher_fills_the_gap(wrong, alone)
 

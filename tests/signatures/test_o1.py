@@ -3,14 +3,17 @@
 1. What a replica learns from stands still between two visits, where it becomes what the other replica is then, and no
    gradient reaches it. Before the burn-in is over, a replica is a lone one, bit for bit.
 2. No two replicas learn from the same row. Of several others the probabilities are averaged, not the logits.
-3. Two processes that meet in a shared folder, step for step, end where one process with both replicas ends.
+3. Two processes that meet in a shared folder, step for step, end where one process with both replicas ends. Of a
+   process that comes late or is killed the other one hears what there is, and goes on.
 4. Two replicas agree far more than lone ones do, trained again the result changes less, and it ranks better.
 """
 
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -20,15 +23,18 @@ import pytest
 import torch
 
 from recdistill.data.scores import sigmoid
+from recdistill.distill.schedule import Now
 from recdistill.distill.signal import Logit, walk
 from recdistill.evaluation import churn
 from recdistill.spec.load import dump_yaml
 from tests.conftest import ROOT
 from tests.signatures.lab import Lab, Outcome, same
+from tests.signatures.replica import PATIENCE
 from tests.signatures.traces import slopes, stepping, traced
 from tests.signatures.worlds import fields
 
 ROW = "online/codistillation"
+Process = subprocess.Popen[str]
 EVERY, BURN_IN = 4, 10
 
 
@@ -201,28 +207,38 @@ def of_process(lab: Lab, name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module")
-def processes() -> Iterator[list[subprocess.Popen[str]]]:
-    """Two processes that know nothing of each other but a folder, and visit it at the same steps."""
-    command = [sys.executable, "-m", "tests.signatures.replica"]
+@contextmanager
+def replicas(number: int, *words: str) -> Iterator[list[Process]]:
+    """Processes that know nothing of each other but a folder."""
+    command = [sys.executable, "-m", "tests.signatures.replica", *words]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    running = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(2)]
+    running = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(number)]
     yield running
     for process in running:
         process.kill()
         process.communicate()
 
 
-def meet(
-    processes: Sequence[subprocess.Popen[str]], lab: Lab, jobs: Sequence[Mapping[str, Any]], at: Path
-) -> list[Path]:
+@pytest.fixture(scope="module")
+def processes() -> Iterator[list[Process]]:
+    """Two that visit the folder at the same steps."""
+    with replicas(2) as running:
+        yield running
+
+
+def tell(process: Process, lab: Lab, overrides: Mapping[str, Any], folder: Path) -> None:
+    """Let a process begin with a training."""
+    job, log = lab.job(overrides)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps([str(folder), str(log.folder), dump_yaml(job)]) + "\n")
+    process.stdin.flush()
+
+
+def meet(processes: Sequence[Process], lab: Lab, jobs: Sequence[Mapping[str, Any]], at: Path) -> list[Path]:
     """The folders of trainings that run at the same time."""
     folders = [at / f"process_{k}" for k in range(len(jobs))]
     for process, folder, overrides in zip(processes, folders, jobs, strict=True):
-        job, log = lab.job(overrides)
-        assert process.stdin is not None
-        process.stdin.write(json.dumps([str(folder), str(log.folder), dump_yaml(job)]) + "\n")
-        process.stdin.flush()
+        tell(process, lab, overrides, folder)
     answers = [json.loads(process.stdout.readline()) for process in processes if process.stdout]
     assert answers == [""] * len(jobs)
     return folders
@@ -233,16 +249,18 @@ def check_processes_end_where_one_ends(one: Outcome, folders: Sequence[Path]) ->
         apart = Outcome(folder, one.cast)
         for split in ("valid", "test"):
             assert np.array_equal(apart.logits("student", split), one.logits(name, split)), (folder.name, split)
-        events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        visits = {e["step"]: e["values"] for e in events if e["kind"] == "exchange"}
         expected = {"student.alone": 0.0, "old_replica.lag": 0.0}
-        assert visits == {step: {**expected, "old_replica.step": float(step)} for step in (4, 8, 12, 16)}
+        assert visits_of(folder) == {step: {**expected, "old_replica.step": step} for step in (4, 8, 12, 16)}
+
+
+def visits_of(folder: Path) -> dict[int, dict[str, float]]:
+    """What a training has found at each visit, by its step."""
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {e["step"]: e["values"] for e in events if e["kind"] == "exchange"}
 
 
 @pytest.mark.slow
-def test_two_processes_end_where_one_with_both_replicas_ends(
-    tmp_path: Path, processes: list[subprocess.Popen[str]]
-) -> None:
+def test_two_processes_end_where_one_with_both_replicas_ends(tmp_path: Path, processes: list[Process]) -> None:
     lab = small(tmp_path)
     together = {"phases.0.carry": {"replica": "student"}}  # in processes of their own all begin alike
     folders = meet(processes, lab, [of_process(lab, n, tmp_path) for n in ("first", "second")], tmp_path)
@@ -250,6 +268,40 @@ def test_two_processes_end_where_one_with_both_replicas_ends(
     for wrong in (LIVE, NO_BURN_IN, SAME_HALF):
         with pytest.raises(AssertionError):
             check_processes_end_where_one_ends(lab.fit({**together, **wrong}), folders)
+
+
+def check_other_came_late_and_was_killed(found: Outcome, last: int) -> None:
+    """It is missing at two visits; from then on what it has left last stands."""
+    heard = {step: {"old_replica.step": last, "old_replica.lag": step - last} for step in (12, 16)}
+    expected = {step: {"student.alone": 1.0} for step in (4, 8)}
+    expected |= {step: {"student.alone": 0.0, **values} for step, values in heard.items()}
+    assert visits_of(found.folder) == expected
+    counts = json.loads((found.folder / "fit.json").read_text())["exchange"]["old_replica"]
+    assert counts == {"visits": 4, "alone": 2, "stale": 1, "unusable": 0}
+
+
+@pytest.mark.slow
+def test_who_comes_late_or_is_killed_is_passed_over(tmp_path: Path) -> None:
+    lab = small(tmp_path)
+    first, second = (of_process(lab, name, tmp_path) for name in ("first", "second"))
+
+    def around(step: Callable[[], Any], _: Any, __: Any, ___: Any, now: Now, *____: Any) -> Any:
+        if now.step == 8:
+            tell(process, lab, {**second, "phases.0.steps": 1_000_000}, tmp_path / "killed")
+            until = time.monotonic() + PATIENCE
+            while not [*tmp_path.glob("exchange/*/second/0*")]:
+                assert time.monotonic() < until, "nobody came"
+                time.sleep(0.01)
+            process.kill()
+            process.wait()
+        return step()
+
+    with replicas(1, "freely") as (process,), stepping(around):
+        found = lab.fit(first)
+    left = [int(path.name) for path in tmp_path.glob("exchange/*/second/0*")]
+    check_other_came_late_and_was_killed(found, max(left))
+    with pytest.raises(AssertionError):  # whom nobody joins
+        check_other_came_late_and_was_killed(lab.fit(of_process(lab, "first", tmp_path / "elsewhere")), max(left))
 
 
 # 4: what it is good for

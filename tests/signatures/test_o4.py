@@ -7,7 +7,7 @@
    a heavy weight a hint that is not blocked drags the booster down.
 
 4. In the interval layout the nets have the first layer of each group in common and nothing else, so that each counts
-   statistics of its own.
+   statistics of its own. These are of whole batches: neither parts of a batch nor processes can count them.
 5. Two processes, with the tables spread over both, train as one does.
 
 All of it happens in one phase: the booster moves while the light net learns from it.
@@ -22,10 +22,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from recdistill.errors import SpecError
+from recdistill.errors import SpecError, TrainingError
 from recdistill.losses.catalog import LOSSES
 from recdistill.spec.load import assign
 from recdistill.training import checkpoint
+from recdistill.training import fit as training
 from tests.signatures.lab import SPLIT, Lab, mean_auc, same, splits
 from tests.training.pair import Pair, furthest, held, together, two_processes
 
@@ -209,19 +210,48 @@ def full(folder: Path, count: int) -> list[Lab]:
     return [launch(folder, seed, sizes=(300, 300, 30), rows=30000, steps=1500) for seed in range(count)]
 
 
+def fewer(folder: Path, count: int) -> list[Lab]:
+    """Logs of half the rows, and a smaller booster."""
+    labs = [launch(folder, seed, sizes=(200, 200, 20), rows=15000, steps=600) for seed in range(count)]
+    for lab in labs:
+        lab.raw["members"]["booster"]["net"] = {"mlp": [64, 32]}
+    return labs
+
+
+def means(labs: list[Lab], overrides: Mapping[str, Any]) -> dict[str, float]:
+    """The test AUC of both nets, averaged over logs."""
+    found = [lab.fit(overrides, seed=seed) for seed, lab in enumerate(labs)]
+    return {name: float(np.mean([each.auc(name) for each in found])) for name in ("light", "booster")}
+
+
 def check_light_net_gains(rocket: float, alone: float, *, least: float) -> None:
+    """Over 20 logs it gains .0537 (sd .0221, .0119 to .0945); of fewer rows .0372 (sd .0209, .0055 to .0718)."""
     assert rocket - alone > least
 
 
-def check_block_protects_the_booster(blocked: float, unblocked: float) -> None:
-    assert blocked - unblocked > 0.015
+def check_block_protects_both(blocked: Mapping[str, float], unblocked: Mapping[str, float]) -> None:
+    """By how much, at gamma 1.
+
+    Over 20 logs the booster gains .0272 (sd .0225, -.0185 to .0752), the light net .0199 (sd .0237, -.0249 to .0723);
+    of fewer rows .0268 (sd .0245, -.0092 to .0782) and .0132 (sd .0178, -.0165 to .0463). The bar of .02 holds for the
+    booster's mean over some logs. The light net's gap is about half of the .036 of the handbook, and so is its bar.
+    """
+    assert blocked["booster"] - unblocked["booster"] > 0.02
+    assert blocked["light"] - unblocked["light"] > 0.01
 
 
 def test_the_light_net_gains_from_its_booster(tmp_path: Path) -> None:
-    labs = [launch(tmp_path, seed, sizes=(200, 200, 20), rows=15000, steps=600) for seed in (0, 2)]
-    rocket = mean_auc(labs, "light", {"members.booster.net": {"mlp": [64, 32]}})
-    alone = mean_auc(labs, "light", arm="plain")
-    check_light_net_gains(rocket, alone, least=0.02)
+    labs = fewer(tmp_path, 2)
+    check_light_net_gains(mean_auc(labs, "light"), mean_auc(labs, "light", arm="plain"), least=0.02)
+
+
+@pytest.mark.slow
+def test_the_block_protects_both_nets(tmp_path: Path) -> None:
+    labs = fewer(tmp_path, 3)
+    dragged = means(labs, unblocked(1.0))
+    check_block_protects_both(means(labs, hint(1.0)), dragged)
+    with pytest.raises(AssertionError):
+        check_block_protects_both(means(labs, backwards(1.0)), dragged)
 
 
 @pytest.mark.signature
@@ -236,13 +266,12 @@ def test_the_light_net_gains_from_its_booster_over_seeds(tmp_path: Path) -> None
 
 
 @pytest.mark.signature
-def test_the_block_protects_the_booster_over_seeds(tmp_path: Path) -> None:
+def test_the_block_protects_both_nets_over_seeds(tmp_path: Path) -> None:
     labs = full(tmp_path, 8)
-    dragged = mean_auc(labs, "booster", unblocked(1.0))
-    check_block_protects_the_booster(mean_auc(labs, "booster", hint(1.0)), dragged)
-    for wrong in (dragged, mean_auc(labs, "booster", backwards(1.0))):
-        with pytest.raises(AssertionError):
-            check_block_protects_the_booster(wrong, dragged)
+    dragged = means(labs, unblocked(1.0))
+    check_block_protects_both(means(labs, hint(1.0)), dragged)
+    with pytest.raises(AssertionError):
+        check_block_protects_both(means(labs, backwards(1.0)), dragged)
 
 
 # 4: the interval layout
@@ -316,6 +345,20 @@ def test_the_hint_moves_of_the_booster_only_what_is_shared(tmp_path: Path) -> No
     for wrong in (unblocked(0.03), backwards(0.03), interval(lab, WRONG_INTERVALS["nothing"])):
         with pytest.raises(AssertionError):
             check_hint_moves_of_the_booster_only_what_is_shared(lab, {**interval(lab), **wrong})
+
+
+def test_statistics_of_parts_and_of_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = small(tmp_path)
+    layers = {f"members.{name}.net.mlp.norm": "layer" for name in ("light", "booster")}
+    of_batches, of_rows = interval(lab), {**interval(lab), **layers}
+    parts = {"train.micro_batch": 32}
+    with pytest.raises(SpecError, match=r"members.booster.net: `norm: batch` compares the rows of a batch"):
+        lab.job({**of_batches, **parts})
+    assert lab.job({**of_rows, **parts})[0].train.micro_batch == 32
+    monkeypatch.setattr(training, "world", lambda: 2)
+    with pytest.raises(TrainingError, match=r"members.light.net: `norm: batch` would count statistics of its own"):
+        lab.fit(of_batches)
+    assert lab.fit(of_rows).auc("light") > 0.5
 
 
 # 5: processes

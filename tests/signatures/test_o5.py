@@ -3,7 +3,8 @@
 1. The teacher is the gate's mean of all branches: its weights are not negative, add up to 1 and differ between rows.
 2. The gate reads what all branches have in common, and learns from labels alone; what the teacher says moves the branch
    that hears it, and no other branch and not the gate.
-3. Branches that say the same teach each other nothing.
+3. Branches that say the same teach each other nothing. A single branch, which would be its own teacher and learn
+   nothing either, is refused: its gate would have nothing to weigh.
 4. There is one trunk and one set of tables, and what serves is as large as a plain net.
 """
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from recdistill.data.batch import Batch
 from recdistill.distill.learned import Gated
 from recdistill.distill.signal import Scene, walk
+from recdistill.errors import SpecError
 from recdistill.nets.inputs import Outputs
 from recdistill.training.audit import Audit
 from recdistill.training.cast import Cast
@@ -202,6 +204,13 @@ def test_branches_that_agree_teach_nothing(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Gated, "weights", sigmoids)
     with pytest.raises(AssertionError):
         check_branches_that_agree_teach_nothing(lab)
+
+
+def test_a_single_branch_is_refused(tmp_path: Path) -> None:
+    lab = small(tmp_path)
+    with pytest.raises(SpecError, match="gate: weighs signals against each other, so it takes at least two; found 1"):
+        lab.job({"members.branch.copies": 1})
+    assert len(lab.plan({"members.branch.copies": 2})[0].phases[0].terms) == 5  # of the mixture, and two of each branch
 
 
 # 4: one trunk

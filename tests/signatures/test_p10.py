@@ -9,14 +9,16 @@ the convolution knows, and the codes learn it from its lists.
 3. A strong penalty from the first step leaves codes where chance has put them; so it waits.
 4. The teacher knows by the graph: with the ends of its edges permuted it knows no more than popularity.
 
-Departures: in this world lists of 90 items drawn from 400 hold the teacher's best ones by themselves. Lists with fewer
-others and 20 of the teacher's top 60 in their place taught less (.363 against .378 with 24 at random, one seed), so
-leaving the top out is no wrong twin here. With three times as many epochs the codes without a teacher come to .380 and
-those with it to .403: what is measured here is at equal length, and part of it is speed.
+Where lists lack the items that the teacher likes best, the gain is gone. Lists of 90 items drawn from 400 hold them by
+themselves: more of them in the place of others teach less (.363 against .378, one seed).
+
+Departures: with three times as many epochs the codes without a teacher come to .380 and those with it to .403: what is
+measured here is at equal length, and part of it is speed. Those of the job stand beside what they concern, in the job.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,12 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
 from recdistill.data.simulate_preferences import simulate_preferences
 from recdistill.evaluation.lists import read_lists
 from recdistill.export.codes import CodeIndex, pack
+from recdistill.losses.catalog import LOSSES
 from recdistill.nets.binary import Binariser, spread
 from recdistill.training.rankings import Vectors, vectors_of
 from recdistill.training.sharding import process_group
@@ -69,18 +73,42 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def recalls(labs: list[Lab], overrides: Mapping[str, Any] | None = None, arm: str = "main") -> list[float]:
-    return [recall(lab.fit(overrides, seed=i, arm=arm)) for i, lab in enumerate(labs)]
+def recalls(
+    labs: list[Lab], overrides: Mapping[str, Any] | None = None, arm: str = "main", first: int = 0
+) -> list[float]:
+    return [recall(lab.fit(overrides, seed=seed, arm=arm)) for seed, lab in enumerate(labs, first)]
+
+
+@contextmanager
+def without_the_top(drop: int = 20) -> Iterator[None]:
+    """Within it lists lack those of their negatives that the teacher likes best: 20 of 90, as 90 of all 400."""
+    soft_sides = LOSSES["soft_sides"]
+
+    def lacking(student: Tensor, teacher: Tensor, label: Tensor, **options: Any) -> Tensor:
+        if teacher.dim() == 2:  # and not the rehearsal on no rows
+            rank_BM = teacher.masked_fill(label != 0, -torch.inf).argsort(1, descending=True).argsort(1)
+            teacher = teacher.masked_fill((label == 0) & (rank_BM < drop), torch.nan)
+        return soft_sides(student, teacher, label, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LOSSES, "soft_sides", wraps(soft_sides)(lacking))
+        yield
 
 
 @pytest.mark.slow
 def test_codes_learn_from_the_lists_of_a_convolution(tmp_path: Path) -> None:
-    """One seed, and shorter: after 200 epochs .377 with the teacher, .279 without, and .120 with permuted lists."""
+    """One seed, and shorter: after 200 epochs .373 with the teacher, .269 without, and .120 with permuted lists.
+
+    Without the teacher's best 20 of the 90 negatives .267; without 45, 60 or 80 of them .252, .259, .242. After all 300
+    epochs .293 and .286 in two worlds, where .321 and .309 come without a teacher.
+    """
     lab = [preferences(tmp_path, 0)]
     taught, alone, permuted = (recalls(lab, SHORT, arm) for arm in ("main", "plain", "shuffled_signal"))
     check_the_teacher_teaches(taught, alone, permuted)
     with pytest.raises(AssertionError):
         check_the_teacher_teaches(recalls(lab, {**SHORT, **NOBODYS}), alone, permuted)
+    with without_the_top(), pytest.raises(AssertionError):
+        check_the_teacher_teaches(recalls(lab, SHORT), alone, permuted)
 
 
 @pytest.mark.signature
@@ -88,11 +116,14 @@ def test_codes_of_five_worlds(tmp_path: Path) -> None:
     labs = [preferences(tmp_path, seed) for seed in SEEDS]
     taught, alone, permuted = (recalls(labs, None, arm) for arm in ("main", "plain", "shuffled_signal"))
     check_the_teacher_teaches(taught, alone, permuted)
-    check_training_knows_of_bits(alone, recalls(labs, AFTERWARDS, "plain"))
+    cut_afterwards = recalls(labs, AFTERWARDS, "plain")
+    check_training_knows_of_bits(alone, cut_afterwards)
     with pytest.raises(AssertionError):
         check_the_teacher_teaches(recalls(labs, NOBODYS), alone, permuted)
-    with pytest.raises(AssertionError):  # drawn bits are not what lifts them above the controls: cut ones do no better
-        check_training_knows_of_bits(recalls(labs, AFTERWARDS, "plain"), recalls(labs, CUT, "plain"))
+    with without_the_top(), pytest.raises(AssertionError):
+        check_the_teacher_teaches(recalls(labs), alone, permuted)
+    with pytest.raises(AssertionError):  # numbers that training did not know would be cut, drawn anew
+        check_training_knows_of_bits(recalls(labs, AFTERWARDS, "plain", first=100), cut_afterwards)
 
 
 # 2: what is served
@@ -145,12 +176,12 @@ def check_codes_move_before_they_settle(late: float, early: float) -> None:
 
 @pytest.mark.slow
 def test_a_strong_penalty_waits(tmp_path: Path) -> None:
-    """.279 without a teacher after 200 epochs; .125 with the penalty at once."""
+    """.269 without a teacher after 200 epochs; .125 with the penalty at once."""
     lab = preferences(tmp_path, 0)
     late, early = (recall(lab.fit({**SHORT, **penalty}, arm="plain")) for penalty in ({}, AT_ONCE))
     check_codes_move_before_they_settle(late, early)
     with pytest.raises(AssertionError):
-        check_codes_move_before_they_settle(early, early)
+        check_codes_move_before_they_settle(recall(lab.fit({**SHORT, **AT_ONCE}, seed=1, arm="plain")), early)
 
 
 def check_the_graph_is_what_it_knows_by(with_graph: float, permuted: float) -> None:

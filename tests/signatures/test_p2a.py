@@ -9,6 +9,7 @@
    rate of clicks.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,13 +99,21 @@ def replaced(*terms: str) -> dict[str, Any]:
 
 LABELS_REPLACED = replaced("soft(student.logit, teacher.logit)")
 CLEAN_ONLY = replaced("bce(student.logit, label)")
+FINE_TUNED = {
+    "phases": [
+        {"epochs": 20, "terms": ["bce(teacher.logit, label)"]},
+        {"epochs": 6, "terms": ["bce(student.logit, reported)"]},
+        {"epochs": 20, "terms": ["bce(student.logit, label)"]},
+    ],
+    **NO_CONTROLS,
+}
 EVERYTHING = {"phases.0.terms": ["bce(teacher.logit, first_known(label, reported))"], **NO_CONTROLS}
 
 
 def test_labels_and_teacher_teach_at_their_weights(tmp_path: Path) -> None:
     lab = small(tmp_path)
     check_labels_and_teacher_teach_at_their_weights(lab, {})
-    for wrong in (LABELS_REPLACED, CLEAN_ONLY, lab.raw["variants"]["biased"]):
+    for wrong in (LABELS_REPLACED, CLEAN_ONLY, FINE_TUNED, lab.raw["variants"]["biased"]):
         with pytest.raises(AssertionError):
             check_labels_and_teacher_teach_at_their_weights(lab, wrong)
 
@@ -300,6 +309,36 @@ def mixing(folder: Path, seed: int) -> Lab:
     return lab
 
 
+def leaking(lab: Lab) -> Lab:
+    """Verified training rows once more in place of the validation rows."""
+    log = pl.DataFrame(lab.columns)
+    valid_N, known_N = (log["part"] == 1).to_numpy(), log["y"].is_not_null().to_numpy() & (log["part"] == 0).to_numpy()
+    row_N = np.arange(len(log))
+    row_N[valid_N] = np.flatnonzero(known_N)[: valid_N.sum()]
+    log[row_N].with_columns(log["id"], log["part"]).write_parquet(lab.folder / "log.parquet")
+    return lab
+
+
+def check_the_best_weight_is_that_of_rows_never_seen(lab: Lab) -> None:
+    found = lab.fit(weighing(0.6))
+    measured = json.loads((found.folder / "fit.json").read_text())["findings"]
+    test_N = lab.columns["part"] == 2
+    y_N, reported_N = (np.array(lab.columns[name], dtype=float)[test_N] for name in ("y", "reported"))
+    said_N = 1 / (1 + np.exp(-found.logits("teacher")))
+    of_teacher, of_label = (float(((guess_N - y_N) ** 2).mean()) for guess_N in (said_N, reported_N))
+    assert abs(measured["best weight of 'reported' beside teacher"] - of_teacher / (of_teacher + of_label)) < 0.1
+
+
+def test_the_best_weight_is_that_of_rows_never_seen(tmp_path: Path) -> None:
+    """From that of test rows it differs, over 20 logs, by .006 (standard deviation .006; .001, .022); where rows of
+    validation were trained on by .37 (.06; .21, .46).
+    """
+    right, wrong = mixing(tmp_path / "right", 0), leaking(mixing(tmp_path / "wrong", 0))
+    check_the_best_weight_is_that_of_rows_never_seen(right)
+    with pytest.raises(AssertionError):
+        check_the_best_weight_is_that_of_rows_never_seen(wrong)
+
+
 def weighing(share: float, label: str = "first_known(label, reported)") -> dict[str, Any]:
     """The two targets at other weights."""
     terms = [f"bce(student.logit, {label}) * {share}"] if share > 0 else []
@@ -308,19 +347,33 @@ def weighing(share: float, label: str = "first_known(label, reported)") -> dict[
 
 def check_a_mixture_teaches_more(mixed: float, labels_alone: float, teacher_alone: float) -> None:
     """Over 20 logs the mixture is .010 (standard deviation .006; -.002, .018) above the better end, a teacher alone or
-    labels alone; on average .018 above labels, .012 above the teacher. Half of what is measured.
+    labels alone; on average .018 above labels, .012 above the teacher. Half of what is measured. Measured likewise,
+    verified labels alone are at -.001 (.008; -.017, .016) and a teacher of all labels leaves -.004 (.010; -.031, .012).
+    A student of reported labels that is fine-tuned on verified ones reaches .004 (.008; -.013, .018): worse than the
+    mixture, but too near to be told from it by AUC, so that it is told by what each row is taught, above.
     """
     assert mixed > max(labels_alone, teacher_alone) + 0.005
 
 
-@pytest.mark.signature
-def test_a_mixture_teaches_more(tmp_path: Path) -> None:
-    labs = [mixing(tmp_path, seed) for seed in range(6)]
+WRONG_MIXTURES = {"clean only": CLEAN_ONLY, "teacher of everything": {**weighing(0.6), **EVERYTHING}}
+
+
+def check_mixtures(labs: list[Lab], wrong: Mapping[str, Mapping[str, Any]]) -> None:
     labels_alone, mixed, teacher_alone = (mean_auc(labs, "student", weighing(share)) for share in (1.0, 0.6, 0.0))
     check_a_mixture_teaches_more(mixed, labels_alone, teacher_alone)
-    for wrong in (teacher_alone, labels_alone, mean_auc(labs, "student", CLEAN_ONLY)):
+    for overrides in wrong.values():
         with pytest.raises(AssertionError):
-            check_a_mixture_teaches_more(wrong, labels_alone, teacher_alone)
+            check_a_mixture_teaches_more(mean_auc(labs, "student", overrides), labels_alone, teacher_alone)
+
+
+def test_a_mixture_teaches_more(tmp_path: Path) -> None:
+    """On a log where the difference is as large as on any."""
+    check_mixtures([mixing(tmp_path, 5)], {"teacher of everything": WRONG_MIXTURES["teacher of everything"]})
+
+
+@pytest.mark.signature
+def test_a_mixture_teaches_more_over_logs(tmp_path: Path) -> None:
+    check_mixtures([mixing(tmp_path, seed) for seed in range(6)], WRONG_MIXTURES)
 
 
 def check_the_rate_of_clicks_is_kept(lab: Lab, overrides: Mapping[str, Any]) -> None:

@@ -5,13 +5,15 @@
 3. Where dwell time misleads (dear goods are looked at for long and sell rarely), a teacher on both views helps, and one
    on the privileged view alone (generalised distillation, P5) harms.
 4. The gain is not monotone in what the privileged column tells: the better the teacher knows the label, the harder its
-   targets, so that the gain over a permuted column peaks in between while the teacher's own AUC keeps rising.
+   targets, so that the gain peaks in between while the teacher's own AUC keeps rising. With scores of rows that have no
+   label it rises as well.
+5. Linear members on the same rows, without a penalty, have nothing to teach: what is left of the label's noise in soft
+   targets is orthogonal to what the student sees.
 
 A student that reads a privileged column is refused when the job is read, and the student's scores do not depend on it.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ import pytest
 from numpy.typing import NDArray
 
 from recdistill.errors import SpecError
-from tests.signatures.lab import SPLIT, Lab, mean_auc, same, splits
+from tests.signatures.lab import SPLIT, Lab, Outcome, same, splits
+from tests.signatures.worlds import misleading, telling
 
 ROW = "applications/privileged_features"
 NO_DROPOUT = {"members.student.dropout": 0.0, "members.teacher.dropout": 0.0}
@@ -188,28 +191,23 @@ def test_the_students_scores_do_not_depend_on_privileged_columns(tmp_path: Path)
 # 3: dwell time misleads
 
 
+def trained(
+    labs: list[Lab], columns: Sequence[str], wrong: Mapping[str, Any] | None = None, arm: str = "main", first: int = 0
+) -> list[list[Outcome]]:
+    """A training for each log and privileged column, with the seed of the log's place."""
+    return [
+        [lab.fit({"privileged": [column], **(wrong or {})}, seed=seed, arm=arm) for column in columns]
+        for seed, lab in enumerate(labs, first)
+    ]
+
+
+def aucs(found: list[list[Outcome]], member: str = "student") -> NDArray[np.float64]:
+    """Test AUCs, logs x columns."""
+    return np.array([[each.auc(member) for each in row] for row in found])
+
+
 def confounded(folder: Path, seed: int) -> Lab:
-    """Goods with a high x0 are looked at for long and sell rarely; the labels of a quarter of the rows are known."""
-    rng = np.random.default_rng(seed)
-    rows = (12000, 1500, 10000)
-    part = splits(rows)
-    x = rng.normal(size=(sum(rows), 8))
-    w = 0.35 * rng.normal(size=8)
-    useful = x @ w + 0.6 * x[:, 1] * x[:, 2] - 0.8 * x[:, 0] + rng.normal(size=len(x))
-    y = rng.random(len(x)) < 1 / (1 + np.exp(3 - useful))
-    known = (part > 0) | (np.arange(len(x)) % 4 == 0)
-    columns = {f"x{i}": x[:, i] for i in range(8)} | {
-        "z": useful + 2.5 * x[:, 0] + 0.3 * rng.normal(size=len(x)),
-        "y": [int(label) if told else None for label, told in zip(y, known, strict=True)],
-        "part": part,
-    }
-    spec = {
-        "split": SPLIT,
-        "serving": {f"x{i}": "numeric" for i in range(8)},
-        "post_event": {"z": "numeric", "y": "binary"},
-    }
     overrides = {
-        "label": "y",
         "privileged": ["z"],
         "members.student.net": {"mlp": [32, 16]},
         "members.teacher.net": {"mlp": [32, 16]},
@@ -218,7 +216,11 @@ def confounded(folder: Path, seed: int) -> Lab:
         "train": {"batch": 512, "dense": {"adam": {"lr": 0.003}}},
         **NO_DROPOUT,
     }
-    return Lab(folder / str(seed), ROW, columns, spec, overrides)
+    return misleading(seed, (12000, 1500, 10000)).lab(folder / f"{seed}", ROW, overrides)
+
+
+def student(labs: list[Lab], wrong: Mapping[str, Any] | None = None, arm: str = "main", first: int = 0) -> float:
+    return float(aucs(trained(labs, ["z"], wrong, arm, first)).mean())
 
 
 def check_both_views_help_and_one_harms(auc: float, plain: float, gend: float) -> None:
@@ -233,122 +235,165 @@ def check_gain_is_more_than_smoothing(auc: float, plain: float, shuffled: float)
 
 def test_a_teacher_on_both_views_helps_where_dwell_time_misleads(tmp_path: Path) -> None:
     labs = [confounded(tmp_path, 0)]
-    plain, gend = mean_auc(labs, "student", {}, "plain"), mean_auc(labs, "student", GEND)
-    check_both_views_help_and_one_harms(mean_auc(labs, "student"), plain, gend)
+    plain, gend = student(labs, arm="plain"), student(labs, GEND)
+    check_both_views_help_and_one_harms(student(labs), plain, gend)
     with pytest.raises(AssertionError):
-        check_both_views_help_and_one_harms(gend, plain, gend)
+        check_both_views_help_and_one_harms(student(labs, GEND, first=100), plain, gend)
 
 
 @pytest.mark.signature
 def test_a_teacher_on_both_views_helps_where_dwell_time_misleads_over_seeds(tmp_path: Path) -> None:
     labs = [confounded(tmp_path, seed) for seed in range(8)]
-    auc, plain = mean_auc(labs, "student"), mean_auc(labs, "student", {}, "plain")
-    gend, shuffled = mean_auc(labs, "student", GEND), mean_auc(labs, "student", arm="shuffled")
+    plain, shuffled = student(labs, arm="plain"), student(labs, arm="shuffled")
+    auc, gend = student(labs), student(labs, GEND)
     check_both_views_help_and_one_harms(auc, plain, gend)
     check_gain_is_more_than_smoothing(auc, plain, shuffled)
-    for wrong in (gend, mean_auc(labs, "student", LIVE)):
+    for wrong in (GEND, LIVE):
         with pytest.raises(AssertionError):
-            check_both_views_help_and_one_harms(wrong, plain, gend)
-    for wrong in (shuffled, mean_auc(labs, "student", {"members.teacher.view": ["serving"]})):
-        with pytest.raises(AssertionError):
-            check_gain_is_more_than_smoothing(wrong, plain, shuffled)
+            check_both_views_help_and_one_harms(student(labs, wrong, first=100), plain, gend)
+    with pytest.raises(AssertionError):
+        check_gain_is_more_than_smoothing(student(labs, arm="shuffled", first=100), plain, shuffled)
+    with pytest.raises(AssertionError):
+        check_gain_is_more_than_smoothing(student(labs, {"members.teacher.view": ["serving"]}), plain, shuffled)
 
 
 # 4: the gain is not monotone
 
 KAPPAS = (0.0, 0.3, 0.6, 1.0)
+COLUMNS = ("z0", "z1", "z2", "z3")
 FROM_LABELS = {"phases.0.terms.1": "bce(student.logit, label) * 0.9"}
+ON_KNOWN_ROWS = {"phases.0.terms.1": "soft(student.logit, teacher.logit).rows(present(y)) * 0.9"}
 
 
-def revealing(folder: Path, seed: int, *, steps: int = 400, lr: float = 0.03) -> Lab:
-    """Columns z0 ... z3 that tell more and more of the luck that decides the label; few rows, linear members."""
-    rng = np.random.default_rng(seed)
-    rows, d = (300, 200, 10000), 50
-    x = rng.normal(size=(sum(rows), d))
-    u = x @ (1.5 * rng.normal(size=d) / d**0.5)
-    luck, noise = rng.logistic(size=len(x)), 0.3 * rng.normal(size=len(x))
-    columns = {f"x{i}": x[:, i] for i in range(d)} | {f"z{j}": u + k * luck + noise for j, k in enumerate(KAPPAS)}
-    spec = {
-        "split": SPLIT,
-        "serving": {f"x{i}": "numeric" for i in range(d)},
-        "post_event": {"y": "binary"} | {f"z{j}": "numeric" for j in range(len(KAPPAS))},
-    }
+def revealing(folder: Path, seed: int, *, d: int = 50, extra: int = 0, judged: int = 10000, steps: int = 100) -> Lab:
+    """300 known labels, linear members; so many extra rows have a teacher's score only. All rows are in every step."""
+    rows = (300 + extra, 200, judged)
     overrides = {
-        "label": "y",
         "privileged": ["z0"],
         "members.student.net": {"mlp": []},
         "members.teacher.net": {"mlp": []},
         "members.teacher.view": ["serving", "privileged"],
-        "members.teacher.dense": {"adam": {"lr": lr, "weight_decay": 0.01}},
-        "members.student.dense": {"adam": {"lr": lr, "weight_decay": 0.03}},
+        "members.teacher.dense": {"adam": {"lr": 0.1, "weight_decay": 0.02}},  # the gradient of .01 |w|^2
+        "members.student.dense": {"adam": {"lr": 0.1, "weight_decay": 0.03}},
         "phases.0.epochs": None,
         "phases.0.steps": steps,
+        "phases.0.lr": "cosine(1, 0, over=0.999)",
         "train": {"batch": rows[0], "stop": {"every": steps, "keep": "last"}},
         **CONSTANT,
         **NO_DROPOUT,
     }
-    y = (u + luck > 0).astype(np.int8)
-    return Lab(folder / str(seed), ROW, {**columns, "y": y, "part": splits(rows)}, spec, overrides)
+    return telling(seed, rows, d, KAPPAS, unlabelled=extra).lab(folder / f"{seed}_{extra}", ROW, overrides)
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Test AUCs by column, averaged over logs: gains of the student over plain and over a permuted column, teacher."""
-
-    gain: NDArray[np.float64]
-    over_shuffled: NDArray[np.float64]
-    teacher: NDArray[np.float64]
-
-
-def curve(labs: list[Lab], columns: list[str], wrong: Mapping[str, Any] | None = None, arm: str = "main") -> Curve:
-    """The curve of the job, of a twin, or of an arm in its place; plain and shuffled are always the job's own."""
-    points = []
-    for seed, lab in enumerate(labs):
-        plain = lab.fit(seed=seed, arm="plain").auc("student")
-        for column in columns:
-            shuffled = lab.fit({"privileged": [column]}, seed=seed, arm="shuffled").auc("student")
-            found = lab.fit({"privileged": [column], **(wrong or {})}, seed=seed, arm=arm)
-            student = found.auc("student")
-            points.append((student - plain, student - shuffled, found.auc("teacher")))
-    return Curve(*np.array(points).reshape(len(labs), len(columns), 3).mean(0).T)
+# Over 20 logs, mean (standard deviation; least, most): gain over plain from z0 to z3 .0054 (.0019; .0018, .0095), .0101
+# (.0034; .0052, .0206), .0074 (.0028; .0030, .0153), .0036 (.0021; -.0003, .0079); over a permuted column .0045, .0092,
+# .0066, .0027. The peak is above the higher end by .0046 (.0026; .0013, .0126), by either control. With 1500 rows more
+# the gain is .0038, .0182, .0245, .0263; it rises in every log, in all by .0226 (.0065; .0145, .0371). The handbook has
+# .008, .016, .012, .005 and .006 to .040, where the student's penalty is picked on validation rows; here it is the same
+# for all. The bars are half of its gaps. Tests of one seed have a log whose peak is as high as mostly.
 
 
-def check_gain_peaks_inside(found: Curve) -> None:
-    assert (np.diff(found.teacher) > 0.005).all(), "a column that tells more makes no better teacher"
-    ends = max(found.over_shuffled[0], found.over_shuffled[-1])
-    assert found.over_shuffled[1:-1].max() > ends + 0.0017, "the gain over a permuted column is monotone"
+def check_teacher_rises(teacher_LC: NDArray[np.float64]) -> None:
+    assert (np.diff(teacher_LC.mean(0)) > 0.005).all(), "a column that tells more makes no better teacher"
 
 
-def check_student_gains(found: Curve) -> None:
-    assert (found.gain > 0.0005).all(), "the student gains nothing over plain"
+def check_gain_peaks_inside(gain_LC: NDArray[np.float64]) -> None:
+    gain_C = gain_LC.mean(0)
+    assert gain_C[1:-1].max() > max(gain_C[0], gain_C[-1]) + 0.004, "the gain is monotone"
+
+
+def check_student_gains(gain_LC: NDArray[np.float64]) -> None:
+    assert (gain_LC.mean(0) > 0.0025).all(), "the student gains nothing over plain"
+    assert (gain_LC[:, 1] > 0).all(), "it does not in every log"
+
+
+def check_gain_rises(gain_LC: NDArray[np.float64]) -> None:
+    gain_C = gain_LC.mean(0)
+    assert (np.diff(gain_C) > 0).all(), "the gain is not monotone"
+    assert gain_C[-1] - gain_C[0] > 0.017
+
+
+NO_PEAK = [
+    {"wrong": FROM_LABELS},
+    {"wrong": GEND},  # the more the column tells of luck, the less it alone tells of what the student sees
+    {"wrong": {}, "arm": "shuffled", "first": 100},  # a permuted column, with other seeds than the control
+]
 
 
 def test_the_gain_peaks_where_the_column_tells_something_but_not_all(tmp_path: Path) -> None:
-    check_gain_peaks_inside(curve([revealing(tmp_path, 0, steps=60, lr=0.1)], ["z0", "z1", "z3"]))
+    labs, columns = [revealing(tmp_path, 5)], ["z0", "z1", "z3"]
+    plain = aucs(trained(labs, ["z0"], arm="plain"))
+    found = trained(labs, columns)
+    check_teacher_rises(aucs(found, "teacher"))
+    check_gain_peaks_inside(aucs(found) - plain)
+    with pytest.raises(AssertionError):
+        check_gain_peaks_inside(aucs(trained(labs, columns, FROM_LABELS)) - plain)
 
 
 @pytest.mark.signature
 def test_the_gain_peaks_inside_over_seeds(tmp_path: Path) -> None:
-    found = curve([revealing(tmp_path, seed) for seed in range(6)], ["z0", "z1", "z2", "z3"])
-    check_gain_peaks_inside(found)
-    check_student_gains(found)
+    labs = [revealing(tmp_path, seed) for seed in range(8)]
+    plain, shuffled = aucs(trained(labs, ["z0"], arm="plain")), aucs(trained(labs, COLUMNS, arm="shuffled"))
+    found = trained(labs, COLUMNS)
+    check_teacher_rises(aucs(found, "teacher"))
+    check_student_gains(aucs(found) - plain)
+    for control in (plain, shuffled):
+        check_gain_peaks_inside(aucs(found) - control)
+    for wrong in NO_PEAK:
+        smooth = aucs(trained(labs, COLUMNS, **wrong))
+        for control in (plain, shuffled):
+            with pytest.raises(AssertionError):
+                check_gain_peaks_inside(smooth - control)
+        if wrong["wrong"] == FROM_LABELS:
+            with pytest.raises(AssertionError):
+                check_student_gains(smooth - plain)
 
 
-@pytest.mark.signature
-def test_targets_from_the_labels_give_no_gain(tmp_path: Path) -> None:
-    found = curve([revealing(tmp_path, seed) for seed in range(2)], ["z0", "z1", "z3"], FROM_LABELS)
-    for check in (check_gain_peaks_inside, check_student_gains):
-        with pytest.raises(AssertionError):
-            check(found)
-
-
-@pytest.mark.signature
-@pytest.mark.parametrize(
-    ("wrong", "arm"),
-    [({"members.teacher.view": ["serving"]}, "main"), ({}, "shuffled")],
-    ids=["teacher without the column", "permuted column"],
-)
-def test_smoothing_has_no_peak(tmp_path: Path, wrong: Mapping[str, Any], arm: str) -> None:
-    found = curve([revealing(tmp_path, seed) for seed in range(2)], ["z0", "z1", "z3"], wrong, arm)
+def check_unlabelled_rows(labs: list[Lab], columns: Sequence[str]) -> None:
+    plain = aucs(trained(labs, ["z0"], arm="plain"))
+    check_gain_rises(aucs(trained(labs, columns)) - plain)
     with pytest.raises(AssertionError):
-        check_gain_peaks_inside(found)
+        check_gain_rises(aucs(trained(labs, columns, ON_KNOWN_ROWS)) - plain)
+
+
+def test_with_scores_of_unlabelled_rows_the_gain_rises(tmp_path: Path) -> None:
+    check_unlabelled_rows([revealing(tmp_path, 5, extra=1500)], ["z0", "z1", "z3"])
+
+
+@pytest.mark.signature
+def test_with_scores_of_unlabelled_rows_the_gain_rises_over_seeds(tmp_path: Path) -> None:
+    check_unlabelled_rows([revealing(tmp_path, seed, extra=1500) for seed in range(8)], COLUMNS)
+
+
+# 5: where it tells nothing
+
+UNPENALISED = {
+    "privileged": ["z1"],
+    "members.student.dense": {"adam": {"lr": 0.2}},
+    "members.teacher.dense": {"adam": {"lr": 0.2}},
+}
+HALF = {
+    "phases.0.terms.0": "bce(student.logit, label) * 0.5",
+    "phases.0.terms.1": "soft(student.logit, teacher.logit) * 0.5",
+}
+PENALISED_TEACHER = {"members.teacher.dense": {"adam": {"lr": 0.1, "weight_decay": 0.02}}}
+HOT = {"phases.0.terms.1": "soft(student.logit, teacher.logit, temperature=4) * 0.9"}
+
+
+def check_student_is_plain(lab: Lab, plain: Mapping[str, NDArray[Any]], overrides: Mapping[str, Any]) -> None:
+    """The weights, up to .86, are the same to 8e-5; under a penalised teacher they are off by .04."""
+    taught = lab.fit({**UNPENALISED, **overrides}).parameters("student")
+    assert plain.keys() == taught.keys()
+    assert max(np.abs(plain[name] - taught[name]).max() for name in plain) < 1e-3
+
+
+def test_linear_members_on_the_same_rows_have_nothing_to_teach(tmp_path: Path) -> None:
+    lab, more = (revealing(tmp_path, 0, d=5, extra=extra, judged=200, steps=400) for extra in (0, 300))
+    plain, of_more = (where.fit(UNPENALISED, arm="plain").parameters("student") for where in (lab, more))
+    for right in ({}, HALF):
+        check_student_is_plain(lab, plain, right)
+    for wrong in (HOT, PENALISED_TEACHER, GEND):
+        with pytest.raises(AssertionError):
+            check_student_is_plain(lab, plain, wrong)
+    with pytest.raises(AssertionError):
+        check_student_is_plain(more, of_more, {})

@@ -16,9 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from recdistill.distill.member import Member
 from recdistill.losses.catalog import LOSSES
 from recdistill.losses.scope import over_batch
-from recdistill.training.play import Lookups
+from recdistill.training.play import Lookups, View
 from tests.signatures.lab import Lab
 from tests.signatures.worlds import fields
 
@@ -27,15 +28,8 @@ MMD = "mmd(student.hidden[-1], live(mirror.hidden[-1])) * 0.01"
 AS_THEY_ARE = {"members.student.distort": None, "members.mirror.distort": None}
 LABELS_ALONE = {"phases.0.terms": ["bce(student.logit, label)", "bce(mirror.logit, label)"], "controls": ["plain"]}
 FIXED_TEACHER = {"phases.0.terms": [*LABELS_ALONE["phases.0.terms"], "soft(student.logit, mirror.logit) * 2", MMD]}
-EXCHANGED = {
-    "phases.0.terms": [
-        "bce(mirror.logit, label)",
-        "bce(student.logit, label)",
-        "soft(mirror.logit, student.logit)",
-        "soft(student.logit, mirror.logit)",
-        "mmd(mirror.hidden[-1], live(student.hidden[-1])) * 0.01",
-    ]
-}
+ON_ANSWERS = {"phases.0.terms.4": "l2(student.logit, live(mirror.logit)) * 0.01"}
+ANSWERS, FEATURES = slice(2, 4), slice(4, 5)  # terms of the job
 OTHER_ROWS = {"phases.0.terms.4": "mmd(student.hidden[-1], live(shuffled(mirror.hidden[-1]))) * 0.01"}
 # Two more names of the student, whose scores are those of two masked views; and one that sees every row as it is.
 WATCHED = {f"members.{name}": {"same": "student", "distort": {"mask": 0.15, "scores": 1}} for name in ("one", "two")}
@@ -64,15 +58,15 @@ def small(folder: Path) -> Lab:
     return crowd(folder, 0, rows=(512, 100, 100), steps=8)
 
 
-def gradients(lab: Lab, overrides: Mapping[str, Any], only: str = "") -> dict[str, Tensor]:
-    """The sum over the terms on every parameter of the student, and on each of its looked-up values of either view."""
+def gradients(lab: Lab, overrides: Mapping[str, Any], terms: slice = slice(None)) -> dict[str, Tensor]:
+    """The sum over some terms on every parameter of the student, and on each of its looked-up values of either view."""
     audits, _ = lab.audit(overrides)
     found: dict[str, Tensor] = {}
-    for audit in audits:
+    for audit in audits[terms]:
         dense = {name: value for name, value in audit.dense.items() if name.startswith("student.")}
-        for name, value in {**dense, **audit.tables}.items() if audit.words.startswith(only) else ():
+        for name, value in {**dense, **audit.tables}.items():
             found[name] = found[name] + value if name in found else value
-    assert found
+    assert found, "there is no such term"
     return found
 
 
@@ -85,23 +79,40 @@ def check_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> No
 # 1, 2, 3: structure
 
 
+def exchanged(lab: Lab, overrides: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The gradients if each name sees the view that is the other's, those on looked-up values in the order of views."""
+    view_of = Lookups.view_of
+
+    def of_the_other(lookups: Lookups, member: Member) -> View:
+        view = view_of(lookups, member)
+        assert isinstance(view, tuple)
+        return view[0], "" if view[1] else "mirror"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lookups, "view_of", of_the_other)
+        found = gradients(lab, overrides)
+    return {**found, "student": found["student"].roll(len(found["student"]) // 2, 0)}
+
+
 def check_views_have_one_role(lab: Lab, overrides: Mapping[str, Any]) -> None:
-    check_equal(gradients(lab, overrides), gradients(lab, EXCHANGED))
-    for half in gradients(lab, overrides, "soft(")["student"].chunk(2):
+    check_equal(gradients(lab, overrides), exchanged(lab, overrides))
+    for half in gradients(lab, overrides, ANSWERS)["student"].chunk(2):
         assert half.any(), "one view is not taught"
 
 
-def check_features_are_compared_as_batches(lab: Lab) -> None:
-    ours = gradients(lab, {}, "mmd(")
+def check_features_are_compared_as_batches(lab: Lab, overrides: Mapping[str, Any]) -> None:
+    ours = gradients(lab, overrides, FEATURES)
     assert ours["student"].any()
-    check_equal(ours, gradients(lab, OTHER_ROWS, "mmd("))
+    out = [value for name, value in ours.items() if name.startswith("student.net.out.")]
+    assert not any(bool(value.any()) for value in out), "answers are compared"
+    check_equal(ours, gradients(lab, OTHER_ROWS, FEATURES))
 
 
 def check_only_views_that_differ_teach(lab: Lab) -> None:
-    for term in ("soft(", "mmd("):
-        alike = gradients(lab, AS_THEY_ARE, term)
+    for terms in (ANSWERS, FEATURES):
+        alike = gradients(lab, AS_THEY_ARE, terms)
         assert not any(bool(value.any()) for value in alike.values()), "views that are alike teach something"
-        assert any(bool(value.any()) for value in gradients(lab, {}, term).values()), "the views are drawn alike"
+        assert any(bool(value.any()) for value in gradients(lab, {}, terms).values()), "the views are drawn alike"
 
 
 def row_by_row(student_BH: Tensor, mirror_BH: Tensor) -> Tensor:
@@ -111,16 +122,19 @@ def row_by_row(student_BH: Tensor, mirror_BH: Tensor) -> Tensor:
 def test_exchanged_views_give_the_same_gradients(tmp_path: Path) -> None:
     lab = small(tmp_path)
     check_views_have_one_role(lab, {})
-    with pytest.raises(AssertionError):
-        check_views_have_one_role(lab, FIXED_TEACHER)
+    for wrong, why in ((FIXED_TEACHER, "not close"), (LABELS_ALONE, "no such term")):
+        with pytest.raises(AssertionError, match=why):
+            check_views_have_one_role(lab, wrong)
 
 
 def test_features_are_compared_as_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = small(tmp_path)
-    check_features_are_compared_as_batches(lab)
+    check_features_are_compared_as_batches(lab, {})
+    with pytest.raises(AssertionError, match="answers are compared"):
+        check_features_are_compared_as_batches(lab, ON_ANSWERS)
     monkeypatch.setitem(LOSSES, "mmd", over_batch(row_by_row))
     with pytest.raises(AssertionError):
-        check_features_are_compared_as_batches(lab)
+        check_features_are_compared_as_batches(lab, {})
 
 
 def test_views_that_are_alike_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +188,7 @@ def test_views_agree_and_predict_better(tmp_path: Path) -> None:
     labels = outcome(labs, LABELS_ALONE)
     check_views_agree_and_predict(outcome(labs), labels)
     with pytest.raises(AssertionError):
-        check_views_agree_and_predict(labels, labels)
+        check_views_agree_and_predict(outcome(labs, AS_THEY_ARE), labels)
 
 
 @pytest.mark.signature
@@ -186,6 +200,6 @@ def test_views_agree_and_predict_better_over_seeds(tmp_path: Path) -> None:
         f"phases.0.terms.{k}": f"soft({a}.logit, shuffled({b}.logit))"
         for k, a, b in ((2, "student", "mirror"), (3, "mirror", "student"))
     }
-    for wrong in (labels, outcome(labs, AS_THEY_ARE), outcome(labs, shuffled)):
+    for wrong in (outcome(labs, AS_THEY_ARE), outcome(labs, shuffled)):
         with pytest.raises(AssertionError):
             check_views_agree_and_predict(wrong, labels)

@@ -21,8 +21,10 @@ from recdistill.data.batch import Batch
 from recdistill.distill.batchwise import Scrambled
 from recdistill.errors import SpecError
 from recdistill.nets.inputs import Outputs
+from recdistill.training.cast import Cast
+from recdistill.training.sharding import Tables
 from tests.signatures.lab import Lab, Outcome, answering, same
-from tests.signatures.traces import interrupted, slopes, traced, without_labels
+from tests.signatures.traces import carried, interrupted, slopes, traced, without_labels
 from tests.signatures.worlds import fields
 
 ROW = "self/born_again"
@@ -74,7 +76,7 @@ def check_generations_begin_anew_under_the_last_one(lab: Lab, overrides: Mapping
     starts = [phase[0].before["student"] for phase in phases]
     ends = [phase[-1].after["student"] for phase in phases]
     for k in range(1, 4):
-        assert not any(same(starts[k], other) for other in (*starts[:k], *ends[:k])), "a generation goes on"
+        assert not any(carried(other, starts[k]) for other in (*starts[:k], *ends[:k])), "a generation goes on"
         for step in phases[k]:
             assert same(step.before["teacher"], ends[k - 1]), "the teacher is not the generation before"
             assert ANSWERS in step.weights
@@ -85,12 +87,26 @@ AVERAGES = {"members.teacher": {"ema": {"of": "student", "decay": 0.5}}}
 CHECKPOINTS = {"members.teacher": {"snapshot": {"of": "student", "every": 0.5}}}
 
 
+def tables_alone(cast: Cast, name: str, generation: int) -> None:
+    """A new generation that keeps its net."""
+    for bank in cast.layout.members[name].banks:
+        cast.tables.begin_anew(bank, f"{cast.seed}/{generation}")
+
+
 def test_generations_begin_anew_under_the_last_one(tmp_path: Path) -> None:
     lab = small(tmp_path)
     check_generations_begin_anew_under_the_last_one(lab, {})
     for wrong in (GOES_ON, AVERAGES, CHECKPOINTS):
         with pytest.raises(AssertionError):
             check_generations_begin_anew_under_the_last_one(lab, wrong)
+
+
+def test_what_a_generation_keeps_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = small(tmp_path)
+    for where, instead in ((Tables, lambda *_: None), (Cast, tables_alone)):
+        with monkeypatch.context() as patch, pytest.raises(AssertionError, match="a generation goes on"):
+            patch.setattr(where, "begin_anew", instead)
+            check_generations_begin_anew_under_the_last_one(lab, {})
 
 
 def test_a_generation_that_is_stopped_goes_on(tmp_path: Path) -> None:
@@ -229,31 +245,56 @@ def test_a_lone_logit_has_nothing_to_permute(tmp_path: Path) -> None:
 # 5: what it is good for
 
 GENERATIONS = ("first", "second", "third")
+ONE_THRICE = {"members.student.inputs": ["third.logit", "third.logit", "third.logit"]}
+CHECKPOINTS_OF_THE_LAST = {
+    "members.early": {"snapshot": {"of": "third", "every": 0.4}},
+    "members.late": {"snapshot": {"of": "third", "every": 0.7}},
+    "members.student.inputs": ["third.logit", "early.logit", "late.logit"],
+}
 TUNED_FURTHER = {"phases.1.carry": {"second": "first"}, "phases.2.carry": {"third": "second"}}
 
 
-def three(folder: Path, seed: int) -> tuple[Lab, dict[str, Any]]:
+def three(folder: Path, seed: int, steps: int = 200) -> tuple[Lab, dict[str, Any]]:
     """Three generations whose mean serves, each trained far beyond its best."""
     lab = crowd(folder, seed, (4000, 500, 6000), batch=256)
-    steps = {f"phases.{k}.{key}": value for k in range(3) for key, value in (("epochs", None), ("steps", 200))}
-    return lab, {**variant(lab, "ensemble"), **steps}
+    shortened = {f"phases.{k}.{key}": value for k in range(3) for key, value in (("epochs", None), ("steps", steps))}
+    return lab, {**variant(lab, "ensemble"), **shortened}
 
 
 def outcomes(labs: Sequence[tuple[Lab, dict[str, Any]]], more: Mapping[str, Any], arm: str = "main") -> list[Outcome]:
     return [lab.fit({**overrides, **more}, seed=seed, arm=arm) for seed, (lab, overrides) in enumerate(labs)]
 
 
+def check_mean_of_generations_serves(found: Outcome) -> None:
+    """The mean of the probabilities, of three nets that each began anew."""
+    shares = {name: 1 / (1 + np.exp(-found.logits(name).astype(np.float64))) for name in (*GENERATIONS, "student")}
+    expected_N = np.mean([shares[name] for name in GENERATIONS], 0)
+    np.testing.assert_allclose(shares["student"], expected_N, rtol=1e-4, err_msg="another mean")
+
+
 def check_generations_improve(found: Sequence[Outcome], least: float) -> None:
     """Mean test log losses over seeds.
 
     Over 20 logs the second generation's is .067 below the first's (sd .034, from .013 to .129), -.000 (sd .047) where
-    it is taught by labels alone; the mean of three is best in all of them. Half of it is asked for.
+    it is taught by labels alone; the mean of three's is .021 below the best generation's (sd .009, from .001 to .039).
+    Half of both is asked for. These losses do not tell generations from checkpoints: the mean of three of the third's
+    course is as good (.674, .622, .690, .624 on the first four logs, where that of the generations has .675, .629,
+    .692, .625).
     """
     loss = {name: np.mean([each.logloss(name) for each in found]) for name in (*GENERATIONS, "student")}
     area = {name: np.mean([each.auc(name) for each in found]) for name in ("first", "student")}
     assert loss["first"] - loss["second"] > least, "the second generation is no better"
-    assert loss["student"] == min(loss.values()), "the mean of three is not best"
+    assert min(loss[name] for name in GENERATIONS) - loss["student"] > 0.01, "the mean of three is not best"
     assert area["student"] >= area["first"]
+
+
+def test_the_mean_of_generations_serves(tmp_path: Path) -> None:
+    labs = [three(tmp_path, 0, steps=20)]
+    check_mean_of_generations_serves(*outcomes(labs, {}))
+    of_logits = {"members.student.net": {"average": {"of": "logit"}}}
+    for wrong in (CHECKPOINTS_OF_THE_LAST, ONE_THRICE, of_logits):
+        with pytest.raises(AssertionError, match="another mean"):
+            check_mean_of_generations_serves(*outcomes(labs, wrong))
 
 
 def test_generations_improve(tmp_path: Path) -> None:
@@ -267,7 +308,6 @@ def test_generations_improve(tmp_path: Path) -> None:
 def test_generations_improve_over_seeds(tmp_path: Path) -> None:
     labs = [three(tmp_path, seed) for seed in range(6)]
     check_generations_improve(outcomes(labs, {}), 0.033)
-    one_thrice = {"members.student.inputs": ["third.logit", "third.logit", "third.logit"]}
-    for more, arm in ((TUNED_FURTHER, "main"), (one_thrice, "main"), ({}, "plain")):
+    for more, arm in ((TUNED_FURTHER, "main"), (ONE_THRICE, "main"), ({}, "plain")):
         with pytest.raises(AssertionError):
             check_generations_improve(outcomes(labs, more, arm), 0.033)

@@ -6,6 +6,7 @@
 3. Against the same cycles without a teacher the log loss is smaller, and the AUC no worse.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,14 +19,17 @@ from torch import Tensor
 
 from recdistill.losses.catalog import LOSSES
 from recdistill.losses.response import soft
-from tests.signatures.lab import Lab, same
+from recdistill.spec.load import read_yaml
+from tests.signatures.lab import JOBS, Lab, same
 from tests.signatures.traces import interrupted, slopes, traced
 from tests.signatures.worlds import fields
 
 ROW = "self/snapshot"
 BASE = 0.33  # clicks of these logs
-TERM = f"softened(student.logit, teacher.logit, temperature=2, base={BASE})"
+JOB = read_yaml(JOBS / f"{ROW}.yaml")
+HEARD = re.sub(r"base=[.0-9]+", f"base={BASE}", JOB["phases"][0]["terms"][1])  # the job's own line, on these logs
 ALONE = {"phases.0.terms": ["bce(student.logit, label)"], "controls": ["plain"]}
+SYMMETRIC = {"phases.0.terms.1": "soft(student.logit, teacher.logit, temperature=2) * step(0, 1, at=0.25)"}
 
 
 def crowd(folder: Path, seed: int, *, rows: Sequence[int], steps: int, batch: int = 256) -> Lab:
@@ -34,7 +38,7 @@ def crowd(folder: Path, seed: int, *, rows: Sequence[int], steps: int, batch: in
         "members.student.net": {"mlp": [32]},
         "phases.0.epochs": None,
         "phases.0.steps": steps,
-        "phases.0.terms.1": f"{TERM} * step(0, 1, at=0.25)",
+        "phases.0.terms.1": HEARD,
         "train": {
             "batch": batch,
             "table_std": 0.1,
@@ -64,7 +68,7 @@ def check_each_cycle_is_taught_by_the_end_of_the_last_one(lab: Lab, overrides: M
         assert 0 < cycle[-1].rate < 0.1, "the rate does not end near none"
         assert cycle[-1].table_rate == pytest.approx(cycle[-1].rate)
         for step in cycle:
-            taught = any(words.startswith("softened") for words in step.weights)
+            taught = any(words.startswith("soft") for words in step.weights)
             assert taught == (number > 0), "a teacher in the first cycle, or none in a later one"
             assert number == 0 or same(step.before["teacher"], steps[first - 1].after["student"]), "the teacher moves"
             assert sum(step.weights.values()) == (1 if number == 0 else 1.5 + 1)
@@ -84,7 +88,7 @@ TWINS = {
                 "repeat": 3,
                 "restart": "student",
                 "lr": "cycle(1, 0, over=8)",
-                "terms": ["bce(student.logit, label) * 1.5", TERM],
+                "terms": ["bce(student.logit, label) * 1.5", HEARD.split(" * ")[0]],
             },
         ],
     },
@@ -112,12 +116,12 @@ def test_a_run_that_is_stopped_in_a_later_cycle_goes_on(tmp_path: Path) -> None:
 # 2: only the teacher is softened
 
 
-def check_only_the_teacher_is_softened(lab: Lab) -> None:
+def check_only_the_teacher_is_softened(lab: Lab, overrides: Mapping[str, Any]) -> None:
     """The gradient is sigmoid(s) - sigmoid(b + (t - b) / 2), b the logit of the base rate."""
-    overrides = {"members.student.net": {"mlp": []}, "train.table_std": 2.0}
+    overrides = {"members.student.net": {"mlp": []}, "train.table_std": 2.0, **overrides}
     outputs = lab.outputs(overrides)
     student_B, teacher_B = (outputs[name].logits_BK[:, 0] for name in ("student", "teacher"))
-    found_B = slopes(*lab.audit(overrides, step=500), "softened")
+    found_B = slopes(*lab.audit(overrides, step=500), "soft")
     middle = np.log(BASE / (1 - BASE))
     expected_B = (student_B.sigmoid() - (middle + (teacher_B - middle) / 2).sigmoid()) / len(student_B)
     torch.testing.assert_close(found_B, expected_B, rtol=1e-3, atol=1e-6)
@@ -138,12 +142,14 @@ def with_t_squared(s: Tensor, t: Tensor, *, temperature: float = 2.0, base: floa
 
 def test_only_the_teacher_is_softened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = small(tmp_path)
-    check_only_the_teacher_is_softened(lab)
+    check_only_the_teacher_is_softened(lab, {})
+    with pytest.raises(AssertionError):
+        check_only_the_teacher_is_softened(lab, SYMMETRIC)
     wrong: Callable[..., Tensor]
     for wrong in (symmetric, around_one_half, with_t_squared):
         monkeypatch.setitem(LOSSES, "softened", wrong)
         with pytest.raises(AssertionError):
-            check_only_the_teacher_is_softened(lab)
+            check_only_the_teacher_is_softened(lab, {})
 
 
 # 3: what it is good for
@@ -155,13 +161,16 @@ def outcome(labs: Sequence[Lab], overrides: Mapping[str, Any] | None = None) -> 
     return float(np.mean([m.logloss("student") for m in made])), float(np.mean([m.auc("student") for m in made]))
 
 
-def check_teacher_helps(ours: tuple[float, float], alone: tuple[float, float], least: float) -> None:
-    """Over 20 logs the log loss is .0052 smaller than without a teacher (sd .0023, .0011 to .0110), the AUC .0004.
+def check_teacher_helps(ours: tuple[float, float], alone: tuple[float, float], noise: float) -> None:
+    """The log loss falls by half of what was found at least, and the AUC by no more than noise.
 
-    Half of it is asked for. Nearly all of it is the softening: a teacher that is renewed in every step gives as much.
+    Over 20 logs the log loss is .0053 smaller than without a teacher (sd .0030, from -.0025 to .0092), with a teacher
+    that is softened on both sides .0014 (sd .0007, .0032 at most); the AUC is .0002 larger (sd .0008, from -.0020 to
+    .0015), where the handbook has .002. Nearly all of it is the softening: a teacher that is renewed in every step
+    gives as much.
     """
-    assert alone[0] - ours[0] > least, "the log loss is no smaller"
-    assert ours[1] > alone[1] - 0.002, "the AUC is worse"
+    assert alone[0] - ours[0] > 0.0027, "the log loss is no smaller"
+    assert ours[1] > alone[1] - noise, "the AUC is worse"
 
 
 def full(folder: Path, count: int) -> list[Lab]:
@@ -171,17 +180,15 @@ def full(folder: Path, count: int) -> list[Lab]:
 def test_the_teacher_helps(tmp_path: Path) -> None:
     labs = full(tmp_path, 1)
     alone = outcome(labs, ALONE)
-    check_teacher_helps(outcome(labs), alone, 0.0)
-    with pytest.raises(AssertionError):
-        check_teacher_helps(alone, alone, 0.0)
+    check_teacher_helps(outcome(labs), alone, noise=0.002)
+    with pytest.raises(AssertionError, match="the log loss is no smaller"):
+        check_teacher_helps(outcome(labs, SYMMETRIC), alone, noise=0.002)
 
 
 @pytest.mark.signature
 def test_the_teacher_helps_over_seeds(tmp_path: Path) -> None:
     labs = full(tmp_path, 6)
     alone = outcome(labs, ALONE)
-    check_teacher_helps(outcome(labs), alone, 0.0027)
-    symmetric = {"phases.0.terms.1": "soft(student.logit, teacher.logit, temperature=2) * step(0, 1, at=0.25)"}
-    for wrong in (ALONE, symmetric):
-        with pytest.raises(AssertionError):
-            check_teacher_helps(outcome(labs, wrong), alone, 0.0027)
+    check_teacher_helps(outcome(labs), alone, noise=0.001)
+    with pytest.raises(AssertionError, match="the log loss is no smaller"):
+        check_teacher_helps(outcome(labs, SYMMETRIC), alone, noise=0.001)

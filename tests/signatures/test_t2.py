@@ -2,7 +2,8 @@
 
 1. In the last hop the student hears its assistant and never the teacher, and in the hop before the assistant hears
    the teacher; whoever teaches stands still, as it was at its best evaluation.
-2. The student follows its assistant far more closely than it could follow an over-trained teacher.
+2. What a hop teaches is its teacher's answers, both sides softened at one temperature, beside the labels.
+3. The student follows its assistant far more closely than it could follow an over-trained teacher.
 
 No gain in AUC is promised on a smooth log like this one.
 """
@@ -15,12 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from recdistill.data.batch import Batch
+from recdistill.distill.compile import Plan, compile_job, problems_of
 from recdistill.nets.inputs import Outputs
+from recdistill.spec.load import load_job
 from recdistill.training import watch
-from tests.signatures.lab import Lab, Outcome, answering, same
-from tests.signatures.traces import steps_of, traced
+from tests.signatures.lab import JOBS, Lab, Outcome, answering, same
+from tests.signatures.traces import slopes, steps_of, traced
 from tests.signatures.worlds import apart, fields
 
 ROW = "transfer/teacher_assistant"
@@ -34,6 +38,11 @@ TOGETHER = {
         "bce(assistant.logit, label)",
     ]
 }
+OTHER_TARGETS = [
+    "soft(student.logit, shuffled(assistant.logit), temperature=2) * 0.7",
+    "soft(student.logit, assistant.logit, temperature=20) * 0.7",
+    "bce(student.logit, probability(assistant.logit)) * 0.7",
+]
 
 
 def chain(folder: Path, seed: int, *, rows: int, steps: Sequence[int], batch: int = 256) -> Lab:
@@ -126,7 +135,55 @@ def test_teachers_stand_still_at_their_best(tmp_path: Path, monkeypatch: pytest.
             check_teachers_stand_still(lab, wrong)
 
 
-# 2: what a hop loses
+# 2: what is taught
+
+
+def check_a_hop_teaches_softened_answers_and_labels(
+    lab: Lab, overrides: Mapping[str, Any], phase: int, learner: str, teacher: str
+) -> None:
+    """On the logit of a row: 0.7 T (sigmoid(s / T) - sigmoid(t / T)) at T = 2, and 0.3 (sigmoid(s) - y)."""
+    overrides = {f"members.{learner}.net": {"mlp": []}, "train.table_std": 2.0, **overrides}
+    outputs, label_B = lab.outputs(overrides), lab.batch().labels["y"]
+    learner_B, teacher_B = (outputs[name].logits_BK[:, 0] for name in (learner, teacher))
+    (labels, answers), cast = lab.audit(overrides, phase=phase)
+    softened_B = 0.7 * 2 * ((learner_B / 2).sigmoid() - (teacher_B / 2).sigmoid()) / len(label_B)
+    labelled_B = 0.3 * (learner_B.sigmoid() - label_B) / len(label_B)
+    torch.testing.assert_close(slopes([answers], cast, "", learner), softened_B, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(slopes([labels], cast, "", learner), labelled_B, rtol=1e-3, atol=1e-6)
+
+
+def test_a_hop_teaches_softened_answers_and_labels(tmp_path: Path) -> None:
+    lab = small(tmp_path)
+    check_a_hop_teaches_softened_answers_and_labels(lab, {}, 1, "assistant", "teacher")
+    check_a_hop_teaches_softened_answers_and_labels(lab, {}, 2, "student", "assistant")
+    labels_at_full_weight = {"phases.2.terms.0": "bce(student.logit, label)"}
+    others = [{"phases.2.terms.1": term} for term in OTHER_TARGETS]
+    for wrong in (*others, DIRECT, BOTH, labels_at_full_weight):
+        with pytest.raises(AssertionError):
+            check_a_hop_teaches_softened_answers_and_labels(lab, wrong, 2, "student", "assistant")
+
+
+def check_each_sees_more_than_the_next(plan: Plan) -> None:
+    """Of the columns that come after the event the assistant has some, and the student, which serves, none."""
+    columns = {member.name: {*member.serving, *member.privileged} for member in plan.members}
+    assert columns["student"] < columns["assistant"] < columns["teacher"]
+    dear = {member.name: len(member.privileged) for member in plan.members}
+    assert dear["student"] == 0 < dear["assistant"] <= dear["teacher"] / 2
+
+
+def test_in_the_chain_of_columns_each_sees_more_than_the_next() -> None:
+    path = JOBS / f"{ROW}.yaml"
+
+    def planned(*overrides: str) -> Plan:
+        return compile_job(*load_job(path, overrides, variant="columns", check=problems_of))
+
+    check_each_sees_more_than_the_next(planned())
+    for wrong in ("[serving]", "[serving, privileged]"):
+        with pytest.raises(AssertionError):
+            check_each_sees_more_than_the_next(planned(f"members.assistant.view={wrong}"))
+
+
+# 3: what a hop loses
 
 
 def mean_apart(labs: Sequence[Lab], overrides: Mapping[str, Any], *teachers: str) -> float:
@@ -146,7 +203,7 @@ def test_the_student_follows_its_assistant(tmp_path: Path) -> None:
     direct = mean_apart(labs, DIRECT, "teacher")
     check_the_last_hop_is_short(mean_apart(labs, {}, "assistant"), direct)
     with pytest.raises(AssertionError):
-        check_the_last_hop_is_short(direct, direct)
+        check_the_last_hop_is_short(mean_apart(labs, BOTH, "teacher", "assistant"), direct)
 
 
 @pytest.mark.signature
@@ -154,6 +211,6 @@ def test_the_student_follows_its_assistant_over_seeds(tmp_path: Path) -> None:
     labs = long_chains(tmp_path, 5)
     direct = mean_apart(labs, DIRECT, "teacher")
     check_the_last_hop_is_short(mean_apart(labs, {}, "assistant"), direct)
-    for wrong in (direct, mean_apart(labs, BOTH, "teacher", "assistant"), mean_apart(labs, {}, "teacher")):
+    for wrong in (mean_apart(labs, BOTH, "teacher", "assistant"), mean_apart(labs, {}, "teacher")):
         with pytest.raises(AssertionError):
             check_the_last_hop_is_short(wrong, direct)

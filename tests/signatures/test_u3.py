@@ -5,7 +5,7 @@
 2. Past the point where the student stops listening, the teacher has no effect at all, and the student goes on.
 3. The longer a large teacher is trained, the further its answers are from what the small student can follow, while its
    own AUC is best at the shortest budget.
-4. What is kept and exported is chosen by the student's validation, however accurate its teacher.
+4. Of seeds, and of teachers, that is kept whose student is best on validation, however accurate its teacher.
 
 No gain in AUC is promised on a smooth log like this one.
 """
@@ -22,9 +22,10 @@ import torch
 from recdistill.data.batch import Batch
 from recdistill.data.scores import Scored
 from recdistill.errors import TrainingError
-from recdistill.evaluation.report.build import Results
+from recdistill.evaluation.report.build import Results, build
 from recdistill.nets.inputs import Outputs
 from recdistill.runs import execute
+from recdistill.runs.choice import chosen, on_validation
 from tests.signatures.lab import Lab, answering, same
 from tests.signatures.traces import steps_of, traced
 from tests.signatures.worlds import apart, fields
@@ -119,10 +120,12 @@ def test_the_student_stops_listening(tmp_path: Path) -> None:
 # 3: budgets
 
 
-def course(labs: Sequence[Lab], sweep: Callable[[int], Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+def course(
+    labs: Sequence[Lab], sweep: Callable[[int], Mapping[str, Any]], budgets: Sequence[int] = BUDGETS
+) -> tuple[list[float], list[float]]:
     """For each budget how far the student stays from the teacher on training rows, and the teacher's AUC; means."""
     gaps, areas = [], []
-    for budget in BUDGETS:
+    for budget in budgets:
         made = [lab.fit(sweep(budget), seed=k) for k, lab in enumerate(labs)]
         gaps.append(float(np.mean([apart(each, "student", "teacher") for each in made])))
         areas.append(float(np.mean([each.auc("teacher") for each in made])))
@@ -152,8 +155,12 @@ def full(folder: Path, count: int) -> list[Lab]:
     return [crowd(folder, seed, 3000, steps=200) for seed in range(count)]
 
 
+@pytest.mark.slow
 def test_a_long_trained_teacher_is_out_of_reach(tmp_path: Path) -> None:
-    check_a_long_trained_teacher_is_out_of_reach(*course(full(tmp_path, 1), teacher_stopped))
+    labs = full(tmp_path, 1)
+    check_a_long_trained_teacher_is_out_of_reach(*course(labs, teacher_stopped))
+    with pytest.raises(AssertionError):
+        check_a_long_trained_teacher_is_out_of_reach(*course(labs, student_stopped, (BUDGETS[0], BUDGETS[-1])))
 
 
 @pytest.mark.signature
@@ -174,10 +181,17 @@ def scored(*areas: float) -> list[Scored]:
     return [Scored(row_id_N, label_N, (label_N + np.arange(100) % 50 * (1 - a) / 10).astype(np.float32)) for a in areas]
 
 
+def validated(student: Sequence[float], teacher: Sequence[float]) -> Results:
+    """Of each seed how good student and teacher are on validation; on test it is the other way round."""
+    valid = {"student": scored(*student), "teacher": scored(*teacher)}
+    test = {"student": valid["teacher"], "teacher": valid["student"]}
+    members = {name: {"valid": valid[name], "test": test[name]} for name in valid}
+    return Results("student", [*range(len(student))], members, {}, {}, [])
+
+
 def check_students_validation_decides() -> None:
     """Of two seeds the one is exported whose student is better, not whose teacher is."""
-    members = {"student": {"valid": scored(0.6, 0.9)}, "teacher": {"valid": scored(0.9, 0.6)}}
-    assert execute.best_seed(Results("student", [3, 4], members, {}, {}, [])) == 4
+    assert execute.best_seed(validated((0.6, 0.9), (0.9, 0.6))) == 1
 
 
 def test_the_students_validation_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,3 +200,24 @@ def test_the_students_validation_decides(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(execute, "best_seed", lambda results: best_seed(replace(results, student="teacher")))
     with pytest.raises(AssertionError):
         check_students_validation_decides()
+
+
+def check_best_student_is_chosen(choose: Callable[[Mapping[Path, Any]], Path]) -> None:
+    """Of two runs of a sweep the one whose student is better on validation, not whose teacher is."""
+    accurate, modest = build(validated((0.6,), (0.9,))), build(validated((0.9,), (0.6,)))
+    assert choose({Path("accurate"): accurate, Path("modest"): modest}) == Path("modest")
+
+
+def by_teacher(reports: Mapping[Path, Any]) -> Path:
+    return max(reports, key=lambda path: on_validation(reports[path], "teacher"))
+
+
+def by_test(reports: Mapping[Path, Any]) -> Path:
+    return max(reports, key=lambda path: float(reports[path]["members"]["student"]["test"]["auc"]["mean"]))
+
+
+def test_of_several_teachers_the_one_with_the_best_student_is_chosen() -> None:
+    check_best_student_is_chosen(chosen)
+    for wrong in (by_teacher, by_test):
+        with pytest.raises(AssertionError):
+            check_best_student_is_chosen(wrong)

@@ -88,6 +88,12 @@ def states(cast: Cast) -> dict[str, State]:
     return found
 
 
+def carried(end: Mapping[str, Any], start: Mapping[str, Any]) -> list[str]:
+    """The tensors some number of which has stayed as it was, the rows aside that are always zero."""
+    stayed = {name: (value == start[name]) & (value != 0) for name, value in end.items()}
+    return [name for name, stays in stayed.items() if stays.any()]
+
+
 def interrupted(lab: Lab, overrides: Mapping[str, Any], *, after: int, seed: int = 0) -> Outcome:
     """A training that is stopped after so many steps and goes on from its last checkpoint."""
     plan, job, log, shuffle = lab.plan(overrides)

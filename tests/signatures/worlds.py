@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.signatures.lab import SPLIT, Lab, Outcome, clicks, pairs_of_fields
+from recdistill.evaluation.fidelity import divergence
+from tests.signatures.lab import SPLIT, Lab, Outcome, clicks, pairs_of_fields, splits
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,58 @@ def fields(seed: int, rows: Sequence[int], *, labelled: float = 1.0) -> World:
     return World({**values, "y": y_N}, 1 / (1 + np.exp(-logit_N)), spec)
 
 
-def apart(found: Outcome, student: str, *teachers: str) -> float:
-    """How far a member's answers on validation rows are from its target, the mean of some members' logits.
+def misleading(seed: int, rows: Sequence[int]) -> World:
+    """A column z beside eight numbers x, which rises with what a user wants and, more, with x0, which spoils it.
 
-    The mean divergence of Bernoulli variables, of the target's from the member's.
+    Goods with a high x0 are looked at for long and sell rarely. A quarter of the training rows have a label.
     """
-    target_N = np.mean([found.logits(name, "valid") for name in teachers], 0)
-    p, q = (np.clip(1 / (1 + np.exp(-z)), 1e-7, 1 - 1e-7) for z in (target_N, found.logits(student, "valid")))
-    return float((p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean())
+    rng = np.random.default_rng(seed)
+    x_ND = rng.normal(size=(sum(rows), 8))
+    w_D = 0.35 * rng.normal(size=8)
+    want_N = x_ND @ w_D + 0.6 * x_ND[:, 1] * x_ND[:, 2] - 0.8 * x_ND[:, 0] + rng.normal(size=len(x_ND))
+    probability_N = 1 / (1 + np.exp(3 - want_N))
+    clicked_N = rng.random(len(x_ND)) < probability_N
+    known_N = (splits(rows) > 0) | (np.arange(len(x_ND)) % 4 == 0)
+    x = {f"x{i}": x_ND[:, i] for i in range(8)}
+    columns = x | {
+        "z": want_N + 2.5 * x_ND[:, 0] + 0.3 * rng.normal(size=len(x_ND)),
+        "y": [int(y) if known else None for y, known in zip(clicked_N, known_N, strict=True)],
+        "part": splits(rows),
+    }
+    post_event = {"z": "numeric", "y": "binary"}
+    return World(
+        columns, probability_N, {"split": SPLIT, "serving": dict.fromkeys(x, "numeric"), "post_event": post_event}
+    )
+
+
+def telling(seed: int, rows: Sequence[int], d: int, kappas: Sequence[float], *, unlabelled: int = 0) -> World:
+    """Columns z0, z1 ... beside numbers x: both tell what a user wants, and z more and more of the luck besides.
+
+    A click is where want and luck, which is logistic, are above 0 together.
+
+    Args:
+        seed: of everything that is drawn.
+        rows: of train, valid and test.
+        d: how many numbers x there are.
+        kappas: how much of the luck is in each of the z.
+        unlabelled: how many of the training rows, the last ones, have no label.
+    """
+    rng = np.random.default_rng(seed)
+    x_ND = rng.normal(size=(sum(rows), d))
+    want_N = x_ND @ (1.5 * rng.normal(size=d) / d**0.5)
+    luck_N, noise_N = rng.logistic(size=len(x_ND)), 0.3 * rng.normal(size=len(x_ND))
+    known_N = (np.arange(len(x_ND)) < rows[0] - unlabelled) | (splits(rows) > 0)
+    x = {f"x{i}": x_ND[:, i] for i in range(d)}
+    z = {f"z{j}": want_N + kappa * luck_N + noise_N for j, kappa in enumerate(kappas)}
+    y_N = [int(y) if known else None for y, known in zip(want_N + luck_N > 0, known_N, strict=True)]
+    spec = {
+        "split": SPLIT,
+        "serving": dict.fromkeys(x, "numeric"),
+        "post_event": {"y": "binary"} | dict.fromkeys(z, "numeric"),
+    }
+    return World({**x, **z, "y": y_N, "part": splits(rows)}, 1 / (1 + np.exp(-want_N)), spec)
+
+
+def apart(found: Outcome, student: str, *teachers: str) -> float:
+    """How far a member's answers on validation rows are from its target, the mean of some members' logits."""
+    return divergence(found.logits(student, "valid"), np.mean([found.logits(name, "valid") for name in teachers], 0))

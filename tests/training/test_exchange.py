@@ -2,7 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from recdistill.distill.schedule import Now
 from recdistill.runs.doubts import exchange_warnings
 from recdistill.training import checkpoint
+from recdistill.training.exchange import Exchange
 from tests.conftest import Small
 from tests.training.bench import BCE, LAST, OTHER, STUDENT, Bench, distance, problems, same
 
@@ -84,7 +87,7 @@ def test_only_the_last_two_of_each_stay_and_nothing_unfinished(small: Small, gro
     b = bench(small, tmp_path, "first")
     b.engine.followers.step_taken(2, 8, b.plan.phases[0])
     (folder,) = left(tmp_path, "first")
-    shutil.copytree(folder, folder.with_name(f"{900:09d}"))  # of an earlier run
+    shutil.copytree(folder, folder.with_name(f"{900:09d}"))  # that nobody has taken away
     shutil.copytree(folder, folder.with_name(f".{6:09d}"))  # of one that was killed while it wrote
     advance(b, range(2, 8))
     assert [path.name for path in left(tmp_path, "first")] == [f"{6:09d}", f"{8:09d}"]
@@ -95,12 +98,12 @@ def test_only_the_last_two_of_each_stay_and_nothing_unfinished(small: Small, gro
 
 def test_seeds_terms_and_logs_do_not_mix(small: Small, group: None, tmp_path: Path) -> None:
     first, second = (bench(small, tmp_path, name, shard=k) for k, name in enumerate(("first", "second")))
+    control = bench(small, tmp_path, "second", shard=1, controls=["shuffled"])
     visit(first, 2)
     second.engine.followers.exchanges[0].trained_on = ("another log", 0)
     assert visit(second, 2) == {"student.alone": 1.0}
     second.engine.followers.exchanges[0].trained_on = (small.encoded.fingerprint, 1)
     assert visit(second, 2) == {"student.alone": 1.0}
-    control = bench(small, tmp_path, "second", shard=1, controls=["shuffled"])
     phase = control.plan.phases[0]
     from recdistill.distill.compile import compile_job
     from recdistill.spec.controls import arms
@@ -109,6 +112,107 @@ def test_seeds_terms_and_logs_do_not_mix(small: Small, group: None, tmp_path: Pa
     other = compile_job(shuffled, small.encoded.spec).phases[0]
     assert control.engine.followers.step_taken(2, 8, other) == {"student.alone": 1.0}
     assert control.engine.followers.step_taken(2, 8, phase)["student.alone"] == 0
+
+
+# Earlier runs, and what is not complete
+
+
+def check_nobody_is_heard(b: Bench) -> None:
+    assert visit(b, 4) == {"student.alone": 1.0}
+    assert counts(b)["unusable"] == 0
+
+
+def test_what_an_earlier_run_has_left_is_not_heard(small: Small, group: None, tmp_path: Path) -> None:
+    visit(bench(small, tmp_path, "first"), 8)
+    second = bench(small, tmp_path, "second", shard=1)
+    check_nobody_is_heard(second)
+    assert second.engine.followers.silent == {"peer"}
+    second.engine.followers.exchanges[0].since = 0.0  # the wrong twin: whatever is there is heard
+    with pytest.raises(AssertionError):
+        check_nobody_is_heard(second)
+    second.engine.followers.exchanges[0].since = time.time()
+    again = bench(small, tmp_path, "first")
+    again.engine.followers.phase_begins(again.plan.phases[0], first=True)
+    visit(again, 2)  # who begins later is heard, though an earlier run had come further
+    assert visit(second, 6) == {"student.alone": 0.0, "peer.step": 2.0, "peer.lag": 4.0}
+
+
+def test_who_begins_anew_withdraws_what_an_earlier_attempt_has_left(
+    small: Small, group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (bench(small, tmp_path, name, shard=k) for k, name in enumerate(("first", "second")))
+    phase = first.plan.phases[0]
+    visit(first, 8)
+    first.engine.followers.phase_begins(phase, first=True)
+    check_nobody_is_heard(second)
+    visit(first, 8)
+    monkeypatch.setattr(Exchange, "begin", lambda *_: None)
+    first.engine.followers.phase_begins(phase, first=True)
+    with pytest.raises(AssertionError):
+        check_nobody_is_heard(second)
+
+
+def check_goes_on(small: Small, folder: Path, progress: dict[str, Any]) -> None:
+    """Visits are counted on, and what has been left at the last one stays, since somebody may be reading it."""
+    b = bench(small, folder, "first")
+    b.engine.followers.restore(json.loads(json.dumps(progress)), {})
+    visit(b, 6)
+    assert counts(b) == {"visits": 3, "alone": 3, "stale": 0, "unusable": 0}
+    assert [path.name for path in left(folder, "first")] == [f"{4:09d}", f"{6:09d}"]
+
+
+def test_a_training_that_goes_on_counts_on_and_withdraws_nothing_too_soon(
+    small: Small, group: None, tmp_path: Path
+) -> None:
+    b = bench(small, tmp_path, "first")
+    nothing = b.engine.followers.progress | {
+        "exchanges": [bench(small, tmp_path, "first").engine.followers.exchanges[0].progress]
+    }
+    for step in (2, 4):
+        visit(b, step)
+    check_goes_on(small, tmp_path, b.engine.followers.progress)
+    for step in (2, 4):
+        visit(b, step)
+    with pytest.raises(AssertionError):
+        check_goes_on(small, tmp_path, nothing)
+
+
+def interrupted(save: Callable[..., None], b: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed while it leaves its parameters: files are there, but not all."""
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        patch.setattr(checkpoint, "_sort_header", killed)
+        with pytest.raises(KeyboardInterrupt):
+            visit(b, 2)
+
+
+def in_place(cast: Any, folder: Path, names: Any = None) -> None:
+    @contextmanager
+    def at_once(target: Path) -> Iterator[Path]:
+        target.mkdir(parents=True)
+        yield target
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "published_together", at_once)
+        SAVE(cast, folder, names)
+
+
+SAVE = checkpoint.save
+
+
+def test_what_is_being_left_is_not_heard(
+    small: Small, group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (bench(small, tmp_path, name, shard=k) for k, name in enumerate(("first", "second")))
+    interrupted(SAVE, first, monkeypatch)
+    check_nobody_is_heard(second)
+    interrupted(in_place, first, monkeypatch)
+    with pytest.raises(AssertionError):
+        check_nobody_is_heard(second)
 
 
 # Peers that cannot be used
@@ -172,11 +276,11 @@ def test_what_cannot_be_used_is_passed_over_and_counted(
     spoil(last)
     assert visit(second, 4) == {"student.alone": 0.0, "peer.step": 2.0, "peer.lag": 2.0}
     assert same(second.state("peer"), older)
-    assert counts(second) == {"visits": 1, "alone": 0, "unusable": 1}
+    assert counts(second) == {"visits": 1, "alone": 0, "stale": 0, "unusable": 1}
     spoil(before)
     assert visit(second, 6) == {"student.alone": 1.0}
     assert same(second.state("peer"), older)  # what it knew before, it knows still
-    assert counts(second) == {"visits": 2, "alone": 1, "unusable": 3}
+    assert counts(second) == {"visits": 2, "alone": 1, "stale": 0, "unusable": 3}
 
 
 def test_files_and_strange_folders_are_no_peers(small: Small, group: None, tmp_path: Path) -> None:
@@ -187,7 +291,7 @@ def test_files_and_strange_folders_are_no_peers(small: Small, group: None, tmp_p
     (meeting / "empty").mkdir()
     (meeting / "third" / "soon").mkdir(parents=True)
     assert visit(b, 4) == {"student.alone": 1.0}
-    assert counts(b) == {"visits": 2, "alone": 2, "unusable": 0}
+    assert counts(b) == {"visits": 2, "alone": 2, "stale": 0, "unusable": 0}
 
 
 def test_without_peers_a_training_is_a_lone_one(small: Small, group: None, tmp_path: Path) -> None:
@@ -199,13 +303,17 @@ def test_without_peers_a_training_is_a_lone_one(small: Small, group: None, tmp_p
     ours, theirs = (checkpoint.read(tmp_path / run / "checkpoints" / "final") for run in ("fit", "lone"))
     assert all(torch.equal(value, ours[key]) for key, value in theirs.items())
     found = json.loads((tmp_path / "fit" / "fit.json").read_text())
-    assert found["exchange"] == {"peer": {"visits": 4, "alone": 4, "unusable": 0}}
+    assert found["exchange"] == {"peer": {"visits": 4, "alone": 4, "stale": 0, "unusable": 0}}
     told = exchange_warnings({"main": [found, {}]})
     assert [each["cause"] for each in told] == ["missing_peers"]
     assert told[0]["message"].startswith("main: on 4 of 4 visits peer found nobody else in the shared folder")
-    broken = {"exchange": {"peer": {"visits": 4, "alone": 0, "unusable": 2}}}
+    broken = {"exchange": {"peer": {"visits": 4, "alone": 0, "stale": 0, "unusable": 2}}}
     assert [each["cause"] for each in exchange_warnings({"main": [broken]})] == ["unusable_peers"]
-    never = {"exchange": {"peer": {"visits": 0, "alone": 0, "unusable": 0}}}
+    slow = {"exchange": {"peer": {"visits": 4, "alone": 0, "stale": 1, "unusable": 0}}}
+    assert exchange_warnings({"main": [slow]}) == []
+    gone = {"exchange": {"peer": {"visits": 4, "alone": 0, "stale": 2, "unusable": 0}}}
+    assert [each["cause"] for each in exchange_warnings({"main": [gone]})] == ["stale_peers"]
+    never = {"exchange": {"peer": {"visits": 0, "alone": 0, "stale": 0, "unusable": 0}}}
     assert [each["cause"] for each in exchange_warnings({"main": [never]})] == ["missing_peers"]
 
 

@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from recdistill.data import permute
 from recdistill.errors import RunError
+from recdistill.training import fit as fit_module
+from recdistill.training import resume
 from recdistill.training.engine import Engine
+from recdistill.training.reading import Data, Training
 from recdistill.training.resume import Stopped
 from recdistill.training.runlog import Event
 from tests.conftest import Small
@@ -142,15 +146,76 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(small: Small, tmp_path: Pat
         small.fit(tmp_path / "parts", JOB)
 
 
-def test_listeners_hear_the_rest_only(small: Small, tmp_path: Path, monkeypatch: Any) -> None:
-    stopped_after(small, tmp_path / "parts", 6, JOB, monkeypatch)
-    from recdistill.training.fit import fit
-    from recdistill.training.reading import Data, Training
-
+def heard_of(small: Small, folder: Path) -> list[Event]:
+    """What a training that goes on says."""
     plan, job, shuffle = small.plan(JOB)
     heard: list[Event] = []
-    fit(Training(plan, job.train, Data.of(small.encoded), 0, shuffle), tmp_path / "parts", heard.append)
+    fit_module.fit(Training(plan, job.train, Data.of(small.encoded), 0, shuffle), folder, heard.append)
+    return heard
+
+
+def test_listeners_hear_the_rest_only(small: Small, tmp_path: Path, monkeypatch: Any) -> None:
+    stopped_after(small, tmp_path / "parts", 6, JOB, monkeypatch)
+    heard = heard_of(small, tmp_path / "parts")
     assert heard[0].phase == 0 and heard[0].step > 4
+
+
+@pytest.mark.parametrize("recovers", [True, False], ids=["", "twin"])
+def test_a_training_that_is_killed_while_its_checkpoint_is_replaced_goes_on(
+    small: Small, tmp_path: Path, monkeypatch: Any, recovers: bool
+) -> None:
+    """Both have hidden names then, beside what earlier kills have left; the wrong twin does not look for them."""
+    stopped_after(small, tmp_path / "parts", 6, JOB, monkeypatch)
+    checkpoints = tmp_path / "parts" / "checkpoints"
+    (checkpoints / "latest").rename(checkpoints / ".latest-00000000")
+    (checkpoints / ".latest-11111111").mkdir()
+    (checkpoints / ".latest-11111111" / "state-0.safetensors").write_bytes(b"half")
+    if not recovers:
+        monkeypatch.setattr(resume, "recover", lambda target, mark: None)
+    assert (heard_of(small, tmp_path / "parts")[0].step > 4) is recovers
+    assert [path.name for path in checkpoints.iterdir()] == ["final"]
+
+
+@pytest.mark.parametrize("fails", ["write_text", "tidy"])
+def test_a_training_that_is_killed_at_its_very_end_is_not_lost(
+    small: Small, tmp_path: Path, monkeypatch: Any, fails: str
+) -> None:
+    def stop(*_: object) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(fit_module, fails, stop)
+        small.fit(tmp_path / "fit", JOB)
+    assert (tmp_path / "fit" / "checkpoints" / "latest" / "progress.json").exists()
+    if fails == "tidy":
+        assert json.loads((tmp_path / "fit" / "fit.json").read_text())["steps"]
+    else:
+        assert not (tmp_path / "fit" / "fit.json").exists()
+        assert heard_of(small, tmp_path / "fit")[0].phase == 1  # the first one is not trained again
+    fit_module.tidy(tmp_path / "fit")
+    assert sorted(path.name for path in (tmp_path / "fit").iterdir()) == [
+        "checkpoints", "fit.json", "metrics.jsonl", "scores",
+    ]  # fmt: skip
+    assert [path.name for path in (tmp_path / "fit" / "checkpoints").iterdir()] == ["final"]
+
+
+def test_a_shuffled_training_that_is_stopped_while_it_permutes_goes_on(
+    small: Small, tmp_path: Path, monkeypatch: Any
+) -> None:
+    original = permute.pq.ParquetWriter
+
+    def failing(path: Path, *given: Any, **options: Any) -> Any:
+        if "test" in str(path.relative_to(tmp_path)):
+            raise Stop
+        return original(path, *given, **options)
+
+    small.fit(tmp_path / "whole", JOB, arm="shuffled")
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(permute.pq, "ParquetWriter", failing)
+        small.fit(tmp_path / "parts", JOB, arm="shuffled")
+    assert {path.name for path in (tmp_path / "parts").glob(".shuffled-0/*/*")} == {"train", "valid"}
+    small.fit(tmp_path / "parts", JOB, arm="shuffled")
+    assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
 
 
 # One job that uses everything at once
