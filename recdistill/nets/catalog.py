@@ -13,7 +13,7 @@ from recdistill.nets.binary import BinaryTwoTower
 from recdistill.nets.exclusive import Exclusive
 from recdistill.nets.experts import Experts
 from recdistill.nets.grouped import Grouped
-from recdistill.nets.inputs import Between, Inputs, Outputs
+from recdistill.nets.inputs import Between, Inputs, Outputs, Scorer
 from recdistill.nets.interactions import DcnV2, DeepFM
 from recdistill.nets.mixtures import Average, Blend
 from recdistill.nets.retrieval import BinaryMf, CrossGcnNet, LightGcnNet, Mf
@@ -46,24 +46,35 @@ class Net:
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def kind(self) -> type[Scorer]:
+        """Its class, as far as it says anything of its kind: nets from Python and recorded scores are plain ones."""
+        found = NETS.get(self.name)
+        return found if isinstance(found, type) and issubclass(found, Scorer) else Scorer
+
+    @property
     def learns(self) -> bool:
         """Whether gradients teach it: whether it has parameters that they could move."""
-        return bool(getattr(NETS.get(self.name), "learns", True))
+        return self.kind.learns
 
     @property
     def ranks(self) -> bool:
         """Whether its logit is an inner product of a user's and an item's vector."""
-        return bool(getattr(NETS.get(self.name), "ranks", False))
+        return self.kind.ranks
+
+    @property
+    def codes(self) -> bool:
+        """Whether the vectors that it ranks by are codes, of which the signs count."""
+        return self.kind.codes and self.options.get("kind") != "real"
 
     @property
     def whole(self) -> bool:
         """Whether it needs all rows of its tables."""
-        return bool(getattr(NETS.get(self.name), "whole", False))
+        return self.kind.whole
 
     @property
     def chosen(self) -> bool:
         """Whether it is chosen on validation rows."""
-        return hasattr(NETS.get(self.name), "choose")
+        return self.kind.by_validation
 
     @property
     def in_batch(self) -> bool:
