@@ -76,6 +76,8 @@ def loss(function: Function) -> Word:
 def net(module: Function) -> Callable[..., dict[str, Any]]:
     """A net of your own: a module built from ``(inputs, outputs, **options)``; to be used as `mlp` is.
 
+    One that ranks, or is otherwise of a kind of its own, says so as a `recdistill.nets.inputs.Scorer`.
+
     Raises:
         SpecError: its name already means something else.
     """

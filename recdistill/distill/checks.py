@@ -8,6 +8,7 @@ from recdistill.distill.ranked import MARKS
 from recdistill.distill.signal import All, Column, Embed, Hidden, Live, Logit, Remembered, Scenario, flows, walk
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
+from recdistill.spec.members import Best
 
 SERVABLE = (Logit, All, Hidden, Embed)  # what a serving member may read of others
 Members = Mapping[str, Member]
@@ -366,6 +367,6 @@ def _needs_validation(phase: Phase, index: int, members: Members, job: Job) -> l
         if members[name].net.chosen
     ]
     moving = trained_names(phase.trained, members)
-    best = [m.name for m in members.values() if hasattr(m.origin, "average") and m.follows in moving]
+    best = [m.name for m in members.values() if isinstance(m.origin, Best) and m.follows in moving]
     found += [f"phases.{index}: {name!r} follows the best evaluation, of which there is none" for name in best]
     return [f"{problem}; remove train.refit" for problem in dict.fromkeys(found)]

@@ -27,6 +27,7 @@ from recdistill.distill.signal import (
     Several,
     Shuffled,
     Signal,
+    Traits,
     draw,
 )
 from recdistill.distill.unify import among, unify
@@ -191,7 +192,7 @@ class _Turned(Function):
 
 
 @dataclass(frozen=True)
-class Reversed:
+class Reversed(Traits):
     """A signal with its gradient reversed: the members behind it are taught the opposite (T8)."""
 
     signal: Signal

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recdistill.distill.signal import Column, OfSignal, Scene, Several, Signal
+from recdistill.distill.signal import Column, OfSignal, Scene, Several, Signal, Traits
 from recdistill.errors import TrainingError
 
 MEASURES = ("accuracy", "balanced", "auc")  # agreement of a belief with a label, in the order of the meter's numbers
@@ -100,7 +100,7 @@ class Unflipped(OfSignal):
 
 
 @dataclass(frozen=True)
-class Hedged:
+class Hedged(Traits):
     """``w y + (1 - w) p``: a label that is wrong at times and a teacher's probability, each as far as it is trusted.
 
     ``w = R_p / (R_p + R_y)``, where R is the mean squared distance to the verified label, over the verified rows of the

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recdistill.distill.schedule import Now, Schedule, fixed
-from recdistill.distill.signal import Live, OfMember, Scene, Signal, draw
+from recdistill.distill.signal import Live, OfMember, Scene, Signal, Traits, draw
 from recdistill.errors import TrainingError
 from recdistill.nets.catalog import Net
 from recdistill.spec.members import WIDEST
@@ -65,7 +65,7 @@ class Adapted(OfMember):
 
 
 @dataclass(frozen=True)
-class Gated:
+class Gated(Traits):
     """The mean of signals with weights that a small member gives them for each row: a softmax of what it reads."""
 
     member: str

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recdistill.data.batch import Candidates
-from recdistill.distill.signal import OfMember, OfSignal, Scene, Signal, exchanged, walk
+from recdistill.distill.signal import OfMember, OfSignal, Scene, Signal, Traits, exchanged, walk
 from recdistill.errors import TrainingError
 
 MARKS = ("own", "taken", "log_q", "popularity")
@@ -56,7 +56,7 @@ def products(anchor_AD: Tensor, candidate_RD: Tensor, ranked: Candidates) -> Ten
 
 
 @dataclass(frozen=True)
-class Mark:
+class Mark(Traits):
     """``own``, ``taken``, ``log_q`` or ``popularity``: what is known of each candidate (`data/batch.py`), (A, M)."""
 
     name: str

@@ -13,13 +13,18 @@ from torch import Tensor
 
 from recdistill.data.transforms.hashing import text_hash
 from recdistill.distill.schedule import Now, Schedule, fixed
-from recdistill.distill.signal import Column, Scenario, Scene, Signal, draw
+from recdistill.distill.signal import Column, Scenario, Scene, Signal, Traits, draw
 from recdistill.errors import TrainingError
 from recdistill.losses.supervised import bce
 
 
 class Selector(Protocol):
     """Says which rows take part."""
+
+    @property
+    def in_batch(self) -> bool:
+        """Whether a row is selected depends on the others of its batch."""
+        ...
 
     @property
     def members(self) -> frozenset[str]:
@@ -45,7 +50,7 @@ class Measured(Protocol):
 
 
 @dataclass(frozen=True)
-class ByColumn:
+class ByColumn(Traits):
     """Rows for which a raw column is known, is not known, or has a given value; or those of one scenario."""
 
     column: Column | Scenario
@@ -60,7 +65,7 @@ class ByColumn:
 
 
 @dataclass(frozen=True)
-class Agreeing:
+class Agreeing(Traits):
     """Rows on which two signals are on the same side: logits by their sign, labels as they are.
 
     With the rate of a column, a logit speaks for a click on as large a share of the batch as the column does; by their
@@ -100,7 +105,7 @@ class Agreeing:
 
 
 @dataclass(frozen=True)
-class AnyOf:
+class AnyOf(Traits):
     """Rows on which at least one of several binary columns is 1."""
 
     columns: tuple[Column, ...]
@@ -112,7 +117,7 @@ class AnyOf:
 
 
 @dataclass(frozen=True)
-class Beating:
+class Beating(Traits):
     """Rows on which one member's loss is smaller than another's, by a margin at least."""
 
     better: Signal
@@ -132,7 +137,7 @@ class Beating:
 
 
 @dataclass(frozen=True)
-class Smallest:
+class Smallest(Traits):
     """The share of the rows of a batch on which a loss is smallest; it depends on which rows meet.
 
     With a column the share is taken among the rows of each of its values, so that a rare class keeps its part.
@@ -171,7 +176,7 @@ def lowest(loss_B: Tensor, among_B: Tensor, share: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Sampled:
+class Sampled(Traits):
     """A share of the rows, drawn by row id and step, so that batches and processes draw alike."""
 
     rate: float
@@ -183,7 +188,7 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Sure:
+class Sure(Traits):
     """Every row, with the weight ``max(p, 1 - p)`` of a signal's probability p."""
 
     signal: Signal

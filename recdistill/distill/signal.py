@@ -42,9 +42,33 @@ class Scene:
     memories: Mapping[str, Store] = field(default_factory=dict)
 
 
+class Traits:
+    """What terms ask of signals and selectors besides their values; a class says where it differs."""
+
+    @property
+    def turns(self) -> bool:
+        """Whether gradients pass through it, though it is no learner, turned on their way."""
+        return False
+
+    @property
+    def in_batch(self) -> bool:
+        """Whether what it is for a row depends on the rows that meet it in a batch."""
+        return False
+
+    @property
+    def over_lists(self) -> bool:
+        """Whether it exchanges values within lists, of which a lone logit knows nothing."""
+        return False
+
+
 @runtime_checkable
 class Signal(Protocol):
     """Something with one value, or one vector, per row."""
+
+    @property
+    def turns(self) -> bool:
+        """Whether gradients pass through it, though it is no learner."""
+        ...
 
     @property
     def members(self) -> frozenset[str]:
@@ -91,7 +115,7 @@ def walk(thing: object) -> Iterator[object]:
                     yield from walk(inner)
 
 
-class OfMember:
+class OfMember(Traits):
     """A signal that is one output of one member."""
 
     member: str
@@ -102,7 +126,7 @@ class OfMember:
         return frozenset({self.member})
 
 
-class OfSignal:
+class OfSignal(Traits):
     """A signal made from another one."""
 
     signal: Signal
@@ -113,7 +137,7 @@ class OfSignal:
         return self.signal.members
 
 
-class Several:
+class Several(Traits):
     """A signal made from several."""
 
     signals: "tuple[Signal, ...]"
@@ -208,7 +232,7 @@ class Attention(OfMember):
 
 
 @dataclass(frozen=True)
-class Column:
+class Column(Traits):
     """A raw binary column, for example the label: (B,), NaN where it is not known."""
 
     name: str
@@ -223,7 +247,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Scenario:
+class Scenario(Traits):
     """``scenario``: the hash of each row's scenario, int64 (B,)."""
 
     members: frozenset[str] = frozenset()
@@ -237,7 +261,7 @@ class Scenario:
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Traits):
     """``noise(width)``: standard normal numbers, (B, width), drawn by row id, seed and step."""
 
     width: int
@@ -324,6 +348,7 @@ class Shuffled(OfSignal):
     """
 
     signal: Signal
+    in_batch = True
 
     def __str__(self) -> str:
         return f"shuffled({self.signal})"
@@ -358,7 +383,7 @@ def draw(scene: Scene, key_B: Tensor, purpose: str, width: int = 1) -> Tensor:
 
 def flows(signal: Signal) -> bool:
     """Whether gradients pass through a signal that is not the learner."""
-    return isinstance(signal, Live) or bool(getattr(signal, "turns", False))
+    return isinstance(signal, Live) or signal.turns
 
 
 def unknown_at_times(signal: Signal) -> bool:

@@ -14,7 +14,7 @@ from recdistill.distill.combine import fold_of
 from recdistill.distill.ranked import is_ranked
 from recdistill.distill.schedule import Metric, Now, Schedule
 from recdistill.distill.selector import Selector
-from recdistill.distill.signal import Remembering, Scene, Shuffled, Signal, flows, unknown_at_times, walk
+from recdistill.distill.signal import Remembering, Scene, Signal, Traits, flows, unknown_at_times, walk
 from recdistill.losses.catalog import LIST
 
 
@@ -82,7 +82,7 @@ class Term:
     @property
     def exempt(self) -> bool:
         """Whether its value depends on which rows meet in a batch, so that parts of a batch do not add up to it."""
-        depends = any(isinstance(part, Shuffled) or getattr(part, "in_batch", False) for part in walk(self))
+        depends = any(isinstance(part, Traits | Term) and part.in_batch for part in walk(self))
         return depends or self.scope != "row" or self.ranked
 
     @property

@@ -15,7 +15,7 @@ from recdistill.distill.member import Member
 from recdistill.distill.ranked import MARKS, Mark, Scores, is_ranked
 from recdistill.distill.schedule import METRICS, SCHEDULES, Metric, Schedule
 from recdistill.distill.selector import SELECTORS, Measured, Selector
-from recdistill.distill.signal import All, Attention, Column, Embed, Hidden, Logit, Scenario, Signal, walk
+from recdistill.distill.signal import All, Attention, Column, Embed, Hidden, Logit, Scenario, Signal, Traits, walk
 from recdistill.distill.term import Term
 from recdistill.edits.towers import EDITS, Edit
 from recdistill.errors import RecdistillError, ShapeError
@@ -31,7 +31,6 @@ from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, TermSyntaxEr
 
 TAPS = ("logit", "logits", "scores", "hidden", "embed", "attention", "out")
 OVER = ("selected", "batch")
-OF_CANDIDATES = [name for name, loss in LOSSES.items() if takes_candidates(loss)]
 
 
 @dataclass
@@ -265,8 +264,8 @@ def _loss(c: Compiler, call: Call, place: str) -> Term | None:
     scope = scope_of(loss)
     if scope == "list" and any(is_ranked(s) for s in (learner, *targets)):
         scope = "row"  # the candidates of an anchor are its list
-        if call.function not in OF_CANDIDATES:
-            hint = nearest(call.function, OF_CANDIDATES)
+        if not takes_candidates(loss):
+            hint = nearest(call.function, [name for name, other in LOSSES.items() if takes_candidates(other)])
             c.problems.append(f"{place}: {call.function} compares rows of a log, not the candidates of anchors; {hint}")
             return None
     c.problems += [f"{place}: {problem}" for problem in _wrong_scope(c, call, scope, over, targets)]
@@ -279,7 +278,7 @@ def _wrong_scope(c: Compiler, call: Call, scope: str, over: object, targets: Seq
     found = []
     if scope == "list" and c.spec.group is None:
         found.append(f"{call.function} compares the rows of a list; name the spec's `group`")
-    if scope != "list" and any(getattr(part, "over_lists", False) for s in targets for part in walk(s)):
+    if scope != "list" and any(isinstance(part, Traits) and part.over_lists for s in targets for part in walk(s)):
         found.append(
             f"{call}: exchanges values within a list, of which a lone logit knows nothing; use it in a loss over "
             "lists such as soft_list"

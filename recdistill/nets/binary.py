@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.errors import TrainingError
-from recdistill.nets.inputs import Inputs, Outputs, Rate, Width
+from recdistill.nets.inputs import Inputs, Outputs, Rate, Scorer, Width
 from recdistill.nets.towers import TwoTower
 
 KINDS = ("stochastic", "cut", "after", "real")
@@ -110,7 +110,7 @@ class Binariser(nn.Module):
         return relaxed, cut(relaxed)
 
 
-class BinaryTwoTower(nn.Module):
+class BinaryTwoTower(Scorer):
     """Two towers that end in codes: new users and items have codes as soon as they have features.
 
     ``beta / sqrt(R) <b_user, b_item> + bias``, with the codes of `Binariser`. Fields of neither side belong to the
@@ -131,6 +131,7 @@ class BinaryTwoTower(nn.Module):
     """
 
     ranks = True
+    codes = True
 
     def __init__(
         self,

@@ -1,10 +1,10 @@
 """The nets that a job can name, and how one is built. A new net is one class and one line here."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from recdistill.nets.binary import BinaryTwoTower
 from recdistill.nets.exclusive import Exclusive
 from recdistill.nets.experts import Experts
 from recdistill.nets.grouped import Grouped
-from recdistill.nets.inputs import Inputs, Outputs
+from recdistill.nets.inputs import Between, Inputs, Outputs, Scorer
 from recdistill.nets.interactions import DcnV2, DeepFM
 from recdistill.nets.mixtures import Average, Blend
 from recdistill.nets.retrieval import BinaryMf, CrossGcnNet, LightGcnNet, Mf
@@ -46,24 +46,35 @@ class Net:
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def kind(self) -> type[Scorer]:
+        """Its class, as far as it says anything of its kind: nets from Python and recorded scores are plain ones."""
+        found = NETS.get(self.name)
+        return found if isinstance(found, type) and issubclass(found, Scorer) else Scorer
+
+    @property
     def learns(self) -> bool:
         """Whether gradients teach it: whether it has parameters that they could move."""
-        return bool(getattr(NETS.get(self.name), "learns", True))
+        return self.kind.learns
 
     @property
     def ranks(self) -> bool:
         """Whether its logit is an inner product of a user's and an item's vector."""
-        return bool(getattr(NETS.get(self.name), "ranks", False))
+        return self.kind.ranks
+
+    @property
+    def codes(self) -> bool:
+        """Whether the vectors that it ranks by are codes, of which the signs count."""
+        return self.kind.codes and self.options.get("kind") != "real"
 
     @property
     def whole(self) -> bool:
         """Whether it needs all rows of its tables."""
-        return bool(getattr(NETS.get(self.name), "whole", False))
+        return self.kind.whole
 
     @property
     def chosen(self) -> bool:
         """Whether it is chosen on validation rows."""
-        return hasattr(NETS.get(self.name), "choose")
+        return self.kind.by_validation
 
     @property
     def in_batch(self) -> bool:
@@ -81,28 +92,27 @@ class Net:
 
 def wrong_options(name: str, module: Callable[..., nn.Module], options: dict[str, Any]) -> list[str]:
     """What is wrong with the options of a module, which are its keyword parameters; one sentence each."""
-    hints = get_type_hints(module.__init__, include_extras=True)
     parameters = {n: p for n, p in inspect.signature(module).parameters.items() if p.kind is p.KEYWORD_ONLY}
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
     unknown = [n for n in options if n not in parameters]
-    unfit = [n for n in options if n in parameters and not fits(options[n], hints[n])]
+    unfit = [n for n in options if n in parameters and not fits(options[n], parameters[n].annotation)]
     return [
         *(f"{name} needs {n!r}" for n in missing),
         *(f"{name} has no option {n!r}; known: {', '.join(parameters) or 'none'}" for n in unknown),
-        *(f"{name}: {n} is {described(hints[n])}, found {options[n]!r}" for n in unfit),
+        *(f"{name}: {n} is {described(parameters[n].annotation)}, found {options[n]!r}" for n in unfit),
     ]
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is what the annotation of an option says, its bounds included."""
+    """Whether a value is what the annotation of an option says, its bounds included; unfamiliar ones say nothing."""
     inside = get_args(hint)
     if get_origin(hint) is Annotated:
-        return fits(value, inside[0]) and all(value in bounds for bounds in inside[1:])
+        return fits(value, inside[0]) and all(value in bounds for bounds in inside if isinstance(bounds, Between))
     if get_origin(hint) in (Union, UnionType):
         return any(fits(value, each) for each in inside)
-    if inside:
+    if get_origin(hint) in (list, Sequence):
         return isinstance(value, list | tuple) and all(fits(each, inside[0]) for each in value)
-    return type(value) is hint or (hint is float and type(value) is int)  # true is no number
+    return hint not in WORDS or type(value) is hint or (hint is float and type(value) is int)  # true is no number
 
 
 WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
@@ -112,10 +122,12 @@ def described(hint: Any) -> str:
     """What an annotation asks for, in words."""
     inside = get_args(hint)
     if get_origin(hint) is Annotated:
-        return f"{described(inside[0])}, {', '.join(map(str, inside[1:]))}"
+        return ", ".join([described(inside[0]), *(str(bounds) for bounds in inside if isinstance(bounds, Between))])
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(map(described, inside))
-    return f"a list, each {described(inside[0])}" if inside else WORDS[hint]
+    if get_origin(hint) in (list, Sequence):
+        return f"a list, each {described(inside[0])}"
+    return WORDS.get(hint, str(hint))
 
 
 class Head(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.errors import TrainingError
-from recdistill.nets.inputs import Inputs, Outputs, Width
+from recdistill.nets.inputs import Inputs, Outputs, Scorer, Width
 from recdistill.nets.towers import Stack
 
 
@@ -16,7 +16,7 @@ def log_odds(log_share_BK: Tensor) -> Tensor:
     return below_BK - torch.log(-torch.expm1(below_BK))
 
 
-class Exclusive(nn.Module):
+class Exclusive(Scorer):
     """A multilayer perceptron with a softmax: the logit of a label is the log-odds of its share, ``log p / (1 - p)``.
 
     So every logit still means what it means elsewhere, and its sigmoid is a probability; over the labels they add up

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.errors import TrainingError
-from recdistill.nets.inputs import Inputs, Outputs
+from recdistill.nets.inputs import Inputs, Outputs, Scorer
 
 
-class Experts(nn.Module):
+class Experts(Scorer):
     """What stands behind the signal ``experts``: the answer of each expert, and a gate over them.
 
     Args:

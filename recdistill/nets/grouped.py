@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.errors import TrainingError
-from recdistill.nets.inputs import Inputs, Outputs, Width
+from recdistill.nets.inputs import Inputs, Outputs, Scorer, Width
 from recdistill.nets.towers import Stack
 
 
@@ -33,7 +33,7 @@ class Group(nn.Module):
         return logits_BK, own_BW
 
 
-class Grouped(nn.Module):
+class Grouped(Scorer):
     """Shared layers, and above them for each group of labels a small layer that feeds the logits of the group alone.
 
     With S the last shared width, W that of a group's layer, M groups and K labels the top has ``S W M + W K`` weights,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,16 @@ class Inputs:
     def plain(cls, width: int) -> "Inputs":
         """One anonymous field, for a net on top of another one."""
         return cls((Field("trunk", 0, width, embedded=False),))
+
+
+class Scorer(nn.Module):
+    """A net that a job can name, with what is known of its kind; a class says where it differs."""
+
+    learns = True  # whether gradients teach it: whether it has parameters that they could move
+    ranks = False  # whether its logit is an inner product of a user's and an item's vector
+    codes = False  # whether these vectors are codes, of which the signs count
+    whole = False  # whether it needs all rows of its tables
+    by_validation = False  # whether its method `choose` is given validation rows
 
 
 class Outputs(NamedTuple):

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.errors import TrainingError
-from recdistill.nets.inputs import Count, Inputs, Outputs, Rate, Width
+from recdistill.nets.inputs import Count, Inputs, Outputs, Rate, Scorer, Width
 from recdistill.nets.towers import Stack, places
 
 
-class DeepFM(nn.Module):
+class DeepFM(Scorer):
     """A factorisation machine beside a multilayer perceptron, on the same embeddings.
 
     Source: Guo et al., 2017, equations 1-4.
@@ -57,7 +57,7 @@ class CrossLayer(nn.Module):
         return crossed_BE
 
 
-class DcnV2(nn.Module):
+class DcnV2(Scorer):
     """Cross layers beside a multilayer perceptron, joined by the last linear layer (the parallel structure).
 
     Source: Wang et al., 2021, equations 1-4.

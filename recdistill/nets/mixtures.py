@@ -9,10 +9,10 @@ chosen on validation rows when a phase that needs it begins.
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recdistill.errors import TrainingError
-from recdistill.nets.inputs import Inputs, Outputs
+from recdistill.nets.inputs import Inputs, Outputs, Scorer
 
 CERTAIN = 1e-6  # probabilities are kept this far from 0 and 1 before they become logits
 OF = ("logit", "probability")
@@ -32,7 +32,7 @@ def members_read(inputs: Inputs, labels: int, net: str) -> int:
     return len(inputs.fields)
 
 
-class Average(nn.Module):
+class Average(Scorer):
     """The mean of what several members answer: of their logits, or of the probabilities behind them.
 
     Source: E7, EnsembleNet, Li et al., 2020, on the mean of logits.
@@ -56,7 +56,7 @@ class Average(nn.Module):
         return Outputs(answer_BMK.mean(1), [], embed_BE, [])
 
 
-class Blend(nn.Module):
+class Blend(Scorer):
     """The weighted mean of calibrated probabilities; calibrations and weights are chosen on validation rows.
 
     Each member is calibrated by isotonic regression: a rising staircase over its scores, so that a score that only
@@ -69,6 +69,7 @@ class Blend(nn.Module):
     """
 
     learns = False
+    by_validation = True
     edge_MS: Tensor
     level_MS: Tensor
     weight_M: Tensor

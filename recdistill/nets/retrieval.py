@@ -8,12 +8,12 @@ all nodes, and a row only looks its two up.
 # Shapes: B rows, D width of a vector, R bits of a code, U user rows, I item rows.
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recdistill.errors import TrainingError
 from recdistill.nets.binary import Binariser, spread
 from recdistill.nets.graph import Bipartite, CrossGcn, LightGcn, Propagation
-from recdistill.nets.inputs import Count, Inputs, Outputs
+from recdistill.nets.inputs import Count, Inputs, Outputs, Scorer
 from recdistill.nets.towers import places
 
 
@@ -34,7 +34,7 @@ def two_fields(name: str, inputs: Inputs, labels: int, user: str, item: str) -> 
     return places(inputs, {user}), places(inputs, {item}), widths[user]
 
 
-class Mf(nn.Module):
+class Mf(Scorer):
     """Matrix factorisation: ``<vector of the user, vector of the item>``.
 
     Args:
@@ -61,7 +61,7 @@ class Mf(nn.Module):
         return Outputs((user_BD * item_BD).sum(1, keepdim=True), [user_BD, item_BD], embed_BE, [])
 
 
-class BinaryMf(nn.Module):
+class BinaryMf(Scorer):
     """Matrix factorisation of codes: ``beta / sqrt(R) <b_user, b_item>``, the codes of `Binariser`.
 
     Args:
@@ -78,6 +78,7 @@ class BinaryMf(nn.Module):
     user_places: Tensor
     item_places: Tensor
     ranks = True
+    codes = True
 
     def __init__(
         self, inputs: Inputs, labels: int, *, user: str, item: str, kind: str = "stochastic", beta: float = 2.0
@@ -98,7 +99,7 @@ class BinaryMf(nn.Module):
         return Outputs(logits_BK, [user_BR, item_BR, scaled_BR, item_code_BR], embed_BE, [])
 
 
-class GraphNet(nn.Module):
+class GraphNet(Scorer):
     """The inner product of vectors that a graph convolution has computed for all nodes.
 
     The input of a row holds the vectors of its user and item as they lie in the tables, and behind them those that the

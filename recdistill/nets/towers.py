@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recdistill.errors import TrainingError
-from recdistill.nets.inputs import Inputs, Outputs, Rate, Width
+from recdistill.nets.inputs import Inputs, Outputs, Rate, Scorer, Width
 
 NORMS = ("none", "layer", "batch")
 
@@ -47,7 +47,7 @@ class Stack(nn.Module):
         return outputs
 
 
-class Mlp(nn.Module):
+class Mlp(Scorer):
     """A multilayer perceptron; without hidden layers it is logistic regression on the input vector."""
 
     def __init__(
@@ -63,7 +63,7 @@ class Mlp(nn.Module):
         return Outputs(self.out(layers[-1]), layers[1:], embed_BE, [])
 
 
-class TwoTower(nn.Module):
+class TwoTower(Scorer):
     """``<user vector, item vector> + bias``: item vectors can be computed before any request is known.
 
     Fields of neither side belong to the request; they join the user's side.

@@ -38,7 +38,7 @@ def described(job: Job, spec: FeatureSpec, student: Member, inputs: list[dict[st
         mine = [entry["name"] for entry in inputs if {feed["column"] for feed in entry["feeds"]} <= {*columns}]
         key = spec.source(columns[0])
         sides[side] = [key, *(name for name in mine if name != key)]
-    return {**sides, "codes": student.net.name.startswith("binary_") and student.net.options.get("kind") != "real"}
+    return {**sides, "codes": student.net.codes}
 
 
 def items_of(job: Job, spec: FeatureSpec, log: str, columns: list[str]) -> pa.Table:

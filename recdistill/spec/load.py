@@ -16,6 +16,7 @@ from recdistill.spec.job import Job
 from recdistill.spec.strict import Strict, nearest
 
 Loaded = TypeVar("Loaded", FeatureSpec, Job)
+MODEST = 64  # in place of what is too large, so that it costs little to look on
 INDEX = re.compile(r"-?[0-9]{1,9}\Z")
 Check = Callable[[Job, FeatureSpec], list[str]]
 
@@ -269,9 +270,9 @@ def _mend(raw: Any, loc: tuple[int | str, ...], error: Any) -> None:
         if not _holds(node, part):
             return  # went with something around it
         node = node[part]
-    evident = [
-        error.get("ctx", {}).get(bound) for bound in ("ge", "le", "multiple_of") if bound in error.get("ctx", {})
-    ]
+    bounds = error.get("ctx", {})
+    evident = [bounds[bound] for bound in ("ge", "multiple_of") if bound in bounds]
+    evident += [min(bounds["le"], MODEST)] if "le" in bounds else []
     if evident:
         node[loc[-1]] = evident[0]
     elif isinstance(node, dict):

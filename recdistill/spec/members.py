@@ -11,7 +11,7 @@ SERVING, PRIVILEGED = "serving", "privileged"
 WITHOUT = "-"  # before a column that a view leaves out
 
 WIDEST = 2**14  # no vector is longer, so that a slip of a key does not ask for more memory than there is
-Width = Annotated[int, Field(ge=4, multiple_of=4, le=WIDEST)]  # what the embedding kernels take
+Width = Annotated[int, Field(ge=4, multiple_of=4, le=2**10)]  # what the embedding kernels take; many stand side by side
 Layer = Annotated[int, Field(ge=1, le=WIDEST)]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from recdistill.data.batch import Batch, Candidates, View
 from recdistill.distill.combine import live
 from recdistill.distill.ranked import Mark
-from recdistill.distill.signal import Scene
+from recdistill.distill.signal import Scene, Traits
 from recdistill.distill.term import Term, reduce
 from recdistill.errors import ShapeError
 from recdistill.losses.catalog import LOSSES
@@ -64,7 +64,7 @@ def test_the_order_of_candidates_changes_nothing(name: str) -> None:
 
 
 @dataclass(frozen=True)
-class Given:
+class Given(Traits):
     """A signal that is known beforehand."""
 
     of_rows: Tensor

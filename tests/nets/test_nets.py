@@ -243,3 +243,36 @@ def test_missing_and_unknown_options_are_named() -> None:
         "mlp needs 'layers'",
         "mlp has no option 'layer'; known: layers, norm, dropout",
     ]
+
+
+LAYERS = "mlp: layers is a list, each a whole number, at least 1 and below 16385, found "
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "problem"),
+    [
+        ("mlp", {"layers": [8, 0]}, f"{LAYERS}[8, 0]"),
+        ("mlp", {"layers": [True]}, f"{LAYERS}[True]"),
+        ("mlp", {"layers": 8}, f"{LAYERS}8"),
+        ("mlp", {"layers": [8], "dropout": 1}, "mlp: dropout is a number, at least 0 and below 1, found 1"),
+        ("mlp", {"layers": [8], "norm": None}, "mlp: norm is a text, found None"),
+        (
+            "dcn_v2",
+            {"mlp": [8], "rank": 2.0},
+            "dcn_v2: rank is a whole number, at least 1 and below 16385 or null, found 2.0",
+        ),
+    ],
+)
+def test_options_that_a_net_cannot_have_are_named(name: str, options: dict[str, object], problem: str) -> None:
+    assert Net(name, options).problems() == [problem]
+
+
+def test_options_that_a_net_has_are_no_problem() -> None:
+    assert all(Net(name, options).problems() == [] for name, options in OPTIONS.items())
+
+
+def test_options_of_an_annotation_of_ones_own_are_left_to_the_net(monkeypatch: pytest.MonkeyPatch) -> None:
+    def own(inputs: Inputs, labels: int, *, by: dict[str, int], text: "Unseen", bare=3) -> None: ...  # noqa: F821
+
+    monkeypatch.setitem(NETS, "own", own)
+    assert Net("own", {"by": {"a": 1}, "text": object(), "bare": "x"}).problems() == []
