@@ -30,7 +30,7 @@ unit: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not signature"
 
 signatures: setup ## All seeds and all wrong twins of the bibliography rows; an hour or so.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m signature tests/signatures
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m signature tests/signatures tests/contract
 
 table: setup ## All rows of the bibliography on one log, over five seeds; writes jobs/RESULTS.md. An hour or so.
 	$(BIN)/python -m tests.benchmarks.rows

@@ -83,8 +83,7 @@ def learn_rows(
         raise RunError(f"{run.folder}: {member!r} has {len(others) + 1} copies; name one of them, {name!r} for example")
     reporter = Reporter(Console(quiet=True))
     log, spec = raw_log(finished.job, finished.spec, reporter)
-    fit_on = ("train", "valid") if finished.job.train.refit else ("train",)
-    data = encoded(spec, log, finished.job, fit_on, reporter).log
+    data = encoded(spec, log, finished.job, finished.job.train.fitted_on, reporter).log
     with process_group():
         cast = finished.engine(data, finished.seed).cast
         inputs = cast.layout.members[name].inputs

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from recdistill.distill.combine import Unseen
-from recdistill.distill.member import RECORDED, Member, Phase, Update
+from recdistill.distill.member import RECORDED, Member, Phase, Update, home_of
 from recdistill.distill.ranked import MARKS
 from recdistill.distill.signal import All, Column, Embed, Hidden, Live, Logit, Remembered, Scenario, flows, walk
 from recdistill.spec.features import FeatureSpec
@@ -249,7 +249,7 @@ def _undescribed(place: str, member: Member, job: Job) -> list[str]:
     """Columns of a member that are not known when lists are made, because they are neither a user's nor an item's."""
     sides = job.graph.sides.values() if job.graph is not None else ()
     described = {column for columns in sides for column in columns}
-    other = [column for column in (*member.serving, *member.privileged) if column not in described]
+    other = [column for column in member.columns if column not in described]
     if not other:
         return []
     return [
@@ -276,12 +276,7 @@ def table_owners(member: Member, members: Members) -> set[str]:
     """The members whose tables a member looks its columns up in."""
     if member.same is not None:
         return table_owners(members[member.same], members)
-    columns = [*member.serving, *member.privileged]
-    owners = {column: member.share.owner_of(column) for column in columns}
-    return {
-        owner if owner is not None and column in (*members[owner].serving, *members[owner].privileged) else member.name
-        for column, owner in owners.items()
-    }
+    return {home_of(column, member, members) for column in member.columns}
 
 
 def two_owners(phase: Phase, index: int, members: Members) -> list[str]:

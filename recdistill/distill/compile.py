@@ -121,15 +121,15 @@ def examine(job: Job, spec: FeatureSpec) -> tuple[Plan | None, list[str]]:
         return None, problems
     every = tuple(made for made, phase in zip(phases, c.job.phases, strict=True) for _ in range(phase.repeat))
     plan = Plan(
-        tuple(by_name.values()),
-        every,
-        tuple(c.columns),
-        len(job.label),
-        c.job.feeds,
-        c.scenario,
-        tuple(served),
-        job.graph,
-        job.ranking,
+        members=tuple(by_name.values()),
+        phases=every,
+        columns=tuple(c.columns),
+        labels=len(job.label),
+        feeds=c.job.feeds,
+        scenario=c.scenario,
+        served=tuple(served),
+        graph=job.graph,
+        ranking=job.ranking,
     )
     return plan, []
 
@@ -342,7 +342,15 @@ def _phase(
     chosen = phase.stop or job.train.stop
     if chosen.monitor is None:
         chosen = chosen.model_copy(update={"monitor": job.ranking.metric if job.ranking is not None else "logloss"})
-    return Phase(tuple(updates), chosen, phase.epochs, phase.steps, lr, restart, carry)
+    return Phase(
+        updates=tuple(updates),
+        stop=chosen,
+        epochs=phase.epochs,
+        steps=phase.steps,
+        lr=lr,
+        restart=restart,
+        carry=carry,
+    )
 
 
 def _owned_twice(

@@ -164,8 +164,11 @@ def _terms(text: str, place: str, copies: Copies, problems: list[str]) -> list[s
     texts = {len(_texts(call)) for each in calls for call in _calls(each) if call.function == EACH}
     if texts and (len(texts) > 1 or count not in (1, *texts) or 0 in texts):
         problems.append(f"{place}: each() names {sorted(texts)} texts for {count} copies; name one for each")
-        return []
-    count = max(count, *texts, 1)
+        if 0 in texts:
+            return [text]
+        count = min(texts)  # those that can be made are looked at all the same
+    else:
+        count = max(count, *texts, 1)
     made = []
     for k in range(count):
         factors = tuple(_resolved(f, k, copies, place, problems) if isinstance(f, Call) else f for f in parsed.factors)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from recdistill.data.batch import Batch, View
-from recdistill.distill.member import Member
+from recdistill.distill.member import Member, home_of
 from recdistill.errors import VisibilityError
 from recdistill.nets.inputs import Field, Inputs
 from recdistill.nets.sequences import padded
@@ -162,6 +162,11 @@ class MemberLayout:
         return fields([*self.columns, *self.taps, *self.pooled])
 
 
+def table_key(bank: str, table: str) -> str:
+    """What a table is called among the parameters of a training."""
+    return f"tables.{bank}.{table}"
+
+
 @dataclass(frozen=True)
 class Layout:
     """Banks by name, and the input of each member."""
@@ -195,12 +200,7 @@ def lay_out(members: Sequence[Member], spec: FeatureSpec, rows: Mapping[str, int
 def _homes(member: Member, members: Sequence[Member], spec: FeatureSpec) -> dict[str, str]:
     """The member among whose tables each embedded column is looked up."""
     by_name = {other.name: other for other in members}
-    homes = {}
-    for column in (c for c in (*member.serving, *member.privileged) if is_embedded(spec, c)):
-        owner = member.share.owner_of(column)
-        seen = owner is not None and column in (*by_name[owner].serving, *by_name[owner].privileged)
-        homes[column] = owner if owner is not None and seen else member.name
-    return homes
+    return {column: home_of(column, member, by_name) for column in member.columns if is_embedded(spec, column)}
 
 
 def is_embedded(spec: FeatureSpec, name: str) -> bool:
@@ -244,23 +244,23 @@ def _member_layout(member: Member, homes: dict[str, str], banks: dict[str, Bank]
             alone = banks[name].tokens or feature.mean
             _append(pieces, Piece(name, *banks[name].columns(feature), feature if alone else None))
             columns.append(Column(feature.column, banks[name].dims[feature.table], embedded=True))
-    floats = [c for c in (*member.serving, *member.privileged) if not is_embedded(spec, c)]
+    floats = [c for c in member.columns if not is_embedded(spec, c)]
     columns += [Column(column, 1, embedded=False) for column in floats]
     by_name = {feature.name: Piece(name, *banks[name].columns(feature), feature) for name, feature in mine}
     sequences = []
-    for column in (*member.serving, *member.privileged):
+    for column in member.columns:
         tokens = by_name.get(column)
         if tokens is not None and tokens.feature is not None and tokens.feature.form == "sequence":
             sequences.append(SequencePiece(column, tokens.feature.audience, tokens, by_name.get(f"{column}/gaps")))
     serving = tuple(c for c in floats if c in member.serving)
     return MemberLayout(
-        tuple(pieces),
-        serving,
-        tuple(floats[len(serving) :]),
-        tuple(sequences),
-        tuple(columns),
-        tuple(Column(sequence.column, sequence.tokens.width, embedded=True) for sequence in sequences),
-        tuple((feature, name) for name, feature in mine),
+        pieces=tuple(pieces),
+        serving_floats=serving,
+        privileged_floats=tuple(floats[len(serving) :]),
+        sequences=tuple(sequences),
+        columns=tuple(columns),
+        pooled=tuple(Column(sequence.column, sequence.tokens.width, embedded=True) for sequence in sequences),
+        lookups=tuple((feature, name) for name, feature in mine),
     )
 
 

@@ -84,6 +84,11 @@ class Member:
     implied: bool = False
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that it reads."""
+        return (*self.serving, *self.privileged)
+
+    @property
     def signals(self) -> tuple[Signal, ...]:
         """Everything that it reads of other members."""
         return self.inputs if self.embed is None else (*self.inputs, self.embed)
@@ -112,6 +117,12 @@ class Member:
     def scored(self) -> bool:
         """Whether its answers are scores of labels."""
         return self.outputs is None and not self.implied
+
+
+def home_of(column: str, member: Member, members: Mapping[str, Member]) -> str:
+    """The member among whose tables a member's column is looked up: the one that it is shared with, if that sees it."""
+    owner = member.share.owner_of(column)
+    return owner if owner is not None and column in members[owner].columns else member.name
 
 
 @dataclass(frozen=True)

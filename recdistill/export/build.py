@@ -13,7 +13,7 @@ from recdistill.data.keep_rates import correction
 from recdistill.data.transforms.raw import keyed_by_text, unit_of
 from recdistill.distill.checks import behind
 from recdistill.distill.heads import build_heads, in_order
-from recdistill.distill.layout import Layout, MemberLayout, SequencePiece
+from recdistill.distill.layout import Layout, MemberLayout, SequencePiece, table_key
 from recdistill.distill.member import Member
 from recdistill.distill.signal import All, Embed, Hidden, Live, Logit, Signal
 from recdistill.errors import ExportError, VisibilityError
@@ -169,7 +169,7 @@ class _Tables:
     """The tables of a member, from the parameters of a checkpoint."""
 
     def __init__(self, layout: MemberLayout, parameters: Mapping[str, Tensor]) -> None:
-        self.keys = {feature.name: f"tables.{bank}.{feature.table}" for feature, bank in layout.lookups}
+        self.keys = {feature.name: table_key(bank, feature.table) for feature, bank in layout.lookups}
         self.parameters = parameters
 
     def of(self, name: str) -> Tensor:

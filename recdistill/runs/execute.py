@@ -130,10 +130,9 @@ def run_job(
         reporter = Reporter(console or Console(stderr=True, quiet=rank() > 0))
         with folder.locked() if rank() == 0 else nullcontext(), reporter.progress:
             log, spec = in_turn(lambda: raw_log(job, spec, reporter))
-            fit_on = ("train", "valid") if job.train.refit else ("train",)
             data = Data(
                 in_turn(lambda: encoded(spec, log, job, ("train",), reporter)),
-                in_turn(lambda: encoded(spec, log, job, fit_on, reporter)),
+                in_turn(lambda: encoded(spec, log, job, job.train.fitted_on, reporter)),
             )
             if rank() == 0:
                 _prepare(folder, job, plans[0][1], spec, data)
@@ -215,7 +214,7 @@ def _prepare(folder: RunFolder, job: Job, plan: Plan, spec: FeatureSpec, data: D
     if not fitted.exists():
         link_tree(data.final.log.folder, fitted, only=("manifest.json", "fitted.json", "vocabularies"))
     if plan.graph is not None and not (folder.root / "nodes").exists():
-        keep_nodes(folder, plan, data.final.log, ("train", "valid") if job.train.refit else ("train",))
+        keep_nodes(folder, plan, data.final.log, job.train.fitted_on)
 
 
 def _train(folder: RunFolder, arm: Arm, training: Training, reporter: Reporter) -> None:

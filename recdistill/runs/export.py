@@ -163,8 +163,7 @@ def export_again(path: Path, out: Path | None, member: str | None, seed: int | N
     reporter = Reporter(Console(stderr=True))
     with reporter.progress:
         log, spec = raw_log(run.job, run.spec, reporter)
-        fit_on = ("train", "valid") if run.job.train.refit else ("train",)
-        data = encoded(spec, log, run.job, fit_on, reporter).log
+        data = encoded(spec, log, run.job, run.job.train.fitted_on, reporter).log
     known = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["fingerprints"]["data"]
     if data.fingerprint != known:
         raise LogError(

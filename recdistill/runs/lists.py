@@ -47,8 +47,8 @@ def items_of(job: Job, spec: FeatureSpec, log: str, columns: list[str]) -> pa.Ta
     Raises:
         LogError: the log lacks a column.
     """
-    splits = ("train", "valid") if job.train.refit else ("train",)
-    parts = [part for split in splits for part in raw_batches(spec, log, job.where, split, columns, CHUNK)]
+    splits = [raw_batches(spec, log, job.where, split, columns, CHUNK) for split in job.train.fitted_on]
+    parts = [part for split in splits for part in split]
     return last_rows(pa.concat_tables(parts), columns[0])
 
 

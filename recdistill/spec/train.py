@@ -152,3 +152,8 @@ class TrainSpec(Strict):
     whole_lists: bool = False
     checkpoint_every: int | None = Field(None, ge=1)
     threads: int | None = Field(None, ge=1)
+
+    @property
+    def fitted_on(self) -> tuple[str, ...]:
+        """The splits that what is kept has been fitted to and trained on."""
+        return ("train", "valid") if self.refit else ("train",)

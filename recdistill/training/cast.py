@@ -12,7 +12,7 @@ from recdistill.data.nodes import Nodes
 from recdistill.data.recorded import RecordedScores
 from recdistill.distill.checks import behind, trained_names
 from recdistill.distill.heads import build_heads
-from recdistill.distill.layout import Layout, MemberLayout
+from recdistill.distill.layout import Layout, MemberLayout, table_key
 from recdistill.distill.member import Member, Part
 from recdistill.edits.towers import transplant
 from recdistill.errors import TrainingError, VisibilityError
@@ -136,7 +136,7 @@ class Cast:
         names = [name for name in names if name in self.heads]
         dense = {f"{n}.{key}": value for n in names for key, value in self.heads[n].state_dict().items()}
         banks = dict.fromkeys(bank for name in names for bank in self.layout.members[name].banks)
-        rows = {f"tables.{b}.{table}": shard for b in banks for table, shard, _ in self.tables.shards(b)}
+        rows = {table_key(b, table): shard for b in banks for table, shard, _ in self.tables.shards(b)}
         return dense | rows
 
     def pairs(self, to: str, of: str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
-from recdistill.distill.layout import Layout
+from recdistill.distill.layout import Layout, table_key
 from recdistill.errors import RunError
 from recdistill.training.cast import Cast
 from recdistill.training.processes import barrier, published_together, rank
@@ -57,7 +57,7 @@ def describe(layout: Layout) -> dict[str, object]:
     """Where each member's columns are looked up, as JSON."""
     return {
         "members": {
-            name: {feature.name: f"tables.{bank}.{feature.table}" for feature, bank in member.lookups}
+            name: {feature.name: table_key(bank, feature.table) for feature, bank in member.lookups}
             for name, member in layout.members.items()
         }
     }
@@ -102,9 +102,9 @@ def restore(cast: Cast, parameters: Mapping[str, Tensor]) -> None:
                 _copy(value, parameters, f"{name}.{key}")
         for bank in cast.layout.banks:
             for table, shard, first in cast.tables.shards(bank):
-                whole = parameters.get(f"tables.{bank}.{table}")
+                whole = parameters.get(table_key(bank, table))
                 rows = None if whole is None else whole[first : first + len(shard)]
-                _copy(shard, {} if rows is None else {"": rows}, "", f"tables.{bank}.{table}")
+                _copy(shard, {} if rows is None else {"": rows}, "", table_key(bank, table))
 
 
 def _copy(target: Tensor, source: Mapping[str, Tensor], key: str, shown: str | None = None) -> None:

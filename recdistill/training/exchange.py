@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recdistill.distill.layout import table_key
 from recdistill.distill.member import Phase
 from recdistill.errors import RunError
 from recdistill.spec.members import Remote
@@ -159,7 +160,7 @@ class Exchange:
         of, layout = self.origin.of, self.cast.layout.members
         for key, mine in self.cast.heads[copy].state_dict().items():
             yield mine, parameters[f"{of}.{key}"]
-        sources = {feature.name: f"tables.{bank}.{feature.table}" for feature, bank in layout[of].lookups}
+        sources = {feature.name: table_key(bank, feature.table) for feature, bank in layout[of].lookups}
         tables = {(bank, feature.table): sources[feature.name] for feature, bank in layout[copy].lookups}
         for bank in layout[copy].banks:
             for table, shard, first in self.cast.tables.shards(bank):

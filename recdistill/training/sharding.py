@@ -33,7 +33,7 @@ from torchrec.optim import RowWiseAdagrad
 
 from recdistill.data.batch import Batch
 from recdistill.data.transforms.rows import FIRST
-from recdistill.distill.layout import Bank, Layout, view_of
+from recdistill.distill.layout import Bank, Layout, table_key, view_of
 from recdistill.spec.train import TableOptimizer
 from recdistill.training.lookup import Lookup, in_order, rarity_of, token_features
 
@@ -138,7 +138,7 @@ class Tables:
     def shards(self, bank: str) -> Iterator[tuple[str, Tensor, int]]:
         """(table, local rows, number of the first local row) of each table of a bank; the rows can be written."""
         for key, value in self.sharded_state().items():
-            prefix = f"tables.{bank}."
+            prefix = table_key(bank, "")
             if key.startswith(prefix):
                 for shard in value.local_shards():
                     yield key.removeprefix(prefix), shard.tensor, shard.metadata.shard_offsets[0]
@@ -148,7 +148,7 @@ class Tables:
         if self.model is None:
             return {}
         return {
-            f"tables.{bank}.{key.removeprefix('embedding_bags.').removesuffix('.weight')}": value
+            table_key(bank, key.removeprefix("embedding_bags.").removesuffix(".weight")): value
             for bank in self.banks
             if banks is None or bank in banks
             for key, value in self.model.module[bank].state_dict().items()

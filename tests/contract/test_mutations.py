@@ -84,6 +84,13 @@ def test_a_slip_is_told_where_it_is(small: Small, changes: dict[str, Any], words
     assert words in str(refused.value)
 
 
+def test_copies_that_are_not_as_many_as_the_texts_are_told() -> None:
+    raw = read_yaml(next(path for path in JOBS if path.stem == "multi_scenario"))
+    raw["members"]["expert"]["copies"] = 7
+    with pytest.raises(SpecError, match=r"each\(\) names \[4\] texts for 7 copies"):
+        parse_job(raw, "multi_scenario", check=problems_of)
+
+
 def test_a_pooling_takes_options_by_name() -> None:
     raw = read_yaml(next(path for path in JOBS if path.stem == "long_view"))
     raw["members"]["student"]["pool"] = {"watched": {"self_attention": [2]}}
