@@ -79,7 +79,7 @@ def test_several_labels_are_read_in_the_order_that_is_asked_for(tmp_path: Path) 
 
 def test_logits_are_shifted_to_a_log_without_some_negatives(tmp_path: Path) -> None:
     file = write(tmp_path / "s.parquet", frame())
-    plain, shifted = (RecordedScores.open(file, ["buy"], shift=s).read(IDS) for s in (0.0, 1.5))
+    plain, shifted = (RecordedScores.open(file, ["buy"], s).read(IDS) for s in (0.0, 1.5))
     assert torch.allclose(shifted, plain + 1.5)
 
 

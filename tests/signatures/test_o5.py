@@ -209,7 +209,7 @@ def test_branches_that_agree_teach_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_a_single_branch_is_refused(tmp_path: Path) -> None:
     lab = small(tmp_path)
     with pytest.raises(SpecError, match="gate: weighs signals against each other, so it takes at least two; found 1"):
-        lab.job({"members.branch.copies": 1})
+        lab.job({"members.branch.copies": 1, "members.branch.share": {}})
     assert len(lab.plan({"members.branch.copies": 2})[0].phases[0].terms) == 5  # of the mixture, and two of each branch
 
 

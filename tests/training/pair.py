@@ -48,14 +48,15 @@ def together(
     *,
     dividing: bool = False,
     apart: bool = False,
+    since: float = 0.0,
 ) -> dict[str, Tensor]:
-    """The parameters after training in several processes.
+    """The parameters after training in several processes, who hear what others have left `since` some moment.
 
     As wrong twins these are dividing dense gradients, or normalise batches apart from each other.
     """
     paths = {name: str(path) for name, path in (feeds or {}).items()}
     wrong = {"dividing": dividing, "apart": apart}
-    told = json.dumps({"folder": str(folder), "job": job, "log": str(log), "feeds": paths, **wrong})
+    told = json.dumps({"folder": str(folder), "job": job, "log": str(log), "feeds": paths, "since": since, **wrong})
     for process in pair:
         assert process.stdin is not None
         process.stdin.write(told + "\n")

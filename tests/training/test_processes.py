@@ -226,7 +226,7 @@ def test_a_replica_of_two_processes_meets_others_as_one_of_a_single_process_does
 
     def in_one_process(name: str, shard: int) -> dict[str, Tensor]:
         parsed, spec = parse_job(job(name, shard), "job")
-        fit(Training(compile_job(parsed, spec), parsed.train, Data.of(small.encoded), 0), tmp_path / name)
+        fit(Training(compile_job(parsed, spec), parsed.train, Data.of(small.encoded), 0, since=0.0), tmp_path / name)
         return checkpoint.read(tmp_path / name / "checkpoints" / "final")
 
     def left(name: str) -> dict[str, Tensor]:
@@ -244,7 +244,7 @@ def test_a_replica_of_two_processes_meets_others_as_one_of_a_single_process_does
     for key in (key for key in other if key.startswith("tables.")):
         assert torch.equal(two[key.replace("student", "peer")], other[key]), key
     found = json.loads((tmp_path / "two" / "fit.json").read_text())["exchange"]
-    assert found == {"peer": {"visits": 3, "alone": 0, "unusable": 0}}
+    assert found == {"peer": {"visits": 3, "alone": 0, "stale": 2, "unusable": 0}}
 
 
 # Where tables lie

@@ -20,7 +20,8 @@ def train(told: dict[str, Any]) -> None:
     job, spec = parse_job(told["job"], "test", check=problems_of)
     feeds = {name: EncodedLog.open(Path(folder)) for name, folder in told["feeds"].items()}
     logs = Logs(EncodedLog.open(Path(told["log"])), feeds)
-    cast = fit(Training(compile_job(job, spec), job.train, Data(logs, logs), 0), Path(told["folder"]))
+    training = Training(compile_job(job, spec), job.train, Data(logs, logs), 0, since=told["since"])
+    cast = fit(training, Path(told["folder"]))
     held = {bank: sorted(table for table, _, _ in cast.tables.shards(bank)) for bank in cast.layout.banks}
     (Path(told["folder"]) / f"held-{rank()}.json").write_text(json.dumps(held))
 
