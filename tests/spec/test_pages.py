@@ -1,5 +1,6 @@
 """The pages on jobs and feature specs name every key that there is, and no other."""
 
+import inspect
 import re
 
 import pytest
@@ -89,6 +90,14 @@ def test_the_tables_of_members_name_every_key_and_every_pooling_and_no_other():
 def test_the_defaults_of_training_are_those_that_the_page_names():
     given = {next(iter(words(key))): yaml.safe_load(default.strip("`")) for key, default, _ in rows(JOBS, "Training")}
     assert TrainSpec.model_validate(given) == TrainSpec()
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_the_row_of_a_pooling_names_its_options(name):
+    parameters = inspect.signature(POOLS[name]).parameters.values()
+    options = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    (named,) = (cells[1] for cells in rows(JOBS, "Members") if words(cells[0]) == {name})
+    assert words(named) == options
 
 
 INSIDE = [
