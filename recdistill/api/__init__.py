@@ -27,7 +27,6 @@ from recdistill.api.expressions import Column, Word
 from recdistill.api.job import Member, Phase, Share, Update, View, job
 from recdistill.api.run import Run, fit, open_run
 from recdistill.distill.combine import SIGNALS
-from recdistill.distill.ranked import MARKS
 from recdistill.distill.schedule import SCHEDULES
 from recdistill.distill.selector import SELECTORS
 from recdistill.errors import SpecError
@@ -35,6 +34,7 @@ from recdistill.losses import catalog as losses
 from recdistill.losses.catalog import LOSSES
 from recdistill.nets import catalog as nets
 from recdistill.nets.catalog import NETS
+from recdistill.spec.names import MARKS
 
 __all__ = [
     "Member", "Phase", "Run", "Update", "column", "fit", "job", "label", "log_q", "loss", "modules", "net", "open_run",

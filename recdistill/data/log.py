@@ -15,7 +15,7 @@ from recdistill.data.transforms.hashing import bucket_of, hash_in_turn, hash_tex
 from recdistill.errors import LogError
 from recdistill.spec.columns import Binary
 from recdistill.spec.features import FeatureSpec, Join, SplitByColumn, SplitByHash, SplitByTime
-from recdistill.spec.strict import nearest
+from recdistill.spec.strict import nearest, nearest_of
 
 ROW_ID, SPLIT = "__row_id__", "__split__"
 SPLITS = ("train", "valid", "test")
@@ -118,8 +118,9 @@ def open_log(
         frame = _join(frame, side, join, path, table)
         origin |= dict.fromkeys(set(side.collect_schema().names()) - set(join.keys), table)
     if absent := [name for name in needed if name not in origin]:
-        hints = "; ".join(f"{name!r}: {nearest(name, origin)}" for name in absent)
-        raise LogError(f"{path}: the spec needs columns that neither the log nor a joined table has: {hints}")
+        raise LogError(
+            f"{path}: the spec needs columns that neither the log nor a joined table has: {nearest_of(absent, origin)}"
+        )
     schema = frame.collect_schema()
     for key in spec.row_id:
         _check_hashable(schema[key], f"row_id {key!r}")

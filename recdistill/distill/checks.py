@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from recdistill.distill.combine import Unseen
 from recdistill.distill.member import RECORDED, Member, Phase, Update, home_of
-from recdistill.distill.ranked import MARKS
 from recdistill.distill.signal import All, Column, Embed, Hidden, Live, Logit, Remembered, Scenario, flows, walk
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 from recdistill.spec.members import Best
+from recdistill.spec.names import MARKS
 
 SERVABLE = (Logit, All, Hidden, Embed)  # what a serving member may read of others
 Members = Mapping[str, Member]
@@ -74,7 +74,9 @@ def loop_through(name: str, members: Members) -> list[str] | None:
 def check_phases(phases: Sequence[Phase], members: Members, job: Job, spec: FeatureSpec) -> list[str]:
     """Problems with what phases train, and on which rows."""
     found = [
-        f"members.{m.name}: no term teaches it; add one, or remove the member"
+        f"{m.implied}: no term teaches it; add one in which it stands first, such as bce({m.implied}, label)"
+        if m.implied
+        else f"members.{m.name}: no term teaches it; add one, or remove the member"
         for m in members.values()
         if m.origin is None and m.net.learns and not any(m.name in trained_names(p.trained, members) for p in phases)
     ]

@@ -54,7 +54,7 @@ class Member:
         dense, tables: its optimizers, where they differ from the job's.
         warm_start: where its parameters come from, though it is trained.
         edited: the member whose net it is made from, and the edits.
-        implied: whether it stands behind a signal instead of in the job.
+        implied: the words of the signal that it stands behind, if it is no member of the job.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Member:
     tables: TableOptimizer | None = None
     warm_start: FromRun | None = None
     edited: tuple[str, tuple[Edit, ...]] | None = None
-    implied: bool = False
+    implied: str = ""
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -15,8 +15,6 @@ from recdistill.data.batch import Candidates
 from recdistill.distill.signal import OfMember, OfSignal, Scene, Signal, Traits, exchanged, walk
 from recdistill.errors import TrainingError
 
-MARKS = ("own", "taken", "log_q", "popularity")
-
 Thing = TypeVar("Thing")
 
 

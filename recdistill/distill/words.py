@@ -2,30 +2,30 @@
 
 import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import torch
-
+from recdistill.distill.calls import labels_for_logits, misfit, refused
 from recdistill.distill.combine import SIGNALS
 from recdistill.distill.learned import Wanted
 from recdistill.distill.member import Member
-from recdistill.distill.ranked import MARKS, Mark, Scores, is_ranked
+from recdistill.distill.ranked import Mark, Scores, is_ranked
 from recdistill.distill.schedule import METRICS, SCHEDULES, Metric, Schedule
 from recdistill.distill.selector import SELECTORS, Measured, Selector
 from recdistill.distill.signal import All, Attention, Column, Embed, Hidden, Logit, Scenario, Signal, Traits, walk
 from recdistill.distill.term import Term
 from recdistill.edits.towers import EDITS, Edit
-from recdistill.errors import RecdistillError, ShapeError
-from recdistill.losses.catalog import LIST, LOSSES
+from recdistill.errors import RecdistillError
+from recdistill.losses.catalog import LOSSES
 from recdistill.losses.scope import is_in_batch, scope_of, takes_candidates
 from recdistill.nets.catalog import Net
 from recdistill.spec import columns as declared
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job, columns_of
 from recdistill.spec.members import MemberSpec
+from recdistill.spec.names import LABEL, MARKS
 from recdistill.spec.strict import nearest
 from recdistill.spec.terms import Argument, Call, Name, ParsedTerm, TermSyntaxError, parse_signal, parse_term
 
@@ -71,9 +71,7 @@ def term(c: Compiler, text: str, place: str) -> Term | None:
     scale, found = _weights(c, parsed, place)
     losses = [f for f in parsed.factors if isinstance(f, Call) and f.function not in SCHEDULES]
     if len(losses) != 1:
-        c.problems.append(
-            f"{place}: a term has exactly one loss, found {[x.function for x in losses] or 'none'} in {text!r}"
-        )
+        c.problems += [f"{place}: {problem}" for problem in _not_one_loss(losses, text)]
         return None
     rows = _selector(c, parsed, place)
     term = _loss(c, losses[0], place)
@@ -82,6 +80,14 @@ def term(c: Compiler, text: str, place: str) -> Term | None:
     if rows is not None and term.scope == "batch":
         c.problems.append(f"{place}: {losses[0].function} has one value for a whole batch, so it takes no `.rows`")
     return replace(term, words=" ".join(text.split()), scale=scale, schedules=found, rows=rows)
+
+
+def _not_one_loss(losses: Sequence[Call], text: str) -> list[str]:
+    """What is wrong with a term of no loss or several; words that nobody knows are named first."""
+    unknown = [call.function for call in losses if call.function not in LOSSES]
+    if unknown:
+        return [f"unknown word {word!r} in {text!r}; {nearest(word, [*LOSSES, *SCHEDULES])}" for word in unknown]
+    return [f"a term has exactly one loss, found {[x.function for x in losses] or 'none'} in {text!r}"]
 
 
 def rates(c: Compiler, text: str | None, place: str) -> tuple[Schedule, ...]:
@@ -146,7 +152,8 @@ def _selector(c: Compiler, parsed: ParsedTerm, place: str) -> Selector | None:
 
 def _made(c: Compiler, function: Callable[..., Any], call: Call, place: str) -> Any:
     """What a function makes of its arguments, each of which is compiled to what its parameter asks for."""
-    if not _fits(c, function, call, place):
+    if problem := misfit(function, call):
+        c.problems.append(f"{place}: {problem}")
         return None
     signature = inspect.signature(function)
     wanted = get_type_hints(function)
@@ -247,7 +254,8 @@ def _loss(c: Compiler, call: Call, place: str) -> Term | None:
     over = kwargs.pop("over", "selected")
     if over not in OVER:
         c.problems.append(f"{place}: over is {over!r}; expected one of {', '.join(OVER)}")
-    if not _fits(c, loss, Call(call.function, call.args, kwargs), place):
+    if problem := misfit(loss, Call(call.function, call.args, kwargs)):
+        c.problems.append(f"{place}: {problem}")
         return None
     signals = [_signal(c, argument, place) for argument in call.args]
     if None in signals:
@@ -259,8 +267,9 @@ def _loss(c: Compiler, call: Call, place: str) -> Term | None:
     if len(options) < len(kwargs):
         c.problems.append(f"{place}: options of {call.function} are numbers or texts, found {call}")
         return None
-    if problem := _tried(loss, len(targets), options):
+    if problem := refused(loss, len(targets), options):
         c.problems.append(f"{place}: {problem}")
+    c.problems += [f"{place}: {problem}" for problem in labels_for_logits(loss, call, targets)]
     scope = scope_of(loss)
     if scope == "list" and any(is_ranked(s) for s in (learner, *targets)):
         scope = "row"  # the candidates of an anchor are its list
@@ -288,18 +297,6 @@ def _wrong_scope(c: Compiler, call: Call, scope: str, over: object, targets: Seq
     return found
 
 
-def _tried(loss: Callable[..., torch.Tensor], targets: int, options: Mapping[str, Any]) -> str | None:
-    """Why the loss refuses its options, found by calling it on no rows; what rows hold is looked at later."""
-    try:
-        lists = {LIST: torch.zeros(0, dtype=torch.int64)} if LIST in inspect.signature(loss).parameters else {}
-        loss(*(torch.zeros(0) for _ in range(1 + targets)), **lists, **options)
-    except ShapeError:
-        return None
-    except (RecdistillError, TypeError, ValueError, ArithmeticError) as error:
-        return str(error)
-    return None
-
-
 def _signal(c: Compiler, argument: Argument, place: str) -> Signal | None:
     if isinstance(argument, Call):
         if argument.function not in SIGNALS:
@@ -324,15 +321,15 @@ def _implied(c: Compiler, wanted: Wanted, words: str) -> Member:
     if words not in c.implied:
         taken = {*c.job.members, *(member.name for member in c.implied.values())}
         name = next(n for n in (f"{wanted.kind}{k}" for k in itertools.count()) if n not in taken)
-        c.implied[words] = Member(name, wanted.net, (), inputs=wanted.inputs, outputs=wanted.outputs, implied=True)
+        c.implied[words] = Member(name, wanted.net, (), inputs=wanted.inputs, outputs=wanted.outputs, implied=words)
     return c.implied[words]
 
 
 def _column(c: Compiler, name: Name, place: str) -> Signal | None:
     word = str(name)
-    if word in MARKS and word not in c.spec.post_event and c.job.graph is not None:
+    if word in MARKS and c.job.graph is not None:
         return Mark(word)
-    if word == "label":
+    if word == LABEL:
         return Column(c.job.label[0])
     if isinstance(c.spec.post_event.get(word), declared.Binary):
         c.columns[word] = None
@@ -374,21 +371,3 @@ def taps(c: Compiler, member: str) -> tuple[dict[str, Signal], list[str]]:
         lengths = {name: column.max_length for name, column in columns.items() if isinstance(column, declared.Sequence)}
         found |= {f"attention.{name}": Attention(member, k, lengths[name]) for k, name in enumerate(lengths)}
     return found, [f"{member}.{word if word != 'hidden' else 'hidden[-1]'}" for word in found]
-
-
-def _fits(c: Compiler, function: Callable[..., Any], call: Call, place: str) -> bool:
-    """Whether a call fits a signature, apart from what the engine fills in; if not, the problem is noted."""
-    given = [p for p in inspect.signature(function).parameters.values() if p.name != LIST]
-    signature = inspect.Signature(given)
-    try:
-        signature.bind(*call.args, **call.kwargs)
-    except TypeError as error:
-        shown = ", ".join(
-            str(p).split(":")[0].strip() for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY
-        )
-        options = ", ".join(n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY)
-        c.problems.append(
-            f"{place}: {call}: {error}; {call.function} takes ({shown})" + (f" and {options}" if options else "")
-        )
-        return False
-    return True

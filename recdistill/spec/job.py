@@ -11,6 +11,7 @@ from recdistill.spec.features import FeatureSpec
 from recdistill.spec.graph import METRIC_AT, GraphSpec, RankingSpec
 from recdistill.spec.idle import without_effect
 from recdistill.spec.members import PRIVILEGED, SERVING, WITHOUT, MemberSpec, ServingView
+from recdistill.spec.names import hidden_columns, like_controls
 from recdistill.spec.phases import LOG, FeedSpec, PhaseSpec
 from recdistill.spec.strict import Strict, nearest
 from recdistill.spec.terms import ParsedTerm, TermSyntaxError, names_in, parse_signal, parse_term
@@ -162,7 +163,8 @@ class Job(Strict):
     def problems_with(self, spec: FeatureSpec) -> list[str]:
         """What is wrong between the job and its feature spec, one sentence each."""
         graph = self.graph.problems_with(spec) if self.graph is not None else []
-        return [*_wrong_labels(self, spec), *_wrong_views(self, spec), *_wrong_shards(self, spec), *graph]
+        hidden = hidden_columns(spec, self.label[0], candidates=self.graph is not None)
+        return [*_wrong_labels(self, spec), *_wrong_views(self, spec), *_wrong_shards(self, spec), *graph, *hidden]
 
 
 def _repeated(job: Job) -> list[str]:
@@ -176,6 +178,8 @@ def _wrong_members(job: Job) -> list[str]:
     serving = [name for name, member in job.members.items() if member.serve]
     if len(serving) != 1:
         found.append(f"members: exactly one member serves, found {serving or 'none'}; set `serve: true` on the student")
+    else:
+        found += like_controls([*job.members], job.students)
     for name, member in job.members.items():
         if not WORD.match(name):
             found.append(f"members.{name}: a member's name is a word of letters, digits and _")
@@ -372,6 +376,8 @@ def _wrong_word(job: Job, spec: FeatureSpec, serves: bool, word: str) -> str | N
             f"a serving member may read serving columns only, but {word!r} is known after the event; remove it, or let "
             "another member serve"
         )
+    if word in job.label:
+        return f"{word!r} is the label, so no member reads it; take it out"
     if word in spec.post_event and word not in job.privileged:
         return f"{word!r} is not among the job's privileged columns; add it there"
     if word not in (SERVING, PRIVILEGED) and word.removeprefix(WITHOUT) not in spec.columns:

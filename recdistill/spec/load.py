@@ -13,10 +13,24 @@ from recdistill.errors import SpecError
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.frozen import described_by_runs, job_file, runs_of
 from recdistill.spec.job import Job
+from recdistill.spec.members import ORIGINS
 from recdistill.spec.strict import Strict, nearest
 
 Loaded = TypeVar("Loaded", FeatureSpec, Job)
 MODEST = 64  # in place of what is too large, so that it costs little to look on
+KINDS: dict[type, str] = {list: "a list", str: "a text"}
+MAKING = ("net", *ORIGINS)  # keys of a member that none of them lacks
+EXPECTED = {  # in place of the library's words, by how its kinds of errors begin
+    "model_type": "a mapping of keys",
+    "model_attributes": "a mapping of keys",
+    "dict_type": "a mapping of keys",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "string_type": "a text",
+    "int_": "a whole number",
+    "float_": "a number",
+    "bool_": "true or false",
+}
 INDEX = re.compile(r"-?[0-9]{1,9}\Z")
 Check = Callable[[Job, FeatureSpec], list[str]]
 
@@ -74,7 +88,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise SpecError(str(path), [f"is {error}"]) from None
     if not isinstance(content, dict):
-        raise SpecError(str(path), [f"holds {type(content).__name__} where a mapping of keys is expected"])
+        found = "is empty" if content is None else f"holds {KINDS.get(type(content), 'one value')}"
+        raise SpecError(str(path), [f"{found} where a mapping of keys is expected"])
     return content
 
 
@@ -121,10 +136,10 @@ def load_job(
     """
     raw = read_yaml(path)
     if variant is not None:
-        raw = assign(raw, _variant(raw, variant, str(path)), str(path))
+        raw = _overridden(raw, _variant(raw, variant, str(path)), str(path))
     if log is not None:
         raw["log"] = log
-    raw = assign(raw, dict(_assignment(text) for text in overrides), str(path))
+    raw = _overridden(raw, dict(_assignment(text) for text in overrides), str(path))
     return parse_job(raw, str(path), check=check)
 
 
@@ -202,6 +217,22 @@ def assign(raw: Mapping[str, Any], values: Mapping[str, Any], place: str) -> dic
     return result
 
 
+def _overridden(raw: Mapping[str, Any], values: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """A job with values at dotted paths replaced or added.
+
+    Raises:
+        SpecError: a path leads into a member that is neither in the job nor made by these values.
+    """
+    members = raw.get("members")
+    paths = [str(path).split(".") for path in values]
+    new = {path[1] for path in paths if path[0] == "members" and (len(path) == 2 or (path[2:] and path[2] in MAKING))}
+    known = [*map(str, members), *new] if isinstance(members, dict) else []
+    lost = [path for path in paths if known and path[0] == "members" and len(path) > 2 and path[1] not in known]
+    if lost:
+        raise SpecError(place, [f"{'.'.join(p)}: no member {p[1]!r}; {nearest(p[1], known)}" for p in lost])
+    return assign(raw, values, place)
+
+
 def _index(node: Any, key: str, path: str, place: str) -> int:
     if not isinstance(node, list) or not INDEX.match(key) or not -len(node) <= int(key) < len(node):
         size = f"a list of {len(node)}" if isinstance(node, list) else "no list"
@@ -256,7 +287,12 @@ def _message(error: Any) -> str:
         return "needs a `type`"
     if error["type"] in ("recdistill", "value_error"):
         return message
-    return f"{message[0].lower()}{message[1:]}, found {error['input']!r}"
+    found = "nothing" if error["input"] is None else repr(error["input"])
+    if error["type"] in ("too_short", "too_long"):
+        bound, length = ("least", "min_length") if error["type"] == "too_short" else ("most", "max_length")
+        return f"expected at {bound} {error['ctx'][length]} of them, found {error['ctx']['actual_length']}"
+    kind = next((kind for part, kind in EXPECTED.items() if error["type"].startswith(part)), None)
+    return f"{message[0].lower()}{message[1:]}, found {found}" if kind is None else f"expected {kind}, found {found}"
 
 
 def _mend(raw: Any, loc: tuple[int | str, ...], error: Any) -> None:

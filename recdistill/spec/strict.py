@@ -15,6 +15,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
 
 
+def nearest_of(words: Iterable[str], known: Iterable[str]) -> str:
+    """Several unknown words, each with the most similar known one; all of these at the end if a word resembles none."""
+    known = list(known)
+    hints = {word: nearest(word, known) for word in words}
+    close = {word: hint if hint.startswith("did you mean") else "" for word, hint in hints.items()}
+    named = ", ".join(f"{word!r} ({hint})" if hint else repr(word) for word, hint in close.items())
+    return named if all(close.values()) else f"{named}; known: {', '.join(known) or 'none'}"
+
+
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 

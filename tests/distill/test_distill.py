@@ -201,6 +201,15 @@ def test_assembling_puts_slices_averages_and_numbers_in_their_places() -> None:
         (["bce(y, y)"], "the first argument learns"),
         (["bce(student.logit, dwell)"], "'dwell' is neither"),
         (["bce(student.logit, y) * l2(student.logit, teacher.logit)"], "exactly one loss"),
+        (["bce(student.logit, y) * stp(1, 0, at=1)"], "unknown word 'stp' in"),
+        (["bce(student.logit, y) * stp(1, 0, at=1)"], "did you mean 'step'?"),
+        (["soft(student.logit, label)"], "soft(student.logit, label): y is a label, no logit; use bce"),
+        (["soft_list(student.logit, y)"], "soft_list(student.logit, y): y is a label, no logit; use bce"),
+        (
+            ["bce(student.logit, y)", "soft(student.logit, gate(student.logit, teacher.logit, by=student.embed))"],
+            "gate(student.logit, teacher.logit, by=student.embed): no term teaches it; add one in which it stands "
+            "first, such as bce(gate(student.logit, teacher.logit, by=student.embed), label)",
+        ),
         (["2 * 3"], "exactly one loss, found none"),
         (["bce(student.logit, y) * ramp(0, 1)"], "missing a required argument: 'over'"),
         (["bce(student.logit, y) * step(0, 1, at=-5)"], "at must not be negative"),

@@ -9,13 +9,13 @@ import pytest
 from recdistill import api
 from recdistill.api import Member, Phase, Update, job, label, privileged, serving, tables, to_yaml, trunk
 from recdistill.distill.combine import SIGNALS
-from recdistill.distill.ranked import MARKS
 from recdistill.distill.schedule import SCHEDULES
 from recdistill.distill.selector import SELECTORS
 from recdistill.errors import SpecError
 from recdistill.losses.catalog import LOSSES
 from recdistill.nets.catalog import NETS
 from recdistill.spec.load import read_yaml
+from recdistill.spec.names import MARKS
 from tests.conftest import ROOT
 
 PAGE = ROOT / "recdistill" / "python.md"

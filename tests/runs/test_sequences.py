@@ -77,6 +77,25 @@ def test_another_log_is_scored_and_evaluated_as_training_did(folder: Path, tmp_p
     )
 
 
+def test_a_later_log_is_alone_and_must_hold_what_its_pasts_are_made_of(folder: Path, tmp_path: Path) -> None:
+    frame, run = pl.read_parquet(folder / "log.parquet"), folder / "run"
+    later = frame.tail(100)
+    lists = {"seen": pl.Series([[]] * 100, dtype=pl.List(pl.Int64)), "seen/times": pl.lit(None, pl.List(pl.Int64))}
+    alone = later.filter(pl.col("user").is_unique())  # in this log nobody has a past
+    empty = later.with_columns(**lists).filter(pl.col("user").is_unique())
+    found = []
+    for name, log in {"alone": alone, "empty": empty.drop("buy"), "all": frame}.items():
+        log.write_parquet(tmp_path / f"{name}.parquet")
+        score_run(run, str(tmp_path / f"{name}.parquet"), tmp_path / f"{name}_scores.parquet")
+        found.append(scores(tmp_path / f"{name}_scores.parquet"))
+    assert found[0].equals(found[1]) and len(found[0]) > 5
+    together = found[0].join(found[2], on="row_id")
+    assert np.abs(together["logit"] - together["logit_right"]).max() > 1e-4
+    later.drop("buy").write_parquet(tmp_path / "unknown.parquet")
+    with pytest.raises(LogError, match="needs columns that neither the log nor a joined table has: 'buy'"):
+        score_run(run, str(tmp_path / "unknown.parquet"), tmp_path / "none.parquet")
+
+
 def test_training_goes_on_from_every_table_of_another_run(folder: Path, tmp_path: Path) -> None:
     """At a vanishing learning rate the warm student is the one that it began from."""
     still = job(folder, warm_start={"run": str(folder / "run"), "member": "student"})

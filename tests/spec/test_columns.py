@@ -45,7 +45,7 @@ def test_weights_are_read_besides_the_list():
 
 
 WRONG = {
-    "cross of one": ({"type": "cross", "of": ["a"], "hash": 9}, "serving.x.of: list should have at least 2 items"),
+    "cross of one": ({"type": "cross", "of": ["a"], "hash": 9}, "serving.x.of: expected at least 2 of them, found 1"),
     "cross without hash": ({"type": "cross", "of": ["a", "b"]}, "serving.x.hash: is required"),
     "cross of the same": (
         {"type": "cross", "of": ["a", "b", "a"], "hash": 9},
@@ -72,7 +72,7 @@ WRONG = {
         {"type": "numeric", "edges": [0], "log": True},
         "serving.x: edges cut the raw values, so clip, log and scale have no effect; remove them",
     ),
-    "no edges": ({"type": "numeric", "edges": []}, "serving.x.edges: list should have at least 1 item"),
+    "no edges": ({"type": "numeric", "edges": []}, "serving.x.edges: expected at least 1 of them, found 0"),
     "falling edges": (
         {"type": "numeric", "edges": [0, 2, 1]},
         "serving.x: edges must be finite and rise strictly, found [0.0, 2.0, 1.0]; sort them, each one once",

@@ -128,6 +128,17 @@ WRONG = {
         {"label": ["buy", "click"], "members__student__labels": ["click", "buy"]},
         ["members.student.labels: a serving member predicts 'buy', the main label, first"],
     ),
+    "member like a control": (
+        {"members__shuffled": {"net": "lr"}, "members__plain": {"net": "lr"}},
+        [
+            "members.shuffled: is the name of a control in reports; choose another one",
+            "members.plain: is the name of a control in reports; choose another one",
+        ],
+    ),
+    "member like the control of another": (
+        {"members__plain_teacher": {"net": "lr"}, "members__teacher__compare": True},
+        ["members.plain_teacher: is the name of a control in reports; choose another one"],
+    ),
     "label twice": ({"label": ["buy", "buy"]}, ["label: ['buy', 'buy'] names something twice"]),
     "privileged twice": ({"privileged": ["click", "click"]}, ["privileged: ['click', 'click'] names something twice"]),
     "control twice": ({"controls": ["plain", "plain"]}, ["controls: ['plain', 'plain'] names something twice"]),
@@ -192,6 +203,10 @@ WRONG_WITH_SPEC = {
         {"members__teacher__view": ["serving", "dwell_band"]},
         ["members.teacher.view: 'dwell_band' is not among the job's privileged columns; add it there"],
     ),
+    "teacher with the label": (
+        {"members__teacher__view": ["serving", "buy"]},
+        ["members.teacher.view: 'buy' is the label, so no member reads it; take it out"],
+    ),
     "view of nothing": (
         {"members__teacher__view": ["serving", "prize"]},
         ["members.teacher.view: no column 'prize'; did you mean 'price'?"],
@@ -220,6 +235,24 @@ def test_a_privileged_column_that_reads_the_labels_raw_column_is_refused():
     twin = spec(post_event__bought={"type": "categorical", "column": "buy"})
     assert job(privileged=["bought", "dwell_ms"]).problems_with(twin) == [
         "privileged: 'bought' reads the raw column of the label 'buy'; a teacher must not read it"
+    ]
+
+
+GRAPH = {"user": "user", "item": "item"}
+
+
+def test_a_binary_column_that_terms_could_not_name_is_refused():
+    marked = spec(post_event__taken="binary", post_event__popularity={"type": "numeric"})
+    assert job().problems_with(marked) == []
+    assert job(graph=GRAPH).problems_with(marked) == [
+        "post_event.taken: in terms this word is what is known of candidates, so that they could not name the column; "
+        "call yours something else and add `column: taken`"
+    ]
+    labelled = spec(post_event__label={"type": "binary", "column": "seen"})
+    assert job(label="label").problems_with(labelled) == []
+    assert job().problems_with(labelled) == [
+        "post_event.label: in terms this word is the main label, here 'buy', so that they could not name the column; "
+        "call yours something else and add `column: seen`"
     ]
 
 

@@ -92,9 +92,10 @@ BROKEN = {
     "two documents": ("a: 1\n---\na: 2", "expected a single document"),
     "unknown alias": ("a: *x", "undefined alias"),
     "tab": ("\ta: 1", "is not valid YAML"),
-    "nothing": ("", "holds NoneType where a mapping of keys is expected"),
-    "a list": ("- a", "holds list where"),
-    "a text": ("abc", "holds str where"),
+    "nothing": ("", "is empty where a mapping of keys is expected"),
+    "a list": ("- a", "holds a list where"),
+    "a text": ("abc", "holds a text where"),
+    "a number": ("3", "holds one value where"),
     "deep nesting": ("a: " + "[" * 1500, "is not valid YAML"),
 }
 
@@ -150,17 +151,17 @@ PLACES = {
         "serving.user: unknown type '3'; known: categorical, id,",
     ),
     "no type": ({"serving__user": {"min_count": 3}}, "serving.user: needs a `type`"),
-    "no column": ({"serving__user": None}, "serving.user: input should be a valid dictionary"),
+    "no column": ({"serving__user": None}, "serving.user: expected a mapping of keys, found nothing"),
     "wrong type of value": (
         {"serving__user": {"type": "id", "min_count": "many"}},
-        "serving.user.min_count: input should be a valid integer, unable to parse string as an integer, found 'many'",
+        "serving.user.min_count: expected a whole number, found 'many'",
     ),
     "too small": (
         {"serving__user": {"type": "id", "min_count": 0}},
         "serving.user.min_count: input should be greater than",
     ),
     "half a clip": ({"serving__price__clip": [1]}, "serving.price.clip.1: is required"),
-    "key that is a number": ({"serving": {1: "id", "a": "id"}}, "serving.1: input should be a valid string, found 1"),
+    "key that is a number": ({"serving": {1: "id", "a": "id"}}, "serving.1: expected a text, found 1"),
     "no bound": ({"split": {"column": "d", "train": [1, 2], "valid": [3, 3]}}, "split.test: is required"),
     "half a bound": (
         {"split": {"column": "d", "train": [1], "valid": [3, 3], "test": [4, 5]}},
@@ -176,7 +177,7 @@ PLACES = {
         "split: train: [2, 1] is empty; give the earlier bound first",
     ),
     "unknown split": ({"split": {"rows": 1}}, "split: a split names `column`, `time` or `hash`"),
-    "list instead of mapping": ({"serving": ["user"]}, "serving: input should be a valid dictionary, found ['user']"),
+    "list instead of mapping": ({"serving": ["user"]}, "serving: expected a mapping of keys, found ['user']"),
 }
 
 
@@ -205,7 +206,18 @@ JOB_PLACES = {
         {"controls": {"none": "there is nothing", "plain": 1}},
         "controls.plain: unknown key; known: none",
     ),
-    "spec that is no path": ({"spec": 3}, "spec: input should be a valid string, found 3"),
+    "spec that is no path": ({"spec": 3}, "spec: expected a text, found 3"),
+    "member that is no mapping": ({"members__student": 3}, "members.student: expected a mapping of keys, found 3"),
+    "members that are a list": ({"members": ["a"]}, "members: expected a mapping of keys, found ['a']"),
+    "no members": ({"members": {}}, "members: expected at least 1 of them, found 0"),
+    "no phases": ({"phases": []}, "phases: expected at least 1 of them, found 0"),
+    "two nets": (
+        {"members__student__net": {"mlp": [1], "deepfm": {}}},
+        "members.student.net: expected at most 1 of them, found 2",
+    ),
+    "number": ({"members__student__dropout": "much"}, "members.student.dropout: expected a number, found 'much'"),
+    "flag": ({"train__refit": "perhaps"}, "train.refit: expected true or false, found 'perhaps'"),
+    "list": ({"privileged": 3}, "privileged: expected a list, found 3"),
 }
 
 
@@ -376,8 +388,9 @@ BAD_OVERRIDES = {
     "other digits": ("phases.².epochs=1", "phases.²: '²' does not point into a list of 2"),
     "two signs": ("phases.--1.epochs=1", "phases.--1: '--1' does not point into a list of 2"),
     "long index": (f"phases.{'9' * 5000}.epochs=1", "does not point into a list of 2"),
+    "unknown member": ("members.studnt.dim=8", "members.studnt.dim: no member 'studnt'; did you mean 'student'?"),
     "unknown key": ("train.bach=3", "train.bach: unknown key; did you mean 'batch'?"),
-    "wrong value": ("seeds=none", "seeds: input should be a valid integer"),
+    "wrong value": ("seeds=none", "seeds: expected a whole number, found 'none'"),
 }
 
 
@@ -386,6 +399,11 @@ def test_an_override_that_points_nowhere_or_says_nothing_is_refused(folder, over
     with pytest.raises(SpecError) as caught:
         set_(folder, override)
     assert message in str(caught.value)
+
+
+def test_overrides_may_make_a_member(folder):
+    made = set_(folder, "members.other.dim=8", "members.other.net={mlp: [4]}", "members.third={net: {mlp: [4]}}")
+    assert made.members["other"].dim == 8 and made.members["third"].net == {"mlp": [4]}
 
 
 def test_assigning_leaves_the_original_as_it_is():
