@@ -21,6 +21,7 @@ from recdistill.evaluation.report.html import render
 from recdistill.evaluation.report.measures import OfLists
 from recdistill.publish import write_text
 from recdistill.runs.console import Reporter
+from recdistill.runs.counts import check_labels, labels_of, words
 from recdistill.runs.doubts import budget_warnings, column_warnings, exchange_warnings
 from recdistill.runs.export import export_student
 from recdistill.runs.folder import (
@@ -135,7 +136,11 @@ def run_job(
                 in_turn(lambda: encoded(spec, log, job, ("train",), reporter)),
                 in_turn(lambda: encoded(spec, log, job, fit_on, reporter)),
             )
+            counts = labels_of(data.final.log, plans[0][1])
+            check_labels(counts, plans[0][1])
             if rank() == 0:
+                for line in words(counts):
+                    reporter.say(line)
                 _prepare(folder, job, plans[0][1], spec, data)
             barrier()
             since = time.time()
