@@ -303,6 +303,7 @@ def test_several_labels_are_trained_scored_and_served_together(job: Path, comman
 
     terms = ["bce(student.logit, purchase)", "bce(student.logit.click, click)", "bce(teacher.logit, purchase)"]
     both = ["--set", "label=[purchase,click]", "--set", f"phases.0.terms={terms}"]
+    both += ["--set", "members.teacher.labels=purchase"]
     status, _, err = command("run", job, "--out", tmp_path / "a", *both)
     assert status == 0, err
     scores = pl.read_parquet(tmp_path / "a" / "seed_0" / "scores" / "student.test.parquet")
