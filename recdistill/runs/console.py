@@ -109,8 +109,11 @@ def conclusions(report: Mapping[str, Any]) -> list[str]:
         )
     gap = report["recovered_gap"]
     if gap is not None and gap["value"] is not None:
-        between = "" if None in gap["ci"] else f" [{gap['ci'][0]:.0%}, {gap['ci'][1]:.0%}]"
-        lines.append(f"recovered gap: {gap['value']:.0%}{between} of the teacher's lead over the plain student")
+        if None in gap["ci"]:
+            lines.append("recovered gap: n/a, the teacher's lead over the plain student is itself uncertain")
+        else:
+            share, low, high = (whole_percent(each) for each in (gap["value"], *gap["ci"]))
+            lines.append(f"recovered gap: {share} [{low}, {high}] of the teacher's lead over the plain student")
     student = report["members"][report["student"]]["test"][report["metric"]]["mean"]
     for name, entry in report["references"].items():
         theirs = entry["test"]["auc"]
@@ -123,6 +126,11 @@ def conclusions(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"further student {name}: {differences}; {found['verdict']}")
     lines += [f"warning ({w['cause']}): {w['message']}" for w in report["warnings"]]
     return lines
+
+
+def whole_percent(share: float) -> str:
+    """A share as a whole percentage, which is never ``-0%``."""
+    return f"{round(100 * share)}%"
 
 
 def _difference(comparison: Mapping[str, Any]) -> str:

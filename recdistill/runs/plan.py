@@ -6,7 +6,7 @@ from rich.table import Table
 from recdistill.distill.compile import Plan, compile_job
 from recdistill.distill.layout import Layout, lay_out
 from recdistill.distill.member import RECORDED, Member, Phase, Same
-from recdistill.evaluation.report.wording import counted, rows_of
+from recdistill.evaluation.report.wording import counted, options_of, rows_of
 from recdistill.runs.console import Reporter
 from recdistill.runs.counts import check_labels, labels_of, words
 from recdistill.runs.execute import Request
@@ -112,7 +112,7 @@ def _member(member: Member, layout: Layout) -> tuple[str, ...]:
     shares += [f"{theirs} of {owner}" for owner, theirs in member.share.borrowed.values()]
     name = f"{member.name} (serves)" if member.serve else member.name
     width = str(layout.members[member.name].inputs.width)
-    net = " ".join([member.net.name, *(f"{name}={value}" for name, value in member.net.options.items())])
+    net = f"{member.net.name} {options_of(member.net.options)}".rstrip()
     net = "" if member.same or member.follows or member.net.name == RECORDED else net
     columns = (", ".join(member.serving), ", ".join(member.privileged), ", ".join(map(str, member.signals)))
     return (name, origin_of(member), net, *columns, width, ", ".join(shares))

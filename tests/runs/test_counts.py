@@ -10,6 +10,7 @@ import pytest
 
 from recdistill.data.counts import Count
 from recdistill.errors import LogError
+from recdistill.evaluation.report.wording import rows_of
 from recdistill.runs import execute as execute_module
 from recdistill.runs.console import conclusions, result_table
 from recdistill.runs.counts import check_labels, labels_of
@@ -62,10 +63,12 @@ def test_run_and_plan_say_how_many_rows_are_labelled(
     job: Path, small: Small, command: Command, trained: list[Any]
 ) -> None:
     frame = pl.read_parquet(small.log)
-    for _, rows in PARTS.items():
+    said = " ".join(command("plan", job)[1].split())
+    assert rows_of(small.encoded.rows) in said and "mlp layers=16·8" in said and "{" not in said
+    for rows in PARTS.values():
         label = frame.filter(rows)["purchase"]
         expected = Count(len(label), label.count(), int(label.sum() or 0))
-        assert str(expected) in " ".join(command("plan", job)[1].split())
+        assert str(expected) in said
     assert str(Count(1200, 300, 75)) == "300 of 1,200 labelled, 25.00% of them 1"
     assert str(Count(5, 0, 0)) == "0 of 5 labelled" and trained == []
 
@@ -107,3 +110,16 @@ def test_a_report_without_numbers_is_shown_as_such() -> None:
     found = conclusions(report)
     assert found[0].startswith("student - plain: n/a [n/a, n/a], p = n/a")
     assert found[1] == "distance to old: n/a AUC"
+
+
+def test_a_recovered_gap_is_told_only_of_a_lead_that_is_one() -> None:
+    entry = {"test": {"auc": {"mean": 0.7}}}
+    report: dict[str, Any] = {
+        "student": "student", "metric": "auc", "members": {"student": entry}, "references": {}, "warnings": [],
+        "comparisons": [], "verdict": "no evidence",
+    }  # fmt: skip
+    gap = {"value": 0.6, "ci": [None, None]}
+    uncertain = conclusions({**report, "recovered_gap": gap})[0]
+    assert uncertain == "recovered gap: n/a, the teacher's lead over the plain student is itself uncertain"
+    found = conclusions({**report, "recovered_gap": {"value": -0.001, "ci": [-0.004, 0.126]}})[0]
+    assert found == "recovered gap: 0% [0%, 13%] of the teacher's lead over the plain student"

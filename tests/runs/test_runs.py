@@ -295,7 +295,7 @@ def test_verify_compare_report_methods_and_encode_answer(
     assert "1 of 62 rows have a job" in command("methods", "--jobs", tmp_path / "jobs")[1]
     assert "pending" in command("methods", "U1", "--jobs", tmp_path / "jobs")[1]
     status, out, _ = command("encode", "feature_specs/marketplace.yaml", small.log, tmp_path / "encoded")
-    assert status == 0 and "train" in out
+    assert status == 0 and "train 4," in out and "embedding tables: " in out and "{" not in out
 
 
 def test_several_labels_are_trained_scored_and_served_together(job: Path, command: Command, tmp_path: Path) -> None:

@@ -43,6 +43,18 @@ def rows_of(splits: Mapping[str, int]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {rows:,}" for name, rows in splits.items() if rows) + " rows"
 
 
+def options_of(options: object) -> str:
+    """The options of a net.
+
+    Example:
+        >>> options_of({"layers": [64, 32], "norm": "batch"}), options_of([64, 32])
+        ('layers=64·32 norm=batch', '64·32')
+    """
+    if isinstance(options, Mapping):
+        return " ".join(f"{name}={options_of(value)}" for name, value in options.items())
+    return "·".join(map(str, options)) if isinstance(options, list | tuple) else str(options)
+
+
 def percent(value: object, digits: int = 0) -> str:
     """A share as a percentage."""
     text = num(value * 100 if isinstance(value, int | float) else None, digits)
