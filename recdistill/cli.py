@@ -119,6 +119,7 @@ def encode(
 ) -> None:
     """Encode a log by its spec; skipped when nothing has changed."""
     from recdistill.data.encode import encode as encode_log
+    from recdistill.evaluation.report.wording import rows_of
     from recdistill.runs.console import Reporter
     from recdistill.spec.load import load_feature_spec
 
@@ -127,7 +128,9 @@ def encode(
     reporter = Reporter(err)
     with reporter.progress, reporter.rows("encoding") as done:
         encoded = encode_log(load_feature_spec(spec), log, target, extends=extends, progress=done)
-    out.print(f"{target}: {encoded.rows}, tables {encoded.fitted.tables}", highlight=False)
+    tables = ", ".join(f"{name} {rows:,}" for name, rows in encoded.fitted.tables.items())
+    out.print(f"{target}: {rows_of(encoded.rows)}", highlight=False)
+    out.print(f"embedding tables: {tables} rows" if tables else "embedding tables: none", highlight=False)
 
 
 @app.command()
@@ -149,6 +152,7 @@ def score(
     items: Annotated[str | None, typer.Option(help="With --top: a file of other items, new ones for example.")] = None,
 ) -> None:
     """Write a member's scores of every row of a log, or the best items of every user."""
+    from recdistill.evaluation.report.wording import counted
     from recdistill.runs.rescore import score_artefact, score_run
     from recdistill.spec.load import load_feature_spec
 
@@ -166,7 +170,7 @@ def score(
         refuse({**of_runs, "--spec": spec}, "lists come from the artefact alone; leave it out, or leave out --top")
         folder = source if is_artefact else source / "student"
         users = write_top(folder, log, target, top, known=known, items=items)
-        out.print(f"{target}: {users} users", highlight=False)
+        out.print(f"{target}: {counted(users, 'user')}", highlight=False)
         return
     if is_artefact:
         from recdistill.runs.rescore import plain_spec
@@ -175,7 +179,7 @@ def score(
         rows = score_artefact(source, log, target, found)
     else:
         rows = score_run(source, log, target, member, out_of_fold=out_of_fold)
-    out.print(f"{target}: {rows} rows", highlight=False)
+    out.print(f"{target}: {counted(rows, 'row')}", highlight=False)
 
 
 @app.command()
@@ -185,6 +189,7 @@ def evaluate(
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this file.")] = None,
 ) -> None:
     """Score another log with every member and with the artefact, and show their metrics."""
+    from recdistill.evaluation.report.wording import counted
     from recdistill.runs.console import result_table
     from recdistill.runs.folder import write_json
     from recdistill.runs.rescore import evaluate_run
@@ -193,7 +198,7 @@ def evaluate(
     shown: dict[str, Any] = {**found, "controls": {}, "references": {}}
     if "artefact" in found:
         shown["members"] = {**found["members"], "artefact": found["artefact"]}
-    out.print(result_table(shown, title=f"{log}: {found['rows']} rows"))
+    out.print(result_table(shown, title=f"{log}: {counted(found['rows'], 'row')}"))
     if json_out is not None:
         write_json(json_out, found)
 

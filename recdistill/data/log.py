@@ -101,7 +101,8 @@ def open_log(
         optional: raw columns that are kept where the log has them.
 
     Raises:
-        LogError: columns are missing or ambiguous, or a side table has several rows for a key.
+        LogError: columns are missing, ambiguous or of a type that does not suit their role, or a side table has several
+            rows for a key.
     """
     where = where or {}
     frame = _with_events(scan(path), spec, path)
@@ -124,6 +125,7 @@ def open_log(
     schema = frame.collect_schema()
     for key in spec.row_id:
         _check_hashable(schema[key], f"row_id {key!r}")
+    _check_roles(schema, spec)
     if built:
         frame = past.with_pasts(frame, built, str(spec.time), "__row__", _among)
     frame = frame.with_columns(_row_id(spec.row_id).alias(ROW_ID))
@@ -171,6 +173,21 @@ def allowed(value: Any, dtype: pl.DataType, name: str) -> list[Any]:
 def _check_hashable(dtype: pl.DataType, place: str) -> None:
     if not hashable(dtype):
         raise LogError(f"{place}: expected integers, floats, texts or times, found {dtype}; cast the column in the log")
+
+
+def _check_roles(schema: pl.Schema, spec: FeatureSpec) -> None:
+    """Refuse scenarios and groups that hold no single values, and groups of fractions, in which rows are mostly alone.
+
+    Raises:
+        LogError: one of the two columns does.
+    """
+    for role, name in (("scenario", spec.scenario), ("group", spec.group)):
+        if name is None:
+            continue
+        dtype = schema[name]
+        if dtype.is_nested() or dtype in (pl.Binary, pl.Object) or (role == "group" and dtype.is_float()):
+            expected = "integers, texts or times" if role == "group" else "integers, floats, texts or times"
+            raise LogError(f"{role} {name!r}: expected {expected}, found {dtype}; cast the column in the log")
 
 
 def _side_table(table: str, join: Join, needed: Iterable[str], origin: Mapping[str, str]) -> pl.LazyFrame:

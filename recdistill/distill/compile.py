@@ -10,6 +10,7 @@ from recdistill.distill.member import RECORDED, Member, Part, Phase, Same, Updat
 from recdistill.distill.rehearse import rehearse
 from recdistill.distill.schedule import Schedule
 from recdistill.distill.signal import Signal
+from recdistill.distill.taught import untaught
 from recdistill.distill.term import Term
 from recdistill.distill.words import Compiler, edit, rates, signal, term
 from recdistill.edits.towers import Edit
@@ -92,8 +93,12 @@ def compile_job(job: Job, spec: FeatureSpec) -> Plan:
 
 
 def problems_of(job: Job, spec: FeatureSpec) -> list[str]:
-    """What is wrong with a job's nets and terms, one sentence each."""
-    return examine(job, spec)[1]
+    """What is wrong with a job's nets and terms, one sentence each.
+
+    That every label is taught is asked of the job as it is written: its controls lack the terms of other members.
+    """
+    plan, problems = examine(job, spec)
+    return problems if plan is None else untaught(plan.members, plan.phases, job.label)
 
 
 def examine(job: Job, spec: FeatureSpec) -> tuple[Plan | None, list[str]]:

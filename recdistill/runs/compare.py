@@ -11,6 +11,7 @@ from recdistill.evaluation.report.measures import Answers, measure_of
 from recdistill.evaluation.report.wording import metric_title
 from recdistill.evaluation.significance import holm_adjusted
 from recdistill.runs.choice import table_of
+from recdistill.runs.console import whole_percent
 from recdistill.runs.folder import RunFolder
 from recdistill.spec.controls import MAIN
 from recdistill.spec.load import read_yaml
@@ -57,13 +58,14 @@ def _leaderboard(reports: dict[Path, dict[str, Any]], metric: str) -> Table:
         test = _test(report)
         low, high = test[f"{metric}_ci"]
         over = next((c["delta"] for c in report["comparisons"] if c["b"] == "plain"), None)
-        gap = (report["recovered_gap"] or {}).get("value")
+        gap = report["recovered_gap"]
+        known = gap is not None and gap["value"] is not None and None not in gap["ci"]
         table.add_row(
             str(path),
             f"{test[metric]['mean']:.4f} [{low:.4f}, {high:.4f}]",
             *(f"{test[name]['mean']:.4f}" for _, name in further),
             "n/a" if over is None else f"{over:+.4f}",
-            "n/a" if gap is None else f"{gap:.0%}",
+            whole_percent(gap["value"]) if known else "n/a",
             f"{report['artefact']['parameters']:,}",
             report["verdict"],
         )

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from recdistill.evaluation.report.wording import metric_title
+from recdistill.evaluation.report.wording import counted, metric_title
 from recdistill.spec.graph import METRIC_AT
 from recdistill.training.runlog import Event
 
@@ -79,7 +79,7 @@ class Reporter:
 
 def result_table(report: Mapping[str, Any], title: str = "test split") -> Table:
     """Members, controls and references on the test split."""
-    table = Table(title=f"{title}, mean over {len(report['seeds'])} seeds", title_justify="left")
+    table = Table(title=f"{title}, mean over {counted(len(report['seeds']), 'seed')}", title_justify="left")
     table.add_column("system")
     main = report.get("metric") or "auc"
     table.add_column(f"{metric_title(main)} [95 % interval]", justify="right")
@@ -104,24 +104,40 @@ def conclusions(report: Mapping[str, Any]) -> list[str]:
     lines = []
     for c in report["comparisons"]:
         lines.append(
-            f"{c['a']} - {c['b']}: {c['delta']:+.4f} [{c['ci'][0]:+.4f}, {c['ci'][1]:+.4f}], p = {c['p_adjusted']:.2g} "
+            f"{c['a']} - {c['b']}: {_difference(c)}, p = {_number(c['p_adjusted'], '.2g')} "
             f"(Holm; smallest effect this test would see: {_number(c['minimum_detectable_effect'])})"
         )
     gap = report["recovered_gap"]
     if gap is not None and gap["value"] is not None:
-        between = "" if None in gap["ci"] else f" [{gap['ci'][0]:.0%}, {gap['ci'][1]:.0%}]"
-        lines.append(f"recovered gap: {gap['value']:.0%}{between} of the teacher's lead over the plain student")
+        if None in gap["ci"]:
+            lines.append("recovered gap: n/a, the teacher's lead over the plain student is itself uncertain")
+        else:
+            share, low, high = (whole_percent(each) for each in (gap["value"], *gap["ci"]))
+            lines.append(f"recovered gap: {share} [{low}, {high}] of the teacher's lead over the plain student")
     student = report["members"][report["student"]]["test"][report["metric"]]["mean"]
     for name, entry in report["references"].items():
-        lines.append(f"distance to {name}: {student - entry['test']['auc']:+.4f} AUC")
+        theirs = entry["test"]["auc"]
+        away = None if None in (student, theirs) else student - theirs
+        lines.append(f"distance to {name}: {_number(away, '+.4f')} AUC")
     lines.append(f"verdict: {report['verdict']}")
     for name, found in (report.get("students") or {}).items():
         over = [c for c in found["comparisons"] if c["a"] == name]
-        differences = ", ".join(f"{c['delta']:+.4f} [{c['ci'][0]:+.4f}, {c['ci'][1]:+.4f}] to {c['b']}" for c in over)
+        differences = ", ".join(f"{_difference(c)} to {c['b']}" for c in over)
         lines.append(f"further student {name}: {differences}; {found['verdict']}")
     lines += [f"warning ({w['cause']}): {w['message']}" for w in report["warnings"]]
     return lines
 
 
-def _number(value: float | None) -> str:
-    return "n/a" if value is None or math.isnan(value) else f"{value:.4f}"
+def whole_percent(share: float) -> str:
+    """A share as a whole percentage, which is never ``-0%``."""
+    return f"{round(100 * share)}%"
+
+
+def _difference(comparison: Mapping[str, Any]) -> str:
+    """A difference and its interval."""
+    low, high = (_number(end, "+.4f") for end in comparison["ci"])
+    return f"{_number(comparison['delta'], '+.4f')} [{low}, {high}]"
+
+
+def _number(value: float | None, form: str = ".4f") -> str:
+    return "n/a" if value is None or math.isnan(value) else f"{value:{form}}"

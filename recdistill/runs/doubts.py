@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recdistill.data.encoded import EncodedLog
+from recdistill.distill.compile import Plan
 from recdistill.evaluation.leaks import too_good
+from recdistill.evaluation.report.wording import counted
 from recdistill.spec.job import Job
 
+ENOUGH_STEPS = 100  # with fewer, a net is hardly more than what was drawn
 STALE = 0.25  # the share of visits without news from which on somebody is not just a little slower
 
 
@@ -39,6 +42,31 @@ def budget_warnings(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dic
                 {"cause": "still_improving", "message": f"{what}, or the comparison is of unfinished trainings"}
             )
     return made
+
+
+def steps_taken(plan: Plan, steps: Sequence[int]) -> int | None:
+    """The steps that led to the student's parameters; None if it began with those of another member or run.
+
+    Args:
+        plan: members and phases.
+        steps: of each phase, up to the parameters that it has kept.
+    """
+    student = plan.student
+    name = student.follows or student.same or student.name
+    begun = {to for phase in plan.phases for to, _ in phase.carry}
+    moved = [(phase, taken) for phase, taken in zip(plan.phases, steps, strict=True) if name in phase.trained]
+    if not moved or name in begun or any(m.warm_start is not None for m in plan.members if m.name == name):
+        return None
+    return sum(taken // min(u.every for u in phase.updates if name in u.trained) for phase, taken in moved)
+
+
+def training_warnings(plan: Plan, steps: Sequence[int]) -> list[dict[str, str]]:
+    """A warning about a student that has hardly been trained."""
+    taken = steps_taken(plan, steps)
+    if taken is None or taken >= ENOUGH_STEPS:
+        return []
+    what = f"{plan.student.name} has taken {counted(taken, 'step')} to its parameters, which says little about a method"
+    return [{"cause": "hardly_trained", "message": f"{what}; take a smaller train.batch or more epochs"}]
 
 
 def exchange_warnings(fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:

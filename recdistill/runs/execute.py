@@ -21,7 +21,8 @@ from recdistill.evaluation.report.html import render
 from recdistill.evaluation.report.measures import OfLists
 from recdistill.publish import write_text
 from recdistill.runs.console import Reporter
-from recdistill.runs.doubts import budget_warnings, column_warnings, exchange_warnings
+from recdistill.runs.counts import check_labels, labels_of, words
+from recdistill.runs.doubts import budget_warnings, column_warnings, exchange_warnings, training_warnings
 from recdistill.runs.export import export_student
 from recdistill.runs.folder import (
     RunFolder,
@@ -134,7 +135,11 @@ def run_job(
                 in_turn(lambda: encoded(spec, log, job, ("train",), reporter)),
                 in_turn(lambda: encoded(spec, log, job, job.train.fitted_on, reporter)),
             )
+            counts = labels_of(data.final.log, plans[0][1])
+            check_labels(counts, plans[0][1])
             if rank() == 0:
+                for line in words(counts):
+                    reporter.say(line)
                 _prepare(folder, job, plans[0][1], spec, data)
             barrier()
             since = time.time()
@@ -162,7 +167,8 @@ def _conclude(
     artefact = export_student(folder, job, plans[0][1], data.final.log, log, best_seed(results))
     fits = {arm.name: [folder.summary(arm.name, seed) for seed in seeds] for arm, _ in plans}
     stopping = {arm.name: fits[arm.name] for arm, plan in plans if plan.phases[-1].stop.keep == "best"}
-    doubts = [*budget_warnings(stopping), *exchange_warnings(fits)]
+    kept = fits[MAIN][seeds.index(artefact["seed"])]["steps"]
+    doubts = [*training_warnings(plans[0][1], kept), *budget_warnings(stopping), *exchange_warnings(fits)]
     results = replace(results, warnings=[*results.warnings, *doubts])
     timings = {name: [summary["seconds"] for summary in found] for name, found in fits.items()}
     predicted = [job.label[k] for k in plans[0][1].student.labels]

@@ -6,7 +6,9 @@ from rich.table import Table
 from recdistill.distill.compile import Plan, compile_job
 from recdistill.distill.layout import Layout, lay_out
 from recdistill.distill.member import RECORDED, Member, Phase, Same
+from recdistill.evaluation.report.wording import counted, options_of, rows_of
 from recdistill.runs.console import Reporter
+from recdistill.runs.counts import check_labels, labels_of, words
 from recdistill.runs.execute import Request
 from recdistill.runs.labels import check_scores
 from recdistill.runs.logs import encoded, raw_log
@@ -38,7 +40,11 @@ def show(request: Request, console: Console) -> None:
     if plan.ranking is None:
         references(data, plan.columns[0])
     layout = lay_out(plan.members, spec, data.fitted.tables)
-    console.print(f"log: {log}  rows {data.rows}", highlight=False)
+    counts = labels_of(data, plan)
+    console.print(f"log: {log}  {rows_of(data.rows)}", highlight=False)
+    for line in words(counts):
+        console.print(line, highlight=False)
+    check_labels(counts, plan)
     console.print(_members(plan, layout))
     console.print(tables_of(plan, layout, job.train.tables))
     for arm in derived:
@@ -51,14 +57,15 @@ def show(request: Request, console: Console) -> None:
                 console.print(line, highlight=False, markup=False)
     trainings = len(derived) * job.seeds * (2 if job.train.refit else 1)
     console.print(
-        f"\n{trainings} trainings: {len(derived)} jobs x {job.seeds} seeds"
+        f"\n{counted(trainings, 'training')}: {counted(len(derived), 'job')} x {counted(job.seeds, 'seed')}"
         + (", each refitted" if job.train.refit else "")
     )
 
 
 def _phase(index: int, phase: Phase) -> list[str]:
     """A phase in words: its length, what precedes it, and each update with its terms."""
-    lines = [f"  phase {index}: " + (f"{phase.epochs} epochs" if phase.epochs else f"{phase.steps} steps")]
+    length = counted(phase.epochs, "epoch") if phase.epochs else counted(phase.steps or 0, "step")
+    lines = [f"  phase {index}: {length}"]
     if phase.restart:
         lines[0] += f", {', '.join(phase.restart)} anew"
     lines += [f"    {to} begins with the parameters of {of}" for to, of in phase.carry]
@@ -105,7 +112,7 @@ def _member(member: Member, layout: Layout) -> tuple[str, ...]:
     shares += [f"{theirs} of {owner}" for owner, theirs in member.share.borrowed.values()]
     name = f"{member.name} (serves)" if member.serve else member.name
     width = str(layout.members[member.name].inputs.width)
-    net = f"{member.net.name} {dict(member.net.options)}"
+    net = f"{member.net.name} {options_of(member.net.options)}".rstrip()
     net = "" if member.same or member.follows or member.net.name == RECORDED else net
     columns = (", ".join(member.serving), ", ".join(member.privileged), ", ".join(map(str, member.signals)))
     return (name, origin_of(member), net, *columns, width, ", ".join(shares))

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from recdistill.data.counts import count_labels
 from recdistill.data.encode import encode
 from recdistill.data.encoded import EncodedLog, load_fitted
 from recdistill.data.fit import FittedSpec
@@ -28,7 +29,7 @@ from recdistill.distill.combine import fold_of
 from recdistill.distill.compile import Plan, compile_job
 from recdistill.distill.member import Member
 from recdistill.distill.signal import Scenario, walk
-from recdistill.errors import RunError
+from recdistill.errors import LogError, RunError
 from recdistill.evaluation.report.measures import measure_of
 from recdistill.evaluation.report.metrics import plain_json, summary
 from recdistill.evaluation.topk import TopK
@@ -300,6 +301,8 @@ def evaluate_run(path: Path, log: str) -> dict[str, Any]:
 def _of_rows(run: Finished, log: str, spec: FeatureSpec, encoded: EncodedLog) -> dict[str, Any]:
     """How members and the artefact score rows."""
     label, roles = run.job.label[0], encoded.roles("test")
+    if not count_labels(encoded, "test", [label])[label].known:
+        raise LogError(f"{log}: label {label!r} is known in no row, so nothing can be judged; `score` needs no labels")
     per_member: dict[str, list[Scored]] = {
         name: [] for name, m in run.members.items() if 0 in m.labels and not isinstance(m.origin, Recorded)
     }

@@ -558,3 +558,24 @@ def test_raw_batches_of_a_split_hold_its_rows_after_the_filter(tmp_path):
 def test_raw_batches_of_nothing_are_none(tmp_path):
     path = write({"a": pl.Series([], dtype=pl.Int64)}, tmp_path / "log.parquet")
     assert batches(path, 4) == []
+
+
+# Roles
+
+
+@pytest.mark.parametrize("role", ["scenario", "group"])
+@pytest.mark.parametrize("value", [[1], {"x": 1}, b"x", 0.5], ids=["list", "struct", "bytes", "float"])
+def test_scenarios_and_groups_are_single_values(tmp_path, role, value):
+    path = write({"a": [1, 2], "r": [value, value]}, tmp_path / "log.parquet")
+    if role == "scenario" and isinstance(value, float):
+        assert len(opened(spec_of(scenario="r"), path)) == 2
+        return
+    with pytest.raises(LogError, match=f"{role} 'r': expected integers.* or times, found .*; cast the column"):
+        open_log(spec_of(**{role: "r"}), path)
+
+
+@pytest.mark.parametrize("role", ["scenario", "group"])
+@pytest.mark.parametrize("value", [1, "x", True, None, date(2026, 1, 1)])
+def test_whatever_names_a_scenario_or_a_group_is_taken(tmp_path, role, value):
+    path = write({"a": [1, 2], "r": [value, value]}, tmp_path / "log.parquet")
+    assert opened(spec_of(**{role: "r"}), path)["r"].to_list() == [value, value]

@@ -242,6 +242,7 @@ def test_terms_of_several_labels_reach_their_own_logit(small: Small) -> None:
     plan, _, _ = small.plan(
         {
             "label": ["purchase", "click"],
+            "members.teacher.labels": "purchase",
             "phases.0.terms": [
                 "bce(student.logit, purchase)",
                 "bce(student.logit.click, click)",

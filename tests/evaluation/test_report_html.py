@@ -17,7 +17,7 @@ from recdistill.evaluation import auc
 from recdistill.evaluation.report import figures, html
 from recdistill.evaluation.report.build import Results, build
 from recdistill.evaluation.report.html import render
-from recdistill.evaluation.report.metrics import metrics_of
+from recdistill.evaluation.report.metrics import metrics_of, summary
 from recdistill.evaluation.report.wording import discreet
 
 ROWS = 600
@@ -390,7 +390,7 @@ def test_without_groups_there_are_no_grouped_columns(tmp_path):
             0.4,
             [None, None],
             0.02,
-            "40 % of teacher's lead over plain (0.0200 in AUC) is recovered. The lead is too uncertain",
+            "Which share of teacher's lead over plain is recovered cannot be told: the lead itself (+0.0200 in AUC)",
         ),
         (0.4, [0.2, 0.7], 0.02, "95 % interval 20 to 70 %."),
     ],
@@ -537,3 +537,52 @@ def test_the_page_shows_scenarios_where_there_are_some(tmp_path):
     plain = [Scored(s.row_id_N, s.label_N, s.logit_N) for s in made]
     other = dict.fromkeys(("valid", "test"), plain)
     assert "AUC within each scenario" not in render(build(Results("student", [0, 1], {"student": other}, {})), tmp_path)
+
+
+def with_manifest(folder, **changes):
+    place = folder / "student" / "manifest.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), **changes}))
+
+
+def test_an_artefact_of_lists_returns_scores_and_explains_its_checks(tmp_path):
+    report = make_run(tmp_path / "run")
+    with_manifest(tmp_path / "run", outputs=["event"], lists={"user": ["user_id"], "item": ["item_id"], "codes": True})
+    report["artefact"]["verified"] = ["items", "codes"]
+    words = Page(render(report, tmp_path / "run")).words
+    assert "returns a score of a user (user_id) with an item (item_id)" in words and "no probability" in words
+    assert "the probability of" not in words
+    assert "the scores of all items that lists are made of are finite" in words
+    assert "the packed codes are as exported, and score as the student does" in words
+
+
+def test_inputs_say_their_unit_and_whether_they_are_optional(tmp_path):
+    report = make_run(tmp_path / "run")
+    when = {"name": "seen", "kind": "integer", "list": False, "unit": "us", "missing": "none", "feeds": []}
+    with_manifest(tmp_path / "run", inputs=[when, {**when, "name": "rate", "kind": "float", "optional": True}])
+    words = Page(render(report, tmp_path / "run")).words
+    assert "integer, microseconds since 1970 none" in words
+    assert "float, microseconds since 1970, optional" in words
+
+
+def test_options_of_nets_are_said_in_words(tmp_path):
+    report = make_run(tmp_path / "run")
+    job = yaml.safe_load((tmp_path / "run" / "job.yaml").read_text())
+    job["members"]["student"]["net"] = {"mlp": {"layers": [64, 32], "norm": "batch"}}
+    (tmp_path / "run" / "job.yaml").write_text(yaml.safe_dump(job))
+    assert "mlp layers=64·32 norm=batch" in Page(render(report, tmp_path / "run")).words
+
+
+def test_the_interval_of_a_metric_of_lists_is_no_metric(tmp_path):
+    report = make_run(tmp_path / "run")
+    lists = {"recall@20": {"mean": 0.1, "std": 0.01, "per_seed": [0.1, 0.1]}, "recall@20_ci": [0.08, 0.12]}
+    for entry in (*report["members"].values(), *report["controls"].values()):
+        entry["test"] = entry["valid"] = lists
+    words = Page(render({**report, "metric": "recall@20"}, tmp_path / "run")).words
+    assert "Recall@20" in words and "Recall@20_ci" not in words
+
+
+def test_two_trainings_have_one_churn_of_unknown_spread():
+    answers = [Scored(np.arange(4), np.float32([0, 1, 0, 1]), np.float32([0, 1, k, 2])) for k in range(3)]
+    two, three = (summary(answers[:count])["churn"] for count in (2, 3))
+    assert two["mean"] > 0 and np.isnan(two["std"])
+    assert np.isfinite(three["std"])

@@ -295,7 +295,7 @@ def test_verify_compare_report_methods_and_encode_answer(
     assert "1 of 62 rows have a job" in command("methods", "--jobs", tmp_path / "jobs")[1]
     assert "pending" in command("methods", "U1", "--jobs", tmp_path / "jobs")[1]
     status, out, _ = command("encode", "feature_specs/marketplace.yaml", small.log, tmp_path / "encoded")
-    assert status == 0 and "train" in out
+    assert status == 0 and "train 4," in out and "embedding tables: " in out and "{" not in out
 
 
 def test_several_labels_are_trained_scored_and_served_together(job: Path, command: Command, tmp_path: Path) -> None:
@@ -303,6 +303,7 @@ def test_several_labels_are_trained_scored_and_served_together(job: Path, comman
 
     terms = ["bce(student.logit, purchase)", "bce(student.logit.click, click)", "bce(teacher.logit, purchase)"]
     both = ["--set", "label=[purchase,click]", "--set", f"phases.0.terms={terms}"]
+    both += ["--set", "members.teacher.labels=purchase"]
     status, _, err = command("run", job, "--out", tmp_path / "a", *both)
     assert status == 0, err
     scores = pl.read_parquet(tmp_path / "a" / "seed_0" / "scores" / "student.test.parquet")

@@ -21,7 +21,7 @@ from recdistill.data.encode import encode
 from recdistill.data.encoded import EncodedLog
 from recdistill.data.lists import in_lists
 from recdistill.data.scores import read_scores
-from recdistill.distill.compile import Plan, compile_job, problems_of
+from recdistill.distill.compile import Plan, compile_job, examine
 from recdistill.distill.member import Member
 from recdistill.evaluation import auc, log_loss
 from recdistill.nets.inputs import Outputs
@@ -77,7 +77,9 @@ class Lab:
         self.count = 0
 
     def job(self, overrides: Mapping[str, Any] | None = None) -> tuple[Job, EncodedLog]:
-        job, spec = parse_job(assign(self.raw, overrides or {}, "lab"), "lab", check=problems_of)
+        """The job and its log; parts of a job are trained as well, which leave some labels untaught."""
+        raw = assign(self.raw, overrides or {}, "lab")
+        job, spec = parse_job(raw, "lab", check=lambda *given: examine(*given)[1])
         out = self.folder / "encoded" / f"{abs(hash(str(job.where)))}"
         log = encode(spec, str(job.log), out, where=job.where)
         return job, in_lists(log, ("train",), out.with_name(f"{out.name}-lists")) if job.train.whole_lists else log

@@ -11,6 +11,7 @@ from recdistill.errors import RunError
 from recdistill.evaluation.auc import auc
 from recdistill.evaluation.report.measures import Answers, Measure, OfRows
 from recdistill.evaluation.report.metrics import Entry, plain_json
+from recdistill.evaluation.report.wording import counted
 from recdistill.evaluation.significance import (
     Comparison,
     holm_adjusted,
@@ -162,7 +163,8 @@ def _warnings(
     if len(results.seeds) < ENOUGH_SEEDS:
         warn(
             "few_seeds",
-            f"{len(results.seeds)} seeds say little about the noise of training; use at least {ENOUGH_SEEDS}",
+            f"{counted(len(results.seeds), 'seed')} {'says' if len(results.seeds) == 1 else 'say'} little about the "
+            f"noise of training; use at least {ENOUGH_SEEDS}",
         )
     if not results.controls:
         warn("no_controls", "without controls nothing tells a teacher's knowledge from mere smoothing")

@@ -20,7 +20,17 @@ from recdistill.data.scores import Scored, read_scores
 from recdistill.errors import RecdistillError
 from recdistill.evaluation.report import figures
 from recdistill.evaluation.report.figures import Figure, Point, Strip, System, Trace
-from recdistill.evaluation.report.wording import NBSP, between, discreet, metric_title, num, p_value, percent, size
+from recdistill.evaluation.report.wording import (
+    NBSP,
+    between,
+    discreet,
+    metric_title,
+    num,
+    options_of,
+    p_value,
+    percent,
+    size,
+)
 
 JUDGED = "test"
 LOOKS = {"student": ("student", "circle"), "teacher": ("teacher", "diamond"), "plain": ("plain", "square")}
@@ -76,6 +86,7 @@ def _environment() -> Environment:
         "size": size,
         "between": between,
         "discreet": discreet,
+        "options": options_of,
     }
     environment.filters |= filters
     return environment

@@ -95,15 +95,19 @@ class OfRows:
         return same_rows(first, [*others])
 
     def doubts(self, name: str, answer: Scored, entry: Entry, *, serves: bool) -> list[tuple[str, str]]:
-        """Constant scores, a bad calibration of the student, and a member that ranks almost perfectly."""
+        """Constant scores, a member that ranks almost perfectly, and of the student a bad calibration and no skill."""
         found = []
-        if np.ptp(answer.logit_N) == 0:
+        if len(answer.logit_N) and np.ptp(answer.logit_N) == 0:
             words = f"{name} gives every row the same score; lower its learning rates or look at its inputs"
             found.append(("constant_scores", words))
         mean = entry["pcoc"]["mean"]
-        if serves and not 0.8 <= mean <= 1.25:
+        if serves and (mean < 0.8 or mean > 1.25):  # NaN without rows or weights, of which nothing can be said
             words = f"{name} predicts {mean:.2f} times the observed rate; recalibrate before using probabilities"
             found.append(("calibration", words))
+        low, high = entry["auc_ci"]
+        if serves and low <= 0.5 <= high:
+            words = f"the interval of {name}'s AUC holds 0.5: nothing says that it ranks better than chance"
+            found.append(("no_skill", f"{words}; train it longer, or on more labelled rows"))
         if not serves and entry["auc"]["mean"] >= 0.99:
             words = f"{name} ranks almost perfectly; its privileged columns may be the label in disguise"
             found.append(("teacher_knows_label", words))

@@ -79,6 +79,8 @@ def summary(seeds: Sequence[Scored]) -> Entry:
         changes = churn(np.stack([scored.score_N for scored in seeds]).astype(np.float64))
         per_seed = [{**metrics, "churn": float(c)} for metrics, c in zip(per_seed, changes, strict=True)]
     entry = over_seeds(per_seed)
+    if len(seeds) == 2:
+        entry["churn"]["std"] = math.nan  # two trainings are a single pair, whose spread is not known
     entry["auc_ci"] = list(auc_ci(seeds[0].label_N, [scored.logit_N for scored in seeds]).ci)
     return entry
 

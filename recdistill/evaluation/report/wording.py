@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recdistill.evaluation.report.figures import known
@@ -21,6 +21,38 @@ def num(value: object, digits: int = 4, *, signed: bool = False) -> str:
     if not isinstance(value, int | float) or not math.isfinite(value):
         return "–"
     return f"{value:{'+' if signed else ''},.{digits}f}".replace("-", "−")
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> counted(1, "seed"), counted(1200, "row")
+        ('1 seed', '1,200 rows')
+    """
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def rows_of(splits: Mapping[str, int]) -> str:
+    """The rows of each split that has some.
+
+    Example:
+        >>> rows_of({"train": 1234, "valid": 56, "test": 78, "left_out": 0})
+        'train 1,234, valid 56, test 78 rows'
+    """
+    return ", ".join(f"{name.replace('_', ' ')} {rows:,}" for name, rows in splits.items() if rows) + " rows"
+
+
+def options_of(options: object) -> str:
+    """The options of a net.
+
+    Example:
+        >>> options_of({"layers": [64, 32], "norm": "batch"}), options_of([64, 32])
+        ('layers=64·32 norm=batch', '64·32')
+    """
+    if isinstance(options, Mapping):
+        return " ".join(f"{name}={options_of(value)}" for name, value in options.items())
+    return "·".join(map(str, options)) if isinstance(options, list | tuple) else str(options)
 
 
 def percent(value: object, digits: int = 0) -> str:
