@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pytest
 import yaml
 
 from recdistill.runs.execute import Request, execute
-from recdistill.runs.rescore import score_run
+from recdistill.runs.rescore import evaluate_run, score_run
 
 SPEC: dict[str, Any] = {
     "row_id": "row",
@@ -24,6 +23,7 @@ SPEC: dict[str, Any] = {
     },
     "post_event": {"buy": "binary"},
 }
+DATE = {"type": "date_part", "column": "day", "part": "weekday"}
 ROWS = 400
 
 
@@ -78,3 +78,20 @@ def test_columns_may_have_names_that_modules_cannot_have(tmp_path: Path) -> None
     folder = run / "seed_0" / "checkpoints" / "final"
     tables = json.loads((folder / "layout.json").read_text())["members"]["student"]
     assert tables["item.sku"] == "tables.student-tokens.item.sku" and tables["keys"] == "tables.student.keys"
+
+
+def test_partitions_decimals_arrays_and_mixed_widths_are_read_alike_everywhere(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    odd = frame().with_columns(
+        pl.col("price").cast(pl.Decimal(9, 2)), pl.col("keys").cast(pl.Array(pl.Int64, 2)), hour=pl.col("row") % 3
+    )
+    for i, (part, width) in enumerate(zip(odd.iter_slices(200), (pl.Int32, pl.Int64), strict=True)):
+        for (day,), rows in part.with_columns(pl.col("item.sku").cast(width)).group_by("hour"):
+            (log / f"day=2024-01-0{i + 1}" / f"hour={day}").mkdir(parents=True)
+            rows.drop("hour").write_parquet(log / f"day=2024-01-0{i + 1}" / f"hour={day}" / "part.parquet")
+    spec = SPEC | {"serving": {**SPEC["serving"], "hour": "categorical", "weekday": DATE}, "group": "day"}
+    run = trained(log, tmp_path, spec)
+    assert scored_again(run, log, tmp_path) > 40
+    inputs = {entry["name"]: entry for entry in json.loads((run / "student" / "manifest.json").read_text())["inputs"]}
+    assert inputs["keys"]["list"] and inputs["day"]["unit"] == "day"
+    assert evaluate_run(run, str(log))["rows"] == ROWS
