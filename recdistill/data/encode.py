@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recdistill.data.encoded import GROUP_ROWS, EncodedLog, load_fitted, save_fitted
+from recdistill.data.files import log_files, partition_of
 from recdistill.data.fit import FittedSpec, check_types, extended, fit
-from recdistill.data.log import LEFT_OUT, ROW_ID, SPLIT, SPLITS, log_files, open_log, with_split
+from recdistill.data.log import LEFT_OUT, ROW_ID, SPLIT, SPLITS, open_log, with_split
 from recdistill.data.replay import histories, with_histories, with_lookups
 from recdistill.data.transforms.catalog import types_of
 from recdistill.data.transforms.elements import unequal
@@ -152,7 +153,10 @@ def fingerprint_of(
     spec: FeatureSpec, log: str, where: Mapping[str, Any], fit_on: tuple[str, ...], extends: Path | None = None
 ) -> str:
     """A hash of everything that the encoded log depends on."""
-    files = {path: [file_fingerprint(f) for f in log_files(path)] for path in [log, *spec.join]}
+    files = {
+        path: ["/".join([file_fingerprint(file), *partition_of(file, path)]) for file in log_files(path)]
+        for path in [log, *spec.join]
+    }
     parts = {"format": FORMAT, "spec": spec.model_dump(mode="json"), "where": where, "fit_on": fit_on}
     if extends is not None:
         parts["extends"] = EncodedLog.fingerprint_in(extends)

@@ -1,16 +1,15 @@
 """From parquet files and side tables to one lazy frame: raw columns, row ids and splits, nothing encoded yet."""
 
 import fnmatch
-import glob
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import date, datetime
-from pathlib import Path
+from datetime import UTC, date, datetime
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
 from recdistill.data import past
+from recdistill.data.files import check_files, scan
 from recdistill.data.transforms.hashing import bucket_of, hash_in_turn, hash_texts, hashable, key_hash, splitmix64
 from recdistill.errors import LogError
 from recdistill.spec.columns import Binary
@@ -20,57 +19,6 @@ from recdistill.spec.strict import nearest, nearest_of
 ROW_ID, SPLIT = "__row_id__", "__split__"
 SPLITS = ("train", "valid", "test")
 LEFT_OUT = "left_out"
-
-
-def log_files(path: str) -> list[Path]:
-    """The parquet files of a log, sorted: a file, all ``*.parquet`` below a folder, or the files that match a pattern.
-
-    Raises:
-        LogError: there are none.
-    """
-    root = Path(path)
-    found = [root] if root.is_file() else sorted(root.rglob("*.parquet")) if root.is_dir() else []
-    found = found or sorted(Path(name) for name in glob.glob(path, recursive=True))  # noqa: PTH207, absolute patterns
-    found = [file for file in found if file.is_file()]  # some tools write folders that are called *.parquet
-    if not found:
-        raise LogError(f"{path}: no parquet file here; give a file, a folder of *.parquet files or a pattern")
-    return found
-
-
-def scan(path: str) -> pl.LazyFrame:
-    """A lazy frame over all files of a log, in the order of their names.
-
-    Raises:
-        LogError: the first file cannot be read.
-    """
-    return _scan(log_files(path), path)
-
-
-def _scan(files: list[Path], place: str) -> pl.LazyFrame:
-    frame = pl.scan_parquet(files, glob=False, missing_columns="raise", extra_columns="ignore")
-    try:
-        frame.collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise LogError(f"{place}: cannot be read as parquet: {error}") from None
-    return frame
-
-
-def _check_files(path: str, columns: Iterable[str]) -> None:
-    """One look at the footers of all files.
-
-    Raises:
-        LogError: a file cannot be read, or differs from the first one in a column that is needed.
-    """
-    files = log_files(path)
-    first = _scan(files[:1], path).collect_schema()
-    for file in files[1:]:
-        schema = _scan([file], str(file)).collect_schema()
-        for name in columns:
-            if name in first and schema.get(name) != first[name]:
-                found = f"holds it as {schema[name]}" if name in schema else "lacks it"
-                raise LogError(
-                    f"{file}: {name!r} is {first[name]} in {files[0].name}, this file {found}; write all files alike"
-                )
 
 
 def raw_columns(spec: FeatureSpec, where: Mapping[str, Any], *, learn: bool = True) -> list[str]:
@@ -113,7 +61,7 @@ def open_log(
     wanted = list(dict.fromkeys([*needed, *optional]))
     frame = frame.with_row_index("__row__")
     keys = {key for join in spec.join.values() for key in join.keys}
-    _check_files(path, [*wanted, *keys])
+    check_files(path, [*wanted, *keys])
     for table, join in spec.join.items():
         side = _side_table(table, join, {*wanted, *(keys - origin.keys())}, origin)
         frame = _join(frame, side, join, path, table)
@@ -193,7 +141,7 @@ def _check_roles(schema: pl.Schema, spec: FeatureSpec) -> None:
 def _side_table(table: str, join: Join, needed: Iterable[str], origin: Mapping[str, str]) -> pl.LazyFrame:
     side = scan(table)
     names = side.collect_schema().names()
-    _check_files(table, names)
+    check_files(table, names)
     if absent := [key for key in join.keys if key not in names]:
         raise LogError(f"join {table}: no key column {absent[0]!r}; {nearest(absent[0], names)}")
     offered = [n for n in names if n not in join.keys and not any(fnmatch.fnmatch(n, p) for p in join.drop)]
@@ -254,21 +202,23 @@ def with_split(frame: pl.LazyFrame, spec: FeatureSpec) -> pl.LazyFrame:
 
 def _by_column(frame: pl.LazyFrame, split: SplitByColumn) -> pl.Expr:
     dtype = frame.collect_schema()[split.column]
-    column, assigned = pl.col(split.column), pl.lit(LEFT_OUT)
+    raw, assigned = pl.col(split.column), pl.lit(LEFT_OUT)
     if dtype in (pl.Categorical, pl.Enum):
-        column = column.cast(pl.String)
+        raw = raw.cast(pl.String)
     try:
         for name, bounds in split.ranges.items():
             low, high = (_dated(bound, dtype) for bound in bounds)
-            if isinstance(dtype, pl.Datetime) and not isinstance(low, datetime):
-                column = pl.col(split.column).dt.date()  # so that the last day counts to its end
-            assigned = pl.when(column.is_between(pl.lit(low), pl.lit(high))).then(pl.lit(name)).otherwise(assigned)
+            days = isinstance(dtype, pl.Datetime) and not isinstance(low, datetime)
+            column = raw.dt.date() if days else raw  # so that the last day counts to its end
+            within = column.is_between(_instant(low, dtype), _instant(high, dtype))
+            assigned = pl.when(within).then(pl.lit(name)).otherwise(assigned)
         pl.DataFrame({split.column: [None]}, {split.column: dtype}).select(assigned)
     except (pl.exceptions.PolarsError, ValueError) as error:
         reason = str(error).splitlines()[0]
+        offset = ", or with an offset, as in 2024-01-31T12:00:00+01:00" if isinstance(dtype, pl.Datetime) else ""
         raise LogError(
             f"split: {split.column!r} is {dtype}, which the bound {split.train[0]!r} is not ({reason}); write the "
-            "bounds as the log holds them"
+            f"bounds as the log holds them{offset}"
         ) from None
     if isinstance(split.valid, float):
         drawn = _by_hash(None, split.valid, 0.0)
@@ -283,16 +233,33 @@ def _dated(value: Any, dtype: pl.DataType) -> Any:
     return date.fromisoformat(value) if len(value) == len("2022-04-30") else datetime.fromisoformat(value)
 
 
+def _instant(value: Any, dtype: pl.DataType) -> pl.Expr:
+    """A bound; a time without an offset is one of the column's zone, and a column without a zone is in UTC."""
+    if not isinstance(value, datetime) or not isinstance(dtype, pl.Datetime):
+        return pl.lit(value)
+    if value.tzinfo is None:
+        return pl.lit(value).dt.replace_time_zone(dtype.time_zone)
+    instant = pl.lit(value.astimezone(UTC).replace(tzinfo=None))
+    return instant.dt.convert_time_zone(dtype.time_zone) if dtype.time_zone is not None else instant
+
+
 def _by_time(frame: pl.LazyFrame, time: str, valid: float, test: float) -> pl.Expr:
     dtype = frame.collect_schema()[time]
     if not (dtype.is_numeric() or dtype.is_temporal()):
         raise LogError(f"time: expected numbers, dates or times, found {dtype} in {time!r}; cast the column in the log")
     cuts = frame.select(
-        valid=pl.col(time).quantile(1 - valid - test, "higher"), test=pl.col(time).quantile(1 - test, "higher")
+        valid=pl.col(time).quantile(1 - valid - test, "higher"),
+        test=pl.col(time).quantile(1 - test, "higher"),
+        untimed=(pl.col(time).is_null() | (pl.col(time).is_nan() if dtype.is_float() else False)).sum(),
     ).collect(engine="streaming")
-    first_valid, first_test = cuts.row(0)
-    if first_test is None:
-        return pl.lit("train")  # no row has a time
+    first_valid, first_test, untimed = cuts.row(0)
+    if first_test is None and not untimed:
+        return pl.lit("train")  # no rows
+    if untimed:
+        raise LogError(
+            f"time: {untimed} rows have no {time!r}, so that they belong to no split by time; fill them or take them "
+            "out of the log, or split by column or hash"
+        )
     is_test, is_valid = pl.col(time) >= first_test, pl.col(time) >= first_valid
     return pl.when(is_test).then(pl.lit("test")).when(is_valid).then(pl.lit("valid")).otherwise(pl.lit("train"))
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from recdistill.data.log import scan
+from recdistill.data.files import scan
 from recdistill.errors import LogError
 from recdistill.spec.strict import nearest
 

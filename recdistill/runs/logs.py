@@ -5,9 +5,10 @@ from typing import Any
 
 from recdistill.data.encode import encode, fingerprint_of
 from recdistill.data.encoded import EncodedLog
+from recdistill.data.files import log_files
 from recdistill.data.fit import FittedSpec
 from recdistill.data.lists import in_lists
-from recdistill.data.log import log_files, spec_of
+from recdistill.data.log import spec_of
 from recdistill.data.simulate import VERSION, simulate_marketplace
 from recdistill.data.simulate_preferences import simulate_preferences
 from recdistill.data.simulate_spec import flat_spec, simulate_spec

@@ -11,14 +11,26 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from recdistill.spec.columns import AnyColumn, Binary, History, Sequence, Vocabularied
+from recdistill.spec.columns import AnyColumn, Binary, Cross, History, Sequence, Vocabularied
 from recdistill.spec.strict import Strict
 
 Bound = int | float | str | date | datetime  # of a range of the split column
 
 
 def _kind_of_bound(bound: Bound) -> str:
+    if isinstance(bound, datetime) and bound.tzinfo is not None:
+        return "datetime with an offset"
     return "number" if isinstance(bound, int | float) else type(bound).__name__
+
+
+def _in_order(bounds: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """Ranges that compare as they are meant: texts that are times with an offset, as JSON writes them, as times."""
+    try:
+        times = {name: tuple(datetime.fromisoformat(bound) for bound in pair) for name, pair in bounds.items()}
+    except (TypeError, ValueError):
+        return bounds
+    aware = all(time.tzinfo is not None for pair in times.values() for time in pair)
+    return {name: (low, high) for name, (low, high) in times.items()} if aware else bounds
 
 
 class SplitByColumn(Strict):
@@ -45,6 +57,7 @@ class SplitByColumn(Strict):
         kinds = {_kind_of_bound(bound) for low_high in ranges.values() for bound in low_high}
         if len(kinds) > 1:
             raise ValueError(f"the bounds are of several types ({', '.join(sorted(kinds))}); write them alike")
+        ranges = _in_order(ranges)
         for name, (low, high) in ranges.items():
             if low > high:
                 raise ValueError(f"{name}: [{low}, {high}] is empty; give the earlier bound first")
@@ -244,8 +257,10 @@ def _reserved(spec: FeatureSpec) -> list[str]:
     roles = [role for role in ("weight", "group", "time", "scenario") if getattr(spec, role) is not None]
     taken = ["row_id"] if "row_id" in spec.columns else []
     taken += [role for role in roles if isinstance(spec.post_event.get(role), Binary)]
+    made = {name for name in taken if isinstance(spec.columns[name], Cross | History)}  # they have no `column`
     return [
-        f"{name}: encoding adds a column of this name; call yours something else and add `column: {spec.source(name)}`"
+        f"{name}: encoding adds a column of this name; call yours something else"
+        + ("" if name in made else f" and add `column: {spec.source(name)}`")
         for name in taken
     ]
 

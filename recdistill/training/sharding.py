@@ -15,6 +15,7 @@ import sys
 from collections.abc import Container, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from urllib.parse import unquote
 
 import torch
 import torch.distributed as dist
@@ -148,7 +149,7 @@ class Tables:
         if self.model is None:
             return {}
         return {
-            table_key(bank, key.removeprefix("embedding_bags.").removesuffix(".weight")): value
+            table_key(bank, named(key.removeprefix("embedding_bags.").removesuffix(".weight"))): value
             for bank in self.banks
             if banks is None or bank in banks
             for key, value in self.model.module[bank].state_dict().items()
@@ -254,7 +255,7 @@ class Tables:
 def _collection(bank: Bank, optimizer: TableOptimizer) -> EmbeddingBagCollection:
     tables = [
         EmbeddingBagConfig(
-            name=table,
+            name=module_name(table),
             embedding_dim=bank.dims[table],
             num_embeddings=rows,
             feature_names=[table] if bank.tokens else [f.column for f in bank.features if f.table == table],
@@ -268,6 +269,25 @@ def _collection(bank: Bank, optimizer: TableOptimizer) -> EmbeddingBagCollection
     kind, options = fused(optimizer)
     apply_optimizer_in_backward(kind, collection.parameters(), options)
     return collection
+
+
+def module_name(table: str) -> str:
+    """A table's name as a name of a module, which holds no dot and is no attribute of its container.
+
+    >>> module_name("item.sku"), module_name("keys"), module_name("item_sku")
+    ('item%2Esku', '%6Beys', 'item_sku')
+    """
+    name = table.replace("%", "%25").replace(".", "%2E")
+    return f"%{ord(name[0]):02X}{name[1:]}" if hasattr(nn.ModuleDict(), name) else name
+
+
+def named(module: str) -> str:
+    """The table of a module's name.
+
+    >>> named(module_name("item.sku")), named(module_name("keys"))
+    ('item.sku', 'keys')
+    """
+    return unquote(module)
 
 
 def fused(optimizer: TableOptimizer) -> tuple[type[torch.optim.Optimizer], dict[str, float]]:
@@ -285,7 +305,7 @@ def _plan(module: nn.Module, placed: Mapping[str, int], sharder: EmbeddingBagCol
     world = dist.get_world_size()
     return construct_module_sharding_plan(
         module,
-        {table: table_wise(rank=owner) for table, owner in placed.items()},
+        {module_name(table): table_wise(rank=owner) for table, owner in placed.items()},
         sharder=sharder,
         local_size=world,
         world_size=world,

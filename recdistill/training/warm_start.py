@@ -121,7 +121,8 @@ def _refuse_other_scales(cast: Cast, member: Member, source: FromRun, fitted: Fi
     """
     layout = cast.layout.members[member.name]
     for name in (*layout.serving_floats, *layout.privileged_floats):
-        if fitted.columns[name] != theirs.columns.get(name):
+        there = theirs.columns.get(name)
+        if there is None or fitted.columns[name].scaling != there.scaling:
             raise RunError(
                 f"members.{member.name}.frozen: {name!r} is scaled otherwise here than in {source.run}; train with "
                 f"`extends: {source.run}`, or write its scores with `recdistill score` and read them with `scores:`"

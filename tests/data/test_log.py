@@ -1,6 +1,6 @@
 """Raw logs: which files, which columns, which rows, which split, and who a row is."""
 
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import polars as pl
@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recdistill.data.log import LEFT_OUT, ROW_ID, SPLIT, log_files, open_log, raw_batches, scan, with_split
+from recdistill.data.files import log_files, scan
+from recdistill.data.log import LEFT_OUT, ROW_ID, SPLIT, open_log, raw_batches, with_split
 from recdistill.errors import LogError
 from recdistill.spec.features import FeatureSpec
 from tests.data.logs import write
@@ -85,7 +86,11 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path):
 DIFFERENT = {
     "lacks a column": ({"b": [1]}, "'a' is Int64 in 1.parquet, this file lacks it"),
     "holds it differently": ({"a": ["1"], "b": [1]}, "'a' is Int64 in 1.parquet, this file holds it as String"),
-    "holds it narrower": ({"a": pl.Series([1], dtype=pl.Int32)}, "this file holds it as Int32; write all files alike"),
+    "holds floats": ({"a": [0.5]}, "this file holds it as Float64; write all files alike"),
+    "holds it unsigned": (
+        {"a": pl.Series([1], dtype=pl.UInt64)},
+        "this file holds it as UInt64; write all files alike",
+    ),
 }
 
 
@@ -418,6 +423,34 @@ def test_a_split_by_column_takes_its_ranges_with_both_bounds(column, ranges):
     assert split_of(frame, by_column(*ranges)) == expected
 
 
+ZONED = {
+    "without offsets, in the column's zone": ["2022-03-27T01:00:00", "2022-03-27T03:00:00", "2022-03-27T04:00:00"],
+    "with offsets": ["2022-03-27T00:00:00Z", "2022-03-27T03:00:00+02:00", "2022-03-26T22:00:00-04:00"],
+}
+
+
+@pytest.mark.parametrize("parsed", [True, False], ids=["as YAML reads them", "as JSON writes them"])
+@pytest.mark.parametrize("bounds", ZONED.values(), ids=ZONED)
+def test_bounds_of_times_in_a_zone_are_instants(bounds, parsed):
+    """Berlin goes from 2 to 3 o'clock in this night."""
+    hours = pl.Series([datetime(2022, 3, 26, 23), *(datetime(2022, 3, 27, h) for h in range(4))])
+    column = hours.dt.replace_time_zone("UTC").dt.convert_time_zone("Europe/Berlin")
+    ranges = [[datetime.fromisoformat(b) if parsed else b] * 2 for b in bounds]
+    assert split_of({"c": column}, by_column(*ranges)) == [LEFT_OUT, "train", "valid", "test", LEFT_OUT]
+
+
+def test_times_without_a_zone_are_in_utc():
+    hours = [datetime(2022, 3, 27, h) for h in range(3)]
+    ranges = [[f"2022-03-27T0{h + 2}:00:00+02:00"] * 2 for h in range(3)]
+    assert split_of({"c": hours}, by_column(*ranges)) == ["train", "valid", "test"]
+
+
+def test_bounds_with_and_without_offsets_are_not_mixed():
+    first, second = datetime(2022, 3, 27, tzinfo=UTC), datetime(2022, 3, 28)
+    with pytest.raises(ValueError, match=r"several types .*datetime, datetime with an offset"):
+        by_column([first] * 2, [second] * 2, [second] * 2)
+
+
 def test_rows_without_a_value_of_the_split_column_are_left_out():
     assert split_of({"c": [None, 1]}, by_column([0, 1], [2, 2], [3, 3])) == [LEFT_OUT, "train"]
 
@@ -474,8 +507,13 @@ def test_a_time_that_is_text_is_refused():
         split_of({"t": ["2022"]}, spec_of(time="t"))
 
 
-def test_a_log_whose_times_are_all_unknown_is_for_training():
-    assert split_of({"t": pl.Series([None] * 3, dtype=pl.Int64)}, spec_of(time="t")) == ["train"] * 3
+@pytest.mark.parametrize("times", [[1, None, 3, None], [1.0, None, 3.0, float("nan")]])
+def test_rows_without_a_time_belong_to_no_split_by_time(times):
+    with pytest.raises(LogError, match=r"time: 2 rows have no 't', .*; fill them or take them out of the log, or"):
+        split_of({"t": times}, spec_of(time="t"))
+
+
+def test_a_log_without_rows_is_for_training():
     assert split_of({"t": pl.Series([], dtype=pl.Int64)}, spec_of(time="t")) == []
 
 

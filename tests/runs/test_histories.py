@@ -1,5 +1,6 @@
 """History columns from a log to an artefact and to logs of later days."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ import polars as pl
 import pytest
 import yaml
 
+from recdistill.data.encoded import load_fitted
 from recdistill.runs.execute import Request, execute
 from recdistill.runs.rescore import evaluate_run, plain_spec, score_artefact, score_run
 from tests.conftest import ROOT, Small
@@ -82,3 +84,26 @@ def test_a_later_log_may_bring_fresher_values(run: Path, later: Path, tmp_path: 
         logits[name] = pl.read_parquet(tmp_path / "out.parquet")["logit"]
     assert logits["known"][0] != logits["fresh"][0]
     assert logits["known"][1:].equals(logits["fresh"][1:])
+
+
+def test_a_frozen_member_reads_histories_of_the_job_that_it_teaches_in(
+    run: Path, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of the keys is data, which may differ; only numbers that are scaled otherwise are refused."""
+    monkeypatch.setenv("RECDISTILL_CACHE", str(run.parent / "cache"))
+    first, second = tmp_path / "first", tmp_path / "second"
+    job = yaml.safe_load((run.parent / "job.yaml").read_text())
+    job |= {"train": {**job["train"], "refit": False}, "controls": {"none": "nothing is claimed here"}}
+    teacher = {key: value for key, value in job["members"]["teacher"].items() if key != "share"}
+    frozen = {**teacher, "frozen": {"run": str(first), "member": "teacher"}}
+    terms = ["bce(student.logit, label)", "soft(student.logit, teacher.logit)"]
+    for folder, member, taught in ((first, teacher, ["bce(teacher.logit, label)"]), (second, frozen, [])):
+        job["members"]["teacher"] = member
+        job["phases"] = [{"steps": 4, "terms": [*terms, *taught]}]
+        (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+        execute(Request(tmp_path / "job.yaml", folder))
+    scores = [pl.read_parquet(r / "seed_0/scores/teacher.test.parquet")["logit"] for r in (first, second)]
+    assert (scores[0] - scores[1]).abs().max() <= 1e-5  # type: ignore[operator]
+    theirs = load_fitted(first / "fitted").columns["user_rate"]
+    known = dataclasses.replace(theirs, snapshot=theirs.snapshot.head(1))  # type: ignore[type-var, attr-defined]
+    assert known.scaling == theirs.scaling != dataclasses.replace(known, scale=2.0).scaling  # type: ignore[call-arg]

@@ -197,6 +197,10 @@ WRONG = {
         {"serving__row_id": {"type": "id", "column": "user"}},
         ["row_id: encoding adds a column of this name; call yours something else and add `column: user`"],
     ),
+    "cross named like the row id": (
+        {"serving__row_id": {"type": "cross", "of": ["user", "item"], "hash": 9}},
+        ["row_id: encoding adds a column of this name; call yours something else"],
+    ),
     "named like a role": (
         {"post_event__group": "binary"},
         ["group: encoding adds a column of this name; call yours something else and add `column: group`"],

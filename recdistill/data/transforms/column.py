@@ -59,6 +59,11 @@ class Fitted(ABC):
         """What its rows stand for, if no vocabulary says so: columns of one type that agree in it number rows alike."""
         return None
 
+    @property
+    def scaling(self) -> tuple[object, ...]:
+        """What makes a number of a raw value, whichever rows were learned from: the same number, if two agree in it."""
+        return (type(self).__name__, *self.raw)
+
     @abstractmethod
     def polars(self) -> list[pl.Expr]:
         """The encoded column and, where it has them, its further channels (``name/channel``)."""

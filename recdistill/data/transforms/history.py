@@ -106,6 +106,11 @@ class History(Fitted):
         """Keys without past rows."""
         return f"without past rows: {self.unseen:.6g}"
 
+    @property
+    def scaling(self) -> tuple[object, ...]:
+        """The keys, how the number is compressed, shift and scale; what was known of the keys is data, as rows are."""
+        return (*super().scaling, self.log, self.shift, self.scale)
+
     def looked_up(self) -> pl.Expr:
         """The number as it was after the last row that was trained on, Float64, for logs that are only scored."""
         snapshot = Snapshot(self.snapshot, self.unseen)

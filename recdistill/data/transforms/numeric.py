@@ -102,6 +102,11 @@ class Number(OfOneColumn):
         """Numbers are never unknown."""
         return "scaled like any other"
 
+    @property
+    def scaling(self) -> tuple[object, ...]:
+        """The raw column, how it is compressed, shift and scale."""
+        return (*super().scaling, self.clip, self.log, self.shift, self.scale)
+
     def polars(self) -> list[pl.Expr]:
         """Scaled values, Float32."""
         number = shaped(numbers(pl.col(self.source), self.dtype, self.name), self.clip, log=self.log)
