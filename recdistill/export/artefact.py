@@ -29,7 +29,7 @@ from recdistill.data.transforms.rows import TextVocabulary
 from recdistill.errors import ExportError
 from recdistill.export import bare
 from recdistill.export.serving import ServingStudent
-from recdistill.publish import published
+from recdistill.publish import is_foreign, published
 
 FORMAT = 1
 GOLDEN_ROWS = 256
@@ -56,8 +56,9 @@ def write(
         items: raw columns of the items that lists are made of.
 
     Raises:
-        ExportError: a withheld name appears in the archive.
+        ExportError: a withheld name appears in the archive, or the folder holds something else.
     """
+    check_free(folder)
     with published(folder) as work:
         work.mkdir()
         save_script(student, work / "student.pt")
@@ -90,6 +91,16 @@ def write(
             "files": files,
         }
         (work / "manifest.json").write_text(json.dumps(full, indent=1), encoding="utf-8")
+
+
+def check_free(folder: Path) -> None:
+    """A place for an artefact, where nothing is or an older artefact.
+
+    Raises:
+        ExportError: something else is there, which would be lost.
+    """
+    if is_foreign(folder, "manifest.json", {"format", "inputs", "withheld"}):
+        raise ExportError(f"{folder}: exists and holds no artefact; give another folder")
 
 
 def vocabulary_texts(student: ServingStudent) -> Iterator[str]:
