@@ -186,16 +186,13 @@ def evaluate(
 ) -> None:
     """Score another log with every member and with the artefact, and show their metrics."""
     from recdistill.runs.console import result_table
-    from recdistill.runs.folder import write_json
     from recdistill.runs.rescore import evaluate_run
 
-    found = evaluate_run(run_folder, log)
+    found = evaluate_run(run_folder, log, json_out)
     shown: dict[str, Any] = {**found, "controls": {}, "references": {}}
     if "artefact" in found:
         shown["members"] = {**found["members"], "artefact": found["artefact"]}
     out.print(result_table(shown, title=f"{log}: {found['rows']} rows"))
-    if json_out is not None:
-        write_json(json_out, found)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from recdistill.errors import RunError
 from recdistill.export import artefact
 from recdistill.export.codes import CodeIndex, load_index, pack, write_index
 from recdistill.publish import published
+from recdistill.runs.targets import check_file
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 
@@ -80,9 +81,10 @@ def write_top(
         items: a parquet file with the raw columns of other items than those of training, new ones for example.
 
     Raises:
-        RunError: the artefact has no vectors of users and items.
+        RunError: the artefact has no vectors of users and items, or the file to write belongs to a log.
         LogError: a log lacks a column.
     """
+    check_file(out, [path for path in (log, known, items) if path is not None])
     student, manifest = artefact.load(folder)
     lists = manifest.get("lists")
     if lists is None:

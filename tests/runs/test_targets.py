@@ -1,11 +1,17 @@
 """Where commands write: nothing that they read, and nothing that is not theirs, is lost."""
 
+import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
+import yaml
 
-from recdistill.errors import ExportError
+from recdistill.errors import ExportError, RunError
 from recdistill.export.codes import write_index
+from recdistill.runs.rescore import score_artefact
+from recdistill.spec.load import load_feature_spec
+from tests.conftest import Small
 from tests.runs.conftest import Command
 
 
@@ -53,3 +59,57 @@ def test_codes_replace_nothing_but_codes(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="exists and holds no codes"):
         write_index(tmp_path, torch.zeros(2, 1, dtype=torch.int64), torch.arange(2), 64)
     assert contents(tmp_path) == {"thesis.txt": b"x"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["score", "RUN", "LOG", "OUT"],
+        ["score", "RUN", "LOG", "OUT", "--member", "teacher"],
+        ["score", "RUN/student", "LOG", "OUT"],
+        ["score", "RUN", "LOG", "OUT", "--top", 3],
+        ["evaluate", "RUN", "--log", "LOG", "--json", "OUT"],
+    ],
+)
+@pytest.mark.parametrize(
+    ("log", "out", "message"),
+    [
+        ("log/a.parquet", "log/a.parquet", "would become a part of the log"),
+        ("log/a.parquet", "log/../other/link.parquet", "would become a part of the log"),
+        ("log", "log/scores.parquet", "would become a part of the log"),
+        ("log/*.parquet", "log/a.parquet", "would become a part of the log"),
+        ("log", "other", "is a folder"),
+        ("log", "log/a.parquet/scores.parquet", "a.parquet is a file"),
+    ],
+)
+def test_a_log_is_never_written_over(
+    words: list[str], log: str, out: str, message: str, run: Path, small: Small, command: Command, tmp_path: Path
+) -> None:
+    for name in ("log", "other"):
+        (tmp_path / name).mkdir()
+    shutil.copy(small.log, tmp_path / "log" / "a.parquet")
+    (tmp_path / "other" / "link.parquet").symlink_to(tmp_path / "log" / "a.parquet")
+    before = contents(tmp_path)
+    places = {"LOG": tmp_path / log, "OUT": tmp_path / out, "RUN": run, "RUN/student": run / "student"}
+    status, _, err = command(*[places.get(word, word) for word in words])
+    assert status == 2 and message in err and "Traceback" not in err
+    assert contents(tmp_path) == before
+
+
+def test_side_tables_are_not_written_over_either(run: Path, small: Small, tmp_path: Path) -> None:
+    side = tmp_path / "users.parquet"
+    pl.read_parquet(small.log).select("user_id").unique().with_columns(age=30).write_parquet(side)
+    spec = yaml.safe_load((run / "spec.yaml").read_text())
+    spec["join"] = {str(side): {"on": "user_id"}}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    before = side.read_bytes()
+    with pytest.raises(RunError, match="would become a part of the log"):
+        score_artefact(run / "student", str(small.log), side, load_feature_spec(tmp_path / "spec.yaml"))
+    assert side.read_bytes() == before
+
+
+def test_the_folder_of_a_file_is_made(run: Path, small: Small, command: Command, tmp_path: Path) -> None:
+    scores, metrics = tmp_path / "new" / "scores.parquet", tmp_path / "newer" / "metrics.json"
+    assert command("score", run, small.log, scores)[0] == 0
+    assert command("evaluate", run, "--log", small.log, "--json", metrics)[0] == 0
+    assert len(pl.read_parquet(scores)) == 6000 and "members" in yaml.safe_load(metrics.read_text())
