@@ -26,7 +26,7 @@ import torch
 
 from recdistill import __version__
 from recdistill.data.transforms.rows import TextVocabulary
-from recdistill.errors import ExportError
+from recdistill.errors import ExportError, LogError
 from recdistill.export import bare
 from recdistill.export.serving import ServingStudent
 from recdistill.publish import is_foreign, published
@@ -145,6 +145,16 @@ def load(folder: Path) -> tuple[Any, dict[str, Any]]:
         raise ExportError(
             f"{folder}: holds no readable artefact ({str(error).splitlines()[0]}); export the run again"
         ) from None
+
+
+def check_types(manifest: Mapping[str, Any], raw: pa.Table, log: str) -> None:
+    """Raw columns must be of the types that the student was trained on.
+
+    Raises:
+        LogError: one is not, so that it would be read as something else.
+    """
+    if wrong := bare.misfits(raw.schema, manifest["inputs"]):
+        raise LogError(f"{log}: {'; '.join(wrong)}; cast the columns in the log")
 
 
 def score(student: Any, manifest: Mapping[str, Any], raw: pa.Table, batch: int) -> torch.Tensor:

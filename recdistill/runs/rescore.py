@@ -220,7 +220,7 @@ def score_artefact(folder: Path, log: str, out: Path, spec: FeatureSpec, made_by
 
     Raises:
         RunError: the file to write belongs to the log, or the log holds no rows.
-        LogError: the log lacks a column.
+        LogError: the log lacks a column, or holds it in another type than the student was trained on.
     """
     check_file(out, [log, *spec.join])
     student, manifest = artefact.load(folder)
@@ -231,6 +231,7 @@ def score_artefact(folder: Path, log: str, out: Path, spec: FeatureSpec, made_by
     rows = 0
     with published(out) as work:
         for raw in raw_batches(serving, log, {}, None, columns, EVALUATION_BATCH, optional):
+            artefact.check_types(manifest, raw, log)
             logits = artefact.score(student, manifest, raw, EVALUATION_BATCH).numpy().reshape(len(raw), -1)
             table = _with_scores(_keys(raw, spec), logits, manifest["outputs"])
             table = table if made_by is None else made_by.attach(table)
