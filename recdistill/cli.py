@@ -171,7 +171,7 @@ def score(
     if is_artefact:
         from recdistill.runs.rescore import plain_spec
 
-        found = load_feature_spec(spec) if spec is not None else plain_spec(source)
+        found = load_feature_spec(spec) if spec is not None else plain_spec(source, log)
         rows = score_artefact(source, log, target, found)
     else:
         rows = score_run(source, log, target, member, out_of_fold=out_of_fold)

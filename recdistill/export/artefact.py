@@ -183,6 +183,10 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises:
         ExportError: the check could not be made.
     """
+    if not folder.exists():
+        raise ExportError(f"{folder}: cannot be verified: does not exist; give an artefact folder")
+    if (folder / "student" / "student.pt").exists():
+        raise ExportError(f"{folder}: cannot be verified: is a run; verify {folder / 'student'}")
     command = [sys.executable, "-I", bare.__file__, str(folder.resolve())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:

@@ -19,7 +19,7 @@ from recdistill.data.encode import encode
 from recdistill.data.encoded import EncodedLog, load_fitted
 from recdistill.data.fit import FittedSpec
 from recdistill.data.keep_rates import correction
-from recdistill.data.log import ROW_ID, raw_batches
+from recdistill.data.log import ROW_ID, raw_batches, scan
 from recdistill.data.reader import Reader
 from recdistill.data.recorded import Provenance
 from recdistill.data.scores import Scored, scored, sigmoid
@@ -28,7 +28,7 @@ from recdistill.distill.combine import fold_of
 from recdistill.distill.compile import Plan, compile_job
 from recdistill.distill.member import Member
 from recdistill.distill.signal import Scenario, walk
-from recdistill.errors import RunError
+from recdistill.errors import LogError, RunError
 from recdistill.evaluation.report.measures import measure_of
 from recdistill.evaluation.report.metrics import plain_json, summary
 from recdistill.evaluation.topk import TopK
@@ -244,9 +244,20 @@ def score_artefact(folder: Path, log: str, out: Path, spec: FeatureSpec, made_by
     return rows
 
 
-def plain_spec(folder: Path) -> FeatureSpec:
-    """The spec of a log that holds the artefact's inputs itself, without side tables; a row's number is its id."""
+def plain_spec(folder: Path, log: str) -> FeatureSpec:
+    """The spec of a log that holds the artefact's inputs itself, without side tables; a row's number is its id.
+
+    Raises:
+        LogError: the log lacks some of them.
+    """
     _, manifest = artefact.load(folder)
+    known = scan(log).collect_schema().names()
+    if absent := [name for name in required(manifest["inputs"]) if name not in known]:
+        hints = "; ".join(f"{name!r}: {nearest(name, known)}" for name in absent)
+        raise LogError(
+            f"{log}: lacks columns that the artefact takes: {hints}; if side tables or earlier rows hold them, name "
+            "the feature spec with --spec"
+        )
     needed = [entry for entry in manifest["inputs"] if entry["name"] in required(manifest["inputs"])]
     columns = {entry["name"]: {"type": "list" if entry["list"] else "categorical"} for entry in needed}
     return FeatureSpec.model_validate({"serving": columns})

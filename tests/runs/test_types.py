@@ -43,3 +43,12 @@ def test_lists_of_other_types_or_of_nobody_are_refused(
     status, _, err = command(*words)
     assert status == 2 and f"no row has a value in '{column}'" in err
     assert not out.exists()
+
+
+def test_an_artefact_whose_columns_are_absent_asks_for_the_spec(
+    run: Path, small: Small, command: Command, tmp_path: Path
+) -> None:
+    log, out = tmp_path / "log.parquet", tmp_path / "scores.parquet"
+    pl.read_parquet(small.log).drop("price").write_parquet(log)
+    status, _, err = command("score", run / "student", log, out)
+    assert status == 2 and "lacks columns that the artefact takes: 'price'" in err and "--spec" in err
