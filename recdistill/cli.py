@@ -175,7 +175,7 @@ def score(
     if is_artefact:
         from recdistill.runs.rescore import plain_spec
 
-        found = load_feature_spec(spec) if spec is not None else plain_spec(source)
+        found = load_feature_spec(spec) if spec is not None else plain_spec(source, log)
         rows = score_artefact(source, log, target, found)
     else:
         rows = score_run(source, log, target, member, out_of_fold=out_of_fold)
@@ -191,16 +191,13 @@ def evaluate(
     """Score another log with every member and with the artefact, and show their metrics."""
     from recdistill.evaluation.report.wording import counted
     from recdistill.runs.console import result_table
-    from recdistill.runs.folder import write_json
     from recdistill.runs.rescore import evaluate_run
 
-    found = evaluate_run(run_folder, log)
+    found = evaluate_run(run_folder, log, json_out)
     shown: dict[str, Any] = {**found, "controls": {}, "references": {}}
     if "artefact" in found:
         shown["members"] = {**found["members"], "artefact": found["artefact"]}
     out.print(result_table(shown, title=f"{log}: {counted(found['rows'], 'row')}"))
-    if json_out is not None:
-        write_json(json_out, found)
 
 
 @app.command()

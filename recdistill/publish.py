@@ -9,10 +9,11 @@ place. Whoever is killed in between leaves both under hidden names, which `recov
 """
 
 import errno
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -73,6 +74,24 @@ def _swap(work: Path, target: Path) -> None:
 
 def _beside(target: Path) -> Path:
     return target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+
+
+def is_foreign(target: Path, mark: str, keys: Collection[str]) -> bool:
+    """Whether something lies there that is not ours to replace: a file, or a folder with files of another kind.
+
+    Args:
+        target: where a folder is to be.
+        mark: the JSON file that tells what such a folder holds.
+        keys: what this file speaks of in a folder of ours, whole or not.
+    """
+    if not target.is_dir():
+        return target.exists()
+    try:
+        told = json.loads((target / mark).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        told = None
+    is_ours = isinstance(told, dict) and told.keys() >= {*keys}
+    return not is_ours and any(target.iterdir())
 
 
 def leftovers(target: Path) -> list[Path]:

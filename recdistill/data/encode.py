@@ -32,7 +32,7 @@ from recdistill.data.transforms.catalog import types_of
 from recdistill.data.transforms.elements import unequal
 from recdistill.data.transforms.raw import numbers
 from recdistill.errors import LogError
-from recdistill.publish import aside, put, remove
+from recdistill.publish import aside, is_foreign, put, remove
 from recdistill.spec.columns import Bag, Binary, Sequence
 from recdistill.spec.features import FeatureSpec
 
@@ -78,7 +78,7 @@ def encode(
     fingerprint = fingerprint_of(spec, log, where, fit_on if fitted is None else ("before",), extends)
     if fitted is None and (existing := _existing(out, fingerprint)):
         return existing
-    if not _is_ours(out) and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_foreign(out, "manifest.json", {"format", "fingerprint", "views"}):
         raise LogError(f"{out}: exists and holds no encoded log; give another folder")
     with aside(out) as work:
         work.mkdir()
@@ -129,15 +129,6 @@ def _looked_up(spec: FeatureSpec, log: str, where: Mapping[str, Any], fitted: Fi
     frame = frame.with_columns(pl.lit("test").alias(SPLIT))
     rows = _check(frame, spec, log, ("test",))
     return with_lookups(frame, fitted), fitted, rows
-
-
-def _is_ours(out: Path) -> bool:
-    """Whether a folder holds an encoded log, whole or not, that may be replaced."""
-    try:
-        manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and {"format", "fingerprint", "views"} <= manifest.keys()
 
 
 def _existing(out: Path, fingerprint: str) -> EncodedLog | None:

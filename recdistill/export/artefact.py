@@ -26,10 +26,10 @@ import torch
 
 from recdistill import __version__
 from recdistill.data.transforms.rows import TextVocabulary
-from recdistill.errors import ExportError
+from recdistill.errors import ExportError, LogError
 from recdistill.export import bare
 from recdistill.export.serving import ServingStudent
-from recdistill.publish import published
+from recdistill.publish import is_foreign, published
 
 FORMAT = 1
 GOLDEN_ROWS = 256
@@ -56,8 +56,9 @@ def write(
         items: raw columns of the items that lists are made of.
 
     Raises:
-        ExportError: a withheld name appears in the archive.
+        ExportError: a withheld name appears in the archive, or the folder holds something else.
     """
+    check_free(folder)
     with published(folder) as work:
         work.mkdir()
         save_script(student, work / "student.pt")
@@ -90,6 +91,16 @@ def write(
             "files": files,
         }
         (work / "manifest.json").write_text(json.dumps(full, indent=1), encoding="utf-8")
+
+
+def check_free(folder: Path) -> None:
+    """A place for an artefact, where nothing is or an older artefact.
+
+    Raises:
+        ExportError: something else is there, which would be lost.
+    """
+    if is_foreign(folder, "manifest.json", {"format", "inputs", "withheld"}):
+        raise ExportError(f"{folder}: exists and holds no artefact; give another folder")
 
 
 def vocabulary_texts(student: ServingStudent) -> Iterator[str]:
@@ -136,6 +147,16 @@ def load(folder: Path) -> tuple[Any, dict[str, Any]]:
         ) from None
 
 
+def check_types(manifest: Mapping[str, Any], raw: pa.Table, log: str) -> None:
+    """Raw columns must be of the types that the student was trained on.
+
+    Raises:
+        LogError: one is not, so that it would be read as something else.
+    """
+    if wrong := bare.misfits(raw.schema, manifest["inputs"]):
+        raise LogError(f"{log}: {'; '.join(wrong)}; cast the columns in the log")
+
+
 def score(student: Any, manifest: Mapping[str, Any], raw: pa.Table, batch: int) -> torch.Tensor:
     """The logits of raw rows, in batches of a given size."""
     with torch.no_grad():
@@ -162,6 +183,10 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises:
         ExportError: the check could not be made.
     """
+    if not folder.exists():
+        raise ExportError(f"{folder}: cannot be verified: does not exist; give an artefact folder")
+    if (folder / "student" / "student.pt").exists():
+        raise ExportError(f"{folder}: cannot be verified: is a run; verify {folder / 'student'}")
     command = [sys.executable, "-I", bare.__file__, str(folder.resolve())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:

@@ -22,6 +22,8 @@ FORBIDDEN = ("torchrec", "fbgemm_gpu", "recdistill")
 MISSING_INTEGER = -(2**63)
 CHUNK = 8192  # items at a time
 WORD = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*")
+KINDS = {"text": "texts", "float": "floats", "integer": "integers"}
+UNITS = ("day", "s", "ms", "us", "ns")
 TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
@@ -82,6 +84,43 @@ def _integers(column: Any, entry: dict[str, Any]) -> Any:
     if entry["unit"] == "day":
         return column.cast(pa.date32()).cast(pa.int32())
     return column.cast(pa.timestamp(entry["unit"]))
+
+
+def misfits(schema: Any, inputs: list[dict[str, Any]]) -> list[str]:
+    """What is wrong with the types of raw columns, an Arrow schema; columns that it lacks are missing values.
+
+    Numbers may be wider or narrower, times of a coarser unit, integers may stand for floats, and nulls for anything.
+    """
+    found = []
+    for entry in inputs:
+        place = schema.get_field_index(entry["name"])
+        if place >= 0 and not _suits(schema.field(place).type, entry):
+            kind = f"times in units of {entry['unit']!r}" if "unit" in entry else KINDS[entry["kind"]]
+            expected = f"lists of {kind}" if entry["list"] else kind
+            found.append(f"{entry['name']!r}: the student takes {expected}, found {schema.field(place).type}")
+    return found
+
+
+def _suits(kind: Any, entry: dict[str, Any]) -> bool:
+    """Whether values of an Arrow type are read as those that the student has learned from."""
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_list(kind) or types.is_large_list(kind):
+        return bool(entry["list"]) and _suits(kind.value_type, {**entry, "list": False})
+    if entry["list"]:
+        return False
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_null(kind):
+        return True
+    if entry["kind"] == "text":
+        return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    if "unit" in entry:
+        unit = "day" if types.is_date(kind) else kind.unit if types.is_timestamp(kind) else "none"
+        return unit in UNITS[: UNITS.index(entry["unit"]) + 1]
+    whole = types.is_integer(kind) or types.is_boolean(kind)
+    return whole or (entry["kind"] == "float" and types.is_floating(kind))
 
 
 def words(archive: Path) -> tuple[set[bytes], set[bytes]]:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from recdistill.errors import ExportError
 from recdistill.export.artefact import save_script
-from recdistill.publish import published
+from recdistill.publish import is_foreign, published
 
 FORMAT = 1
 MANY = 32  # queries from which on a product beats counting
@@ -305,8 +305,10 @@ def write_index(folder: Path, word_NW: Tensor, item_N: Tensor, bits: int, *, fai
         faiss: whether to write an index of faiss as well; None if it is installed.
 
     Raises:
-        ExportError: codes and ids do not fit, or faiss is asked for and not installed.
+        ExportError: codes and ids do not fit, faiss is asked for and not installed, or the folder holds something else.
     """
+    if is_foreign(folder, "codes.json", {"format", "bits", "files"}):
+        raise ExportError(f"{folder}: exists and holds no codes; give another folder")
     with published(folder) as work:
         work.mkdir()
         index = CodeIndex(word_NW, item_N, bits).eval()

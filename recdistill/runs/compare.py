@@ -96,16 +96,21 @@ def _differences(order: list[Path], reports: dict[Path, dict[str, Any]], metric:
 
 
 def _settings(paths: list[Path]) -> Table:
-    jobs = {path: _flat(read_yaml(path / "job.yaml")) for path in paths}
+    jobs = {str(path): read_yaml(path / "job.yaml") for path in paths}
     table = Table(title="where the jobs differ", title_justify="left")
     table.add_column("setting")
     for path in paths:
         table.add_column(str(path))
-    for key in sorted(set().union(*jobs.values())):
-        values = [str(job.get(key, "-")) for job in jobs.values()]
-        if len(set(values)) > 1 and not key.startswith("variants"):
-            table.add_row(key, *values)
+    for key, values in differing(list(jobs.values())).items():
+        table.add_row(key, *values)
     return table
+
+
+def differing(jobs: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """The settings, as dotted keys, in which jobs differ, with their values."""
+    flat = [_flat(job) for job in jobs]
+    values = {key: [str(job.get(key, "-")) for job in flat] for key in sorted(set().union(*flat))}
+    return {k: found for k, found in values.items() if len(set(found)) > 1 and not k.startswith("variants")}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

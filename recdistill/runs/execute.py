@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from rich.console import Console
 
 from recdistill.data.encode import file_fingerprint
@@ -20,6 +21,7 @@ from recdistill.evaluation.report.build import BySplit, Results, build
 from recdistill.evaluation.report.html import render
 from recdistill.evaluation.report.measures import OfLists
 from recdistill.publish import write_text
+from recdistill.runs.compare import differing
 from recdistill.runs.console import Reporter
 from recdistill.runs.counts import check_labels, labels_of, words
 from recdistill.runs.doubts import budget_warnings, column_warnings, exchange_warnings, training_warnings
@@ -40,7 +42,7 @@ from recdistill.runs.references import SPLITS, references
 from recdistill.spec.controls import MAIN, Arm, arms
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
-from recdistill.spec.load import dump_yaml, load_job
+from recdistill.spec.load import dump_yaml, load_job, read_yaml
 from recdistill.training.fit import fit, tidy
 from recdistill.training.processes import agreed, barrier, in_turn, rank
 from recdistill.training.reading import Data, Training
@@ -126,7 +128,7 @@ def run_job(
     plans = [(arm, compile_job(arm.job, spec)) for arm in arms(job)]
     stem = name + (f"-{variant}" if variant else "")
     with process_group():
-        folder = agreed(new_folder(out, stem, resume=resume) if rank() == 0 else None)
+        folder = agreed(new_folder(out, stem, resume=resume, job=dump_yaml(job)) if rank() == 0 else None)
         assert folder is not None
         reporter = Reporter(console or Console(stderr=True, quiet=rank() > 0))
         with folder.locked() if rank() == 0 else nullcontext(), reporter.progress:
@@ -197,8 +199,7 @@ def _prepare(folder: RunFolder, job: Job, plan: Plan, spec: FeatureSpec, data: D
     """
     if plan.ranking is None:
         references(data.final.log, plan.columns[0])
-    if (folder.root / "job.yaml").exists() and (folder.root / "job.yaml").read_text(encoding="utf-8") != dump_yaml(job):
-        raise RunError(f"{folder.root}: was started with another job; give another --out, or the job of its job.yaml")
+    _check_job(folder.root / "job.yaml", dump_yaml(job))
     write_text(folder.root / "job.yaml", dump_yaml(job))
     write_text(folder.root / "spec.yaml", dump_yaml(spec))
     prints = {"spec": fingerprint(spec.model_dump(mode="json")), "job": fingerprint(job.model_dump(mode="json"))}
@@ -221,6 +222,21 @@ def _prepare(folder: RunFolder, job: Job, plan: Plan, spec: FeatureSpec, data: D
         link_tree(data.final.log.folder, fitted, only=("manifest.json", "fitted.json", "vocabularies"))
     if plan.graph is not None and not (folder.root / "nodes").exists():
         keep_nodes(folder, plan, data.final.log, job.train.fitted_on)
+
+
+def _check_job(path: Path, job: str) -> None:
+    """A run is continued with the job that it was started with.
+
+    Raises:
+        RunError: it is another one.
+    """
+    if path.exists() and path.read_text(encoding="utf-8") != job:
+        values = differing([read_yaml(path), yaml.safe_load(job)])
+        found = ", ".join(f"{key} was {before}, is {now}" for key, (before, now) in values.items())
+        about = f" ({found})" if found else ""
+        raise RunError(
+            f"{path.parent}: was started with another job{about}; give another --out, or the job of its job.yaml"
+        )
 
 
 def _train(folder: RunFolder, arm: Arm, training: Training, reporter: Reporter) -> None:

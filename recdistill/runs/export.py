@@ -29,6 +29,7 @@ from recdistill.runs.console import Reporter
 from recdistill.runs.folder import RunFolder
 from recdistill.runs.logs import encoded, raw_log
 from recdistill.runs.rescore import Finished, required
+from recdistill.runs.targets import artefact_folder
 from recdistill.spec.controls import MAIN
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
@@ -147,7 +148,8 @@ def export_again(path: Path, out: Path | None, member: str | None, seed: int | N
     """Write the artefact of a finished run once more, from its checkpoints and its log.
 
     Raises:
-        RunError: the run is not complete, or has no such member or seed.
+        RunError: the run is not complete, or has no such member or seed, or lies in the folder to write.
+        ExportError: something else than an artefact is there.
         LogError: its log has changed since.
     """
     run = Finished.open(path)
@@ -160,6 +162,7 @@ def export_again(path: Path, out: Path | None, member: str | None, seed: int | N
         )
     if seed is not None and seed not in run.report["seeds"]:
         raise RunError(f"{path}: has no seed {seed}; it has {run.report['seeds']}")
+    out = None if out is None else artefact_folder(out, path)
     reporter = Reporter(Console(stderr=True))
     with reporter.progress:
         log, spec = raw_log(run.job, run.spec, reporter)

@@ -16,11 +16,13 @@ CACHE/  ($RECDISTILL_CACHE, or .recdistill in the current directory; safe to del
 """
 
 import fcntl
+import glob
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +34,7 @@ from typing import Any
 import recdistill
 from recdistill.errors import RunError
 from recdistill.publish import link_or_copy, published, write_text
+from recdistill.runs.targets import check_parents
 from recdistill.spec.controls import MAIN
 from recdistill.training.fit import DONE
 
@@ -89,6 +92,10 @@ class RunFolder:
         try:
             found: dict[str, Any] = json.loads(self.report.read_text(encoding="utf-8"))
         except (OSError, ValueError):
+            if not self.root.exists():
+                raise RunError(f"{self.root}: does not exist; give the folder of a run") from None
+            if (self.root / "student.pt").exists():
+                raise RunError(f"{self.root}: is an artefact, not a run; give the folder of its run") from None
             raise RunError(
                 f"{self.root}: is no complete run; finish it with `recdistill run JOB --out {self.root} --resume`"
             ) from None
@@ -126,24 +133,45 @@ class RunFolder:
             yield
 
 
-def new_folder(out: Path | None, stem: str, *, resume: bool) -> RunFolder:
+def new_folder(out: Path | None, stem: str, *, resume: bool, job: str = "") -> RunFolder:
     """The folder of a run: the one asked for, or the first free ``runs/STEM``, ``runs/STEM-2``, ...
 
+    Args:
+        out: the one asked for.
+        stem: what it is called otherwise.
+        resume: whether a run that was started may be continued; without ``out`` the newest one of this very job, one
+            that is not finished first.
+        job: the job as `RunFolder` holds it in job.yaml.
+
     Raises:
-        RunError: the folder asked for holds a run already.
+        RunError: the folder asked for is none, or holds a run already.
     """
     if out is not None:
+        check_parents(out)
+        if out.exists() and not out.is_dir():
+            raise RunError(f"{out}: is a file; give another --out")
         folder = RunFolder(out)
         if folder.holds_files and not resume:
             state = "a complete run" if folder.report.exists() else "files"
             raise RunError(f"{out}: holds {state} already; give another --out, or continue it with --resume")
         return folder
+    if resume and (mine := _runs_of(stem, job)):
+        return min(mine, key=lambda folder: folder.report.exists())
     number = 1
     while True:
         folder = RunFolder(Path("runs") / (stem if number == 1 else f"{stem}-{number}"))
         if folder.is_free or (resume and not folder.report.exists()):
             return folder
         number += 1
+
+
+def _runs_of(stem: str, job: str) -> list[RunFolder]:
+    """All runs of a job below ``runs``, the newest first."""
+    named = re.compile(rf"{re.escape(stem)}(?:-(\d+))?")
+    found = {path: named.fullmatch(path.parent.name) for path in Path("runs").glob(f"{glob.escape(stem)}*/job.yaml")}
+    numbers = {path: int(match[1] or 1) for path, match in found.items() if match is not None}
+    mine = [path for path in numbers if path.read_text(encoding="utf-8") == job]
+    return [RunFolder(path.parent) for path in sorted(mine, key=numbers.__getitem__, reverse=True)]
 
 
 def cache_folder(kind: str) -> Path:

@@ -14,10 +14,11 @@ from torch import Tensor
 from recdistill.data.log import raw_batches
 from recdistill.data.rosters import Pairs, known_pairs, last_of_log, last_rows
 from recdistill.distill.member import Member
-from recdistill.errors import RunError
+from recdistill.errors import LogError, RunError
 from recdistill.export import artefact
 from recdistill.export.codes import CodeIndex, load_index, pack, write_index
 from recdistill.publish import published
+from recdistill.runs.targets import check_file
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
 
@@ -80,15 +81,16 @@ def write_top(
         items: a parquet file with the raw columns of other items than those of training, new ones for example.
 
     Raises:
-        RunError: the artefact has no vectors of users and items.
-        LogError: a log lacks a column.
+        RunError: the artefact has no vectors of users and items, or the file to write belongs to a log.
+        LogError: a log lacks a column, holds it in another type than the student was trained on, or names nobody.
     """
+    check_file(out, [path for path in (log, known, items) if path is not None])
     student, manifest = artefact.load(folder)
     lists = manifest.get("lists")
     if lists is None:
         raise RunError(f"{folder}: its student has one score a row; lists need one that ranks, such as two_tower")
-    users = last_of_log(log, lists["user"])
-    shown = pq.read_table(folder / "items.parquet") if items is None else last_of_log(items, lists["item"])
+    users = _roster(log, lists["user"], manifest)
+    shown = pq.read_table(folder / "items.parquet") if items is None else _roster(items, lists["item"], manifest)
     left_out = _known(known, lists, users, shown)
     query_UD, _ = artefact.vectors(student, manifest, users, CHUNK)
     if items is None and lists["codes"]:
@@ -102,6 +104,15 @@ def write_top(
             score_UK, place_UK = _by_products(query_UD, item_ND, count, left_out)
     _write(out, lists, users, shown, (score_UK, place_UK))
     return len(users)
+
+
+def _roster(log: str, columns: list[str], manifest: Mapping[str, Any]) -> pa.Table:
+    """The users or the items of a log, as the student can read them."""
+    found = last_of_log(log, columns)
+    artefact.check_types(manifest, found, log)
+    if len(found) == 0:
+        raise LogError(f"{log}: no row has a value in {columns[0]!r}, so that there is nothing to make lists of")
+    return found
 
 
 def _by_codes(index: Any, query_UD: Tensor, count: int, left_out: Pairs) -> tuple[Tensor, Tensor]:

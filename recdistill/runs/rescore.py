@@ -20,7 +20,7 @@ from recdistill.data.encode import encode
 from recdistill.data.encoded import EncodedLog, load_fitted
 from recdistill.data.fit import FittedSpec
 from recdistill.data.keep_rates import correction
-from recdistill.data.log import ROW_ID, raw_batches
+from recdistill.data.log import ROW_ID, raw_batches, scan
 from recdistill.data.reader import Reader
 from recdistill.data.recorded import Provenance
 from recdistill.data.scores import Scored, scored, sigmoid
@@ -35,8 +35,9 @@ from recdistill.evaluation.report.metrics import plain_json, summary
 from recdistill.evaluation.topk import TopK
 from recdistill.export import artefact
 from recdistill.publish import published
-from recdistill.runs.folder import RunFolder, fingerprint
+from recdistill.runs.folder import RunFolder, fingerprint, write_json
 from recdistill.runs.nodes import kept_nodes, kept_rankings
+from recdistill.runs.targets import check_file
 from recdistill.spec.controls import MAIN
 from recdistill.spec.features import FeatureSpec
 from recdistill.spec.job import Job
@@ -145,10 +146,11 @@ def score_run(path: Path, log: str, out: Path, member: str | None = None, *, out
         out_of_fold: of a member with `folds`, each row's score by the copy that has not learned from it.
 
     Raises:
-        RunError: the run has no such member, or one without folds.
+        RunError: the run has no such member, or one without folds; or the file to write belongs to the log.
         LogError: the log lacks a column.
     """
     run = Finished.open(path)
+    check_file(out, [log, *run.spec.join])
     name = member or run.plan.student.name
     copies = run.copies(name, out_of_fold=out_of_fold)
     if out_of_fold and not run.spec.row_id:
@@ -216,7 +218,12 @@ def score_artefact(folder: Path, log: str, out: Path, spec: FeatureSpec, made_by
         out: the parquet file to write; it appears only when it is complete.
         spec: says how rows are identified and side tables joined.
         made_by: what the file says of whose scores it holds.
+
+    Raises:
+        RunError: the file to write belongs to the log, or the log holds no rows.
+        LogError: the log lacks a column, or holds it in another type than the student was trained on.
     """
+    check_file(out, [log, *spec.join])
     student, manifest = artefact.load(folder)
     serving = _without_roles(spec).model_copy(update={"post_event": {}})
     columns = [ROW_ID, *dict.fromkeys([*spec.row_id, *required(manifest["inputs"])])]
@@ -225,6 +232,7 @@ def score_artefact(folder: Path, log: str, out: Path, spec: FeatureSpec, made_by
     rows = 0
     with published(out) as work:
         for raw in raw_batches(serving, log, {}, None, columns, EVALUATION_BATCH, optional):
+            artefact.check_types(manifest, raw, log)
             logits = artefact.score(student, manifest, raw, EVALUATION_BATCH).numpy().reshape(len(raw), -1)
             table = _with_scores(_keys(raw, spec), logits, manifest["outputs"])
             table = table if made_by is None else made_by.attach(table)
@@ -237,9 +245,20 @@ def score_artefact(folder: Path, log: str, out: Path, spec: FeatureSpec, made_by
     return rows
 
 
-def plain_spec(folder: Path) -> FeatureSpec:
-    """The spec of a log that holds the artefact's inputs itself, without side tables; a row's number is its id."""
+def plain_spec(folder: Path, log: str) -> FeatureSpec:
+    """The spec of a log that holds the artefact's inputs itself, without side tables; a row's number is its id.
+
+    Raises:
+        LogError: the log lacks some of them.
+    """
     _, manifest = artefact.load(folder)
+    known = scan(log).collect_schema().names()
+    if absent := [name for name in required(manifest["inputs"]) if name not in known]:
+        hints = "; ".join(f"{name!r}: {nearest(name, known)}" for name in absent)
+        raise LogError(
+            f"{log}: lacks columns that the artefact takes: {hints}; if side tables or earlier rows hold them, name "
+            "the feature spec with --spec"
+        )
     needed = [entry for entry in manifest["inputs"] if entry["name"] in required(manifest["inputs"])]
     columns = {entry["name"]: {"type": "list" if entry["list"] else "categorical"} for entry in needed}
     return FeatureSpec.model_validate({"serving": columns})
@@ -275,8 +294,13 @@ def _with_scores(table: pa.Table, logits_NK: NDArray[np.float32], labels: list[s
     return table
 
 
-def evaluate_run(path: Path, log: str) -> dict[str, Any]:
+def evaluate_run(path: Path, log: str, out: Path | None = None) -> dict[str, Any]:
     """Metrics of every member of every seed, and of the reloaded artefact, on another log.
+
+    Args:
+        path: the run.
+        log: the raw log.
+        out: a JSON file to write the metrics to as well.
 
     Returns:
         The report: ``metric`` and ``members`` as in report.json under the split ``test``, and ``artefact`` likewise;
@@ -284,10 +308,12 @@ def evaluate_run(path: Path, log: str) -> dict[str, Any]:
         what users take in the log, without what the run knew; the artefact, whose lists are its own, has no entry.
 
     Raises:
-        RunError: the run is not complete.
+        RunError: the run is not complete, or the file to write belongs to the log.
         LogError: the log lacks a column.
     """
     run = Finished.open(path)
+    if out is not None:
+        check_file(out, [log, *run.spec.join])
     spec = run.spec.model_copy(update={"split": None, "time": run.spec.clock})
     with process_group(), run.encoded(log, spec, dict(run.job.where)) as encoded:
         rankings = kept_rankings(run.folder, run.plan, encoded)
@@ -295,6 +321,8 @@ def evaluate_run(path: Path, log: str) -> dict[str, Any]:
         rows = encoded.rows["test"]
     about = {"student": run.plan.student.name, "seeds": run.report["seeds"], "rows": rows}
     result: dict[str, Any] = plain_json({"metric": run.report["metric"], **found, **about})
+    if out is not None:
+        write_json(out, result)
     return result
 
 

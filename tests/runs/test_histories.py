@@ -76,7 +76,7 @@ def test_a_member_may_be_asked_about_a_later_log(run: Path, later: Path, tmp_pat
 def test_a_later_log_may_bring_fresher_values(run: Path, later: Path, tmp_path: Path) -> None:
     fresh = pl.read_parquet(later).with_columns(user_rate=pl.when(pl.int_range(pl.len()) == 0).then(0.9))
     fresh.write_parquet(tmp_path / "fresh.parquet")
-    spec = plain_spec(run / "student")
+    spec = plain_spec(run / "student", str(later))
     assert "user_rate" not in spec.serving
     logits = {}
     for name, log in (("known", later), ("fresh", tmp_path / "fresh.parquet")):
