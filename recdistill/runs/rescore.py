@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from recdistill.data.counts import count_labels
 from recdistill.data.encode import encode
 from recdistill.data.encoded import EncodedLog, load_fitted
+from recdistill.data.files import scan
 from recdistill.data.fit import FittedSpec
 from recdistill.data.keep_rates import correction
-from recdistill.data.log import ROW_ID, raw_batches, scan
+from recdistill.data.log import ROW_ID, raw_batches
 from recdistill.data.reader import Reader
 from recdistill.data.recorded import Provenance
 from recdistill.data.scores import Scored, scored, sigmoid

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from recdistill.data.log import log_files
+from recdistill.data.files import log_files
 from recdistill.errors import RunError
 from recdistill.export import artefact
 
