@@ -115,12 +115,12 @@ def _suits(kind: Any, entry: dict[str, Any]) -> bool:
     if types.is_null(kind):
         return True
     if entry["kind"] == "text":
-        return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+        return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
     if "unit" in entry:
         unit = "day" if types.is_date(kind) else kind.unit if types.is_timestamp(kind) else "none"
         return unit in UNITS[: UNITS.index(entry["unit"]) + 1]
     whole = types.is_integer(kind) or types.is_boolean(kind)
-    return whole or (entry["kind"] == "float" and types.is_floating(kind))
+    return bool(whole or (entry["kind"] == "float" and types.is_floating(kind)))
 
 
 def words(archive: Path) -> tuple[set[bytes], set[bytes]]:
