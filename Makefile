@@ -29,7 +29,7 @@ types: setup
 unit: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not signature"
 
-signatures: setup ## All seeds and all wrong twins of the bibliography rows; an hour or so.
+signatures: setup ## All seeds and wrong twins of the bibliography rows, all slips of every job; 40 minutes or so.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m signature tests/signatures tests/contract
 
 table: setup ## All rows of the bibliography on one log, over five seeds; writes jobs/RESULTS.md. An hour or so.

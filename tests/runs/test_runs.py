@@ -208,7 +208,7 @@ def test_plan_shows_members_tables_terms_and_controls(job: Path, command: Comman
         "MiB",
         "plain",
         "shuffled",
-        "3 trainings: 3 jobs x 1 seeds",
+        "3 trainings: 3 jobs x 1 seed",
     ):
         assert words in out
     assert "soft(student.logit, teacher.logit) * step(0, 0.5, at=4)" in out
